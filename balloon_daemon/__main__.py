@@ -1,5 +1,6 @@
 """``balloond``, the program: ``python -m balloon_daemon`` is the same."""
 
+import gc
 import os
 import signal
 import sys
@@ -12,10 +13,16 @@ def main() -> int:
     # Block the signals that end balloond before anything else: from here on none of them ends a
     # start half-way.
     hold_end_signals()
+    # Collect no garbage while the modules load: all that they make stays, and the collections were
+    # a tenth of a start. The controller enables the collector again.
+    gc.disable()
     template = None
     try:
         try:
             _restore_basics()
+            from balloon_daemon.linux.landlock import stay_out_of_other_processes
+
+            stay_out_of_other_processes()
             from balloon_daemon.device.template import Template
 
             template = Template()

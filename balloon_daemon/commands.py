@@ -1,18 +1,30 @@
-"""What may be asked of a controller that runs. Pure values, and the Protocol of who is asked.
+"""The commands and questions to a running controller: pure values, and the Protocol ``Desk``,
+which answers them.
 
-Whoever asks (the API) needs to know neither the controller nor its guests.
+The API, which asks, needs to know neither the controller nor its guests.
 """
 
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.fact import fact
+from balloon_daemon.sizing.decision import Ended, Reading, Reason, Share
 from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
 
 MOST_HOLD_S = 86_400.0
-"""The longest time for which a balloon's size may be set: what somebody forgets ends in a day."""
+"""The longest time for which a balloon's size may be held: a size that an operator has forgotten
+holds for a day at most."""
+
+MOST_WITHIN_S = 600.0
+"""The longest time for which memory that is asked for may be tried to take."""
+
+MOST_WAITING = 16
+"""How many requests may wait for their answers at a time."""
+
+MOST_RESERVES = 8
+"""How many reserves one user may have at a time."""
 
 
 class Release(NamedTuple):
@@ -36,8 +48,102 @@ class SetBalloon(NamedTuple):
     for_s: float
 
 
+class Pause(NamedTuple):
+    """Ask for nothing more for a time; what is given back, is given back as ever.
+
+    Attributes:
+        vms: of these VMs; none: of any VM.
+        for_s: for how long, at most ``MOST_HOLD_S``.
+    """
+
+    vms: tuple[VmId, ...]
+    for_s: float
+
+
+class Resume(NamedTuple):
+    """End pauses.
+
+    Attributes:
+        vms: those of these VMs; none: all that there are.
+    """
+
+    vms: tuple[VmId, ...]
+
+
+class Reclaim(NamedTuple):
+    """Take so much memory from guests now, and answer how much came.
+
+    Attributes:
+        vms: from these VMs; none: from any.
+        size_bytes: how much.
+        within_s: how long to try, at most ``MOST_WITHIN_S``.
+        hold_s: for how long nothing of it is given back, at most ``MOST_HOLD_S``. Low memory ends
+            that, and so does a guest in need.
+    """
+
+    vms: tuple[VmId, ...]
+    size_bytes: int
+    within_s: float
+    hold_s: float
+
+
+class Reclaimed(NamedTuple):
+    """What came of a ``Reclaim``.
+
+    Attributes:
+        why: why it has ended.
+        wanted_bytes: how much was wanted.
+        took_s: in how many seconds.
+        shares: what each VM was asked for and gave, or why not.
+    """
+
+    why: Ended
+    wanted_bytes: int
+    took_s: float
+    shares: tuple[Share, ...]
+
+
+class Reserve(NamedTuple):
+    """Have so much available above the margin, and answer once it is.
+
+    Attributes:
+        size_bytes: how much.
+        within_s: after how long to answer at the latest, at most ``MOST_WITHIN_S``.
+        for_s: for how long it is to be available, at most ``MOST_HOLD_S``.
+    """
+
+    size_bytes: int
+    within_s: float
+    for_s: float
+
+
+@fact
+class Unreserve(NamedTuple):
+    """End all reserves."""
+
+
+class ReserveAnswer(NamedTuple):
+    """What came of a ``Reserve``, which goes on.
+
+    Attributes:
+        why: why the wait has ended.
+        size_bytes: how much was reserved.
+        took_s: after how many seconds.
+        left_s: for how many seconds more it goes on.
+        reading: what is available, and the margin with all reserves; None: unknown.
+        shares: where less is available: what is against asking each VM for more.
+    """
+
+    why: Ended
+    size_bytes: int
+    took_s: float
+    left_s: float
+    reading: Reading | None
+    shares: tuple[Share, ...]
+
+
 class Refusal(Enum):
-    """Why something that was asked is not done."""
+    """Why a command is not carried out."""
 
     ENDING = "ending"
     """balloond ends, and decides nothing any more."""
@@ -47,14 +153,20 @@ class Refusal(Enum):
     """The balloon may not be so large."""
     OBJECTION = "objection"
     """The guest must not be asked for more now."""
+    TOO_MANY = "too-many"
+    """As many requests as may wait for their answers wait already."""
+    TOO_MANY_RESERVES = "too-many-reserves"
+    """This user has as many reserves as one may have."""
+    ALL_PAUSED = "all-paused"
+    """All VMs are paused together, and one of them alone cannot go on."""
 
 
 class Done(NamedTuple):
-    """It is done: the VM was told its target.
+    """The command is carried out: the VM was told its target.
 
     Attributes:
         balloon_bytes: its balloon's size, as its driver reported it before.
-        target_bytes: what it is to be.
+        target_bytes: the wanted size.
     """
 
     balloon_bytes: int
@@ -62,10 +174,10 @@ class Done(NamedTuple):
 
 
 class NotDone(NamedTuple):
-    """It is not done.
+    """The command is not carried out.
 
     Attributes:
-        why: why.
+        why: the reason.
         most_bytes: how large the balloon may be, for ``TOO_LARGE``.
         objection: what stands against it, for ``OBJECTION``.
     """
@@ -95,6 +207,10 @@ class NotReloaded(NamedTuple):
     mistakes: tuple[str, ...]
 
 
+TakeAnswer = Callable[[Reclaimed | ReserveAnswer], None]
+"""Takes the answer to a command for which somebody waits."""
+
+
 class Desk(Protocol):
     """Answers questions about the host and its VMs. No call waits for anything."""
 
@@ -108,12 +224,42 @@ class Desk(Protocol):
         """The present state of a VM; None: there is no such VM any more."""
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
-        """Does what is asked.
+        """Carries out a command, or refuses it.
+
+        Args:
+            command: the command.
+            uid: the user who gives it.
+        """
+
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
+        """Does what is asked of the policy, as ``obey``; None: it is done."""
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        """Begins what takes a while.
 
         Args:
             command: what is asked.
             uid: the user who asks.
+            answer: called once it has ended, perhaps before this call returns; it must not raise,
+                nor ask for anything.
+
+        Returns:
+            The number by which it is withdrawn.
         """
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``want`` has begun, as nobody waits for it; does nothing once it has ended."""
+
+
+class Tracing(Protocol):
+    """Publishes what the policy is told, for as long as somebody records it."""
+
+    def begin(self) -> None:
+        """Publishes the present state (``TraceBegun``, ``VmFound``), and all events from now
+        on."""
+
+    def end(self) -> None:
+        """One of those who began records no more."""
 
 
 class Reloader(Protocol):
@@ -130,13 +276,14 @@ class Reloader(Protocol):
 class Service(Protocol):
     """Runs in the controller's event loop, beside the guests."""
 
-    def start(self, desk: Desk, reloader: Reloader | None) -> None:
+    def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None) -> None:
         """Begins to serve, in the running event loop.
 
         Args:
             desk: answers, and does what is asked.
+            tracing: publishes what the policy is told.
             reloader: has the configuration read anew; None: nobody can.
         """
 
     def close(self) -> None:
-        """Ends to serve."""
+        """Stops serving."""

@@ -1,4 +1,4 @@
-"""The state of the host's memory source and of every VM's balloon at one moment. Pure values.
+"""The state of the low-memory source and of every VM's balloon at one moment. Pure values.
 
 ``controller/statuses.py`` makes them on demand, from counters that exist anyway. Readers of a
 status need not know the controller.
@@ -29,7 +29,8 @@ class PolicyStatus(NamedTuple):
         steps: the number of steps.
         target_bytes: the balloon's wanted size.
         counters: counted since this balloond began to serve the VM.
-        recheck_in_s: in how many seconds the policy reacts to low memory again; None: it does now.
+        recheck_in_s: in how many seconds the policy reacts to low memory again; None: it reacts
+            now.
         release_in_s: in how many seconds a step down is tried; None: there is nothing to release.
         needed_mib: what has to be available for a step down, in MiB, where no VM of a higher
             priority has a balloon; None: the margin is not known.
@@ -67,7 +68,7 @@ class ProtectionStatus(NamedTuple):
         objection: why the guest must not be asked for more at this moment; None: nothing is
             against it.
         signs: what showed that the guest needs memory, if it is left alone because of that.
-        left_alone_s: for how many seconds more the guest is left alone; 0: it is not.
+        left_alone_s: for how many seconds more the guest is left alone; 0: it is not left alone.
         stats_age_s: how old the guest's statistics are; None: it has sent none.
         missing_bytes: how many bytes of the balloon the host has not got back; 0: all is well.
     """
@@ -84,7 +85,7 @@ class VmStatus(NamedTuple):
 
     Attributes:
         vm: which VM.
-        can: its abilities when it attached.
+        can: its abilities, as its guest reported them when the VM attached.
         policy: its policy's state; None where the guest has not reported its size yet.
         balloon_bytes: its balloon's size, as its driver reports it.
         stats: its guest's last statistics; None: it has sent none.
@@ -95,8 +96,10 @@ class VmStatus(NamedTuple):
         protection: its guest's protection; None where its profile has none, or its size is not
             known yet.
         kind: how the VM's balloon is reached, as the configuration file calls it.
-        decided: its last decision, rechecks left out; None: there was none.
+        decided: its last decision other than ``Reason.RECHECK``; None: there was none.
         vmm_pid: its VMM's process; None: unknown.
+        paused_s: for how many seconds more nothing is taken, because an operator has paused this
+            VM; None: it is not paused by itself.
     """
 
     vm: VmId
@@ -112,6 +115,7 @@ class VmStatus(NamedTuple):
     kind: str = ""
     decided: LastDecision | None = None
     vmm_pid: int | None = None
+    paused_s: float | None = None
 
 
 class SourceStatus(NamedTuple):
@@ -124,7 +128,7 @@ class SourceStatus(NamedTuple):
         unknown: how many readings were unknown.
         wakeups: how often the kernel woke balloond.
         seen: the last reading; None: its figures are unknown.
-        age_s: how many seconds ago that was read; None: nothing was read yet.
+        age_s: how many seconds ago the source was read; None: it was not read yet.
     """
 
     name: str
@@ -136,16 +140,36 @@ class SourceStatus(NamedTuple):
     age_s: float | None = None
 
 
+class ReclaimStatus(NamedTuple):
+    """Memory that an operator wants from guests now.
+
+    Attributes:
+        wanted_bytes: how much.
+        came_bytes: how much has come.
+        left_s: for how many seconds more it is tried.
+    """
+
+    wanted_bytes: int
+    came_bytes: int
+    left_s: float
+
+
 class HostStatus(NamedTuple):
     """The host, without its VMs: a reader asks for those one by one, so that nobody else waits for
     the status of a thousand of them.
 
     Attributes:
         source: the low-memory source.
-        decided: the last decision of all, rechecks left out; None: there was none.
+        decided: the last decision about any VM, ``Reason.RECHECK`` left out; None: there was none.
         wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is none.
         listens: whether the policy reacts to low memory now.
         dry_run: whether no VM's balloon is changed (``--dry-run``).
+        paused_s: for how many seconds more nothing is taken from any VM, because an operator has
+            paused all; None: they are not paused.
+        reclaims: what operators want from guests now.
+        reserves: what operators want to be available above the margin: each reserve's size, in
+            bytes, and for how many seconds more.
+        reserved_mib: what all reserves add up to, in MiB.
     """
 
     source: SourceStatus
@@ -153,16 +177,20 @@ class HostStatus(NamedTuple):
     wake_in_s: float | None = None
     listens: bool = False
     dry_run: bool = False
+    paused_s: float | None = None
+    reclaims: tuple[ReclaimStatus, ...] = ()
+    reserves: tuple[tuple[int, float], ...] = ()
+    reserved_mib: int = 0
 
 
 class Undriven(NamedTuple):
-    """A VM that balloond knows of and does not drive.
+    """A VM that balloond has found or was told of, but whose balloon it cannot drive.
 
     Attributes:
         name: its name.
         address: its socket's path, or its connection URI.
         fault: why; the value of a ``Fault``.
-        why: the same in a sentence.
+        why: the fault as a sentence.
     """
 
     name: str

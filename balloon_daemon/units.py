@@ -4,8 +4,7 @@ Pure; imports only errors.
 """
 
 import re
-from dataclasses import dataclass, field
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from balloon_daemon.errors import ConfigError
 
@@ -26,8 +25,7 @@ FrontendAddr = NewType("FrontendAddr", int)
 """An address in the front-end's own address space, as SET_VRING_ADDR carries it."""
 
 
-@dataclass(frozen=True, slots=True)
-class VmId:
+class VmId(NamedTuple):
     """A VM of this daemon; two ids with the same number are the same VM.
 
     Attributes:
@@ -36,7 +34,16 @@ class VmId:
     """
 
     number: int
-    name: str = field(compare=False)
+    name: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VmId) and self.number == other.number
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.number)
 
     def __str__(self) -> str:
         return self.name
@@ -78,8 +85,8 @@ MOST_MEMORY_BYTES = 1 << 52
 def parse_memory_size(text: str) -> int:
     """Parses an amount of memory of a VM or a host, as ``parse_size`` does.
 
-    A number without a unit is taken as bytes only where it is a whole number of MiB: ``1.5`` or
-    ``1000`` was meant to have a unit.
+    A number without a unit is taken as bytes only where it is a whole number of MiB: other
+    numbers, such as ``1.5`` or ``1000``, were probably meant to have a unit.
 
     Returns:
         The size in bytes, from 1 MiB to ``MOST_MEMORY_BYTES``.

@@ -12,17 +12,20 @@ _balloonctl() {
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command/$word in
-        /status | /top | /explain | /events | /reload | /release | /set | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
+        /status | /top | /explain | /events | /record | /reload | /release | /set | /pause | /resume | /reclaim | /reserve | /unreserve | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
             command=$command/$word
             ;;
         esac
     done
     case $command:$before in
-    /status:--api | /top:--api | /explain:--api | /events:--api | /reload:--api | /release:--api | /set:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
+    :--api | /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history | /simulate:--plot)
         kind=files
         ;;
-    /top:--every | /set:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
+    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
         kind=text
+        ;;
+    /reclaim:--from | /history:--vm)
+        kind=vms
         ;;
     /seccomp/check:--default | /seccomp/explain:--default | /seccomp/test:--default | /seccomp/compile:--default | /seccomp/run:--default)
         kind=words words='allow kill kill-process kill-thread log trace trap user-notify'
@@ -36,16 +39,13 @@ _balloonctl() {
     /seccomp/run:--from | /seccomp/trace:--from)
         kind=words words='entry exec'
         ;;
-    /history:--vm)
-        kind=vms
-        ;;
     /simulate:--profile)
         kind=words words='seed careful'
         ;;
     *)
         case $command in
         '')
-            kind=words words='status top explain events reload release set doctor demo seccomp history plot simulate' options='-h --help --version'
+            kind=words words='status top explain events record reload release set pause resume reclaim reserve unreserve doctor demo seccomp history plot simulate' options='-h --help --version --api'
             ;;
         /status)
             kind=none options='-h --help --api --json'
@@ -59,6 +59,9 @@ _balloonctl() {
         /events)
             kind=vms options='-h --help --api --json -f --follow'
             ;;
+        /record)
+            kind=none options='-h --help --api -o --output --for'
+            ;;
         /reload)
             kind=none options='-h --help --api --json'
             ;;
@@ -67,6 +70,21 @@ _balloonctl() {
             ;;
         /set)
             kind=vms options='-h --help --api --json --for'
+            ;;
+        /pause)
+            kind=vms options='-h --help --api --json --for'
+            ;;
+        /resume)
+            kind=vms options='-h --help --api --json'
+            ;;
+        /reclaim)
+            kind=text options='-h --help --api --json --from --within --hold'
+            ;;
+        /reserve)
+            kind=text options='-h --help --api --json --within --for'
+            ;;
+        /unreserve)
+            kind=none options='-h --help --api --json'
             ;;
         /doctor)
             kind=none options='-h --help --api --root --json'
@@ -102,7 +120,7 @@ _balloonctl() {
             kind=vms options='-h --help -o --output --history --since'
             ;;
         /simulate)
-            kind=files options='-h --help --set --profile --seed --json'
+            kind=files options='-h --help --set --profile --seed --json --plot'
             ;;
         esac
         [[ $current != -* ]] || kind=words words=$options
@@ -114,7 +132,12 @@ _balloonctl() {
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         ;;
     vms)
-        mapfile -t COMPREPLY < <(compgen -W "$(_balloonctl_vms)" -- "$current")
+        # Whoever starts a VM chooses its name. compgen -W would run the $(…) in a name, and so
+        # would the shell at the end of the line: quote each name, and compare it here.
+        while IFS= read -r word; do
+            printf -v word %q "$word"
+            [[ $word != "$current"* ]] || COMPREPLY+=("$word")
+        done < <(_balloonctl_vms)
         ;;
     words)
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")

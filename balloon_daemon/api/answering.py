@@ -1,8 +1,8 @@
 """Makes the answers of the API's clients, a part at a time.
 
-The status of all VMs is made a VM at a time, once for all clients that had asked when it was
-begun. So no client gets a status from before its request, and what 200 clients that ask at once
-cost does not grow with the number of VMs.
+The status of all VMs is made one VM at a time, and once for all clients whose requests had come
+before the first VM's turn. So no client gets figures from before its request, and for 200 clients
+that ask at once one status is made, not 200.
 """
 
 from collections import deque
@@ -10,13 +10,24 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from balloon_daemon.api.client import Client, Phase
-from balloon_daemon.api.routes import Answer, Later, Parts, Request, Routes, Stream, WholeStatus
+from balloon_daemon.api.client import Client, Phase, chunk
+from balloon_daemon.api.routes import (
+    Answer,
+    Later,
+    Parts,
+    Request,
+    Routes,
+    Stream,
+    TraceStream,
+    Waiting,
+    WholeStatus,
+)
+from balloon_daemon.api.traces import Traces
 from balloon_daemon.records.recent import Recent
 
 
 class Sends(Protocol):
-    """What the answering asks of the server."""
+    """The server's methods that ``Answering`` calls."""
 
     def serves(self, client: Client) -> bool:
         """Whether a client's connection is open."""
@@ -33,6 +44,9 @@ class Sends(Protocol):
     def send_soon(self, client: Client) -> None:
         """Sends what waits for a client, in the client's turn."""
 
+    def work_soon(self) -> None:
+        """Goes on with the answers that are being made."""
+
     def drop(self, client: Client) -> None:
         """Ends a client's connection."""
 
@@ -44,7 +58,7 @@ class _Job(NamedTuple):
         parts: makes the parts.
         take: takes each part.
         done: called after the last part.
-        clients: who gets it.
+        clients: the clients that get the answer.
     """
 
     parts: Iterator[bytes]
@@ -57,19 +71,24 @@ class Answering:
     """The answers that are being made, and the clients that follow the events.
 
     Args:
-        routes: says what a request is answered.
+        routes: gives the answer to a request.
         recent: the last events.
+        traces: the clients that record.
         server: sends the answers.
     """
 
-    def __init__(self, routes: Routes, recent: Recent, server: Sends) -> None:
+    def __init__(self, routes: Routes, recent: Recent, traces: Traces, server: Sends) -> None:
         self._routes = routes
         self._recent = recent
+        self._traces = traces
         self._server = server
         self._jobs = deque[_Job]()
         self._wanting: list[Client] = []
-        """The clients that want the status of all VMs and came after that was begun."""
+        """Clients that asked for the status of all VMs after the present one was begun: they get
+        the next one."""
         self._makes_status = False
+        self._tickets: dict[Client, int | None] = {}
+        """The clients that wait for what takes a while, and by which number it is withdrawn."""
 
     @property
     def has_work(self) -> bool:
@@ -87,13 +106,19 @@ class Answering:
                 self._wanting.append(client)
                 if not self._makes_status:
                     self._begin_status()
-            case Parts(parts):
+            case Parts():
                 self._server.wait(client)
-                made: list[bytes] = []
-                done = partial(self._made, made, client)
-                self._jobs.append(_Job(parts, made.append, done, [client]))
+                self._make(client, answer)
+            case Waiting():
+                self._server.wait(client)
+                self._begin(client, answer)
             case Stream():
                 self._stream(client, answer)
+            case TraceStream():
+                client.begin_answer(200, None)
+                self._server.wait(client)
+                self._traces.add(client)
+                self._server.send_soon(client)
             case Later(begin):
                 self._server.wait(client)
                 begin(partial(self._answered, client))
@@ -101,6 +126,36 @@ class Answering:
     def _answered(self, client: Client, answer: Answer) -> None:
         if self._server.serves(client):
             self.finish(client, answer)
+
+    def _make(self, client: Client, parts: Parts) -> None:
+        """Begins to make an answer of parts."""
+        made: list[bytes] = []
+        done = partial(self._made, made, client)
+        self._jobs.append(_Job(parts.parts, made.append, done, [client]))
+
+    def _begin(self, client: Client, waiting: Waiting) -> None:
+        """Begins what takes a while; its client waits, and may go meanwhile (``left``)."""
+        self._tickets[client] = None
+
+        def ended(parts: Parts) -> None:
+            # The controller is in the middle of a step: nothing is made or sent now.
+            if client in self._tickets:
+                del self._tickets[client]
+                self._make(client, parts)
+                self._server.work_soon()
+
+        ticket = self._routes.begin(waiting, ended)
+        if isinstance(ticket, Answer):
+            del self._tickets[client]
+            self.finish(client, ticket)
+        elif client in self._tickets:
+            self._tickets[client] = ticket
+
+    def left(self, client: Client) -> None:
+        """Notes that a client's connection has ended: what it waits for is withdrawn."""
+        ticket = self._tickets.pop(client, None)
+        if ticket is not None:
+            self._routes.withdraw(ticket)
 
     def _made(self, made: list[bytes], client: Client) -> None:
         if self._server.serves(client):
@@ -113,7 +168,7 @@ class Answering:
         self._server.send(client)
 
     def work(self) -> None:
-        """Makes one part of an answer, by turns."""
+        """Makes one part of one answer; the answers that are being made take turns."""
         job = self._jobs.popleft()
         try:
             part = next(job.parts, None)
@@ -129,7 +184,7 @@ class Answering:
             raise
 
     def _begin_status(self) -> None:
-        """Begins the status of all VMs, for all clients that want it by now."""
+        """Begins the status of all VMs, for all clients that have asked for it by now."""
         clients, self._wanting = self._wanting, []
         made: list[bytes] = []
         done = partial(self._status_made, made, clients)
@@ -154,20 +209,24 @@ class Answering:
         client.begin_answer(200, None)
         client.wanted = stream.vm
         self._server.wait(client)
-        chunks = (_chunk(line) for name, line in self._recent.lines() if stream.vm in (None, name))
+        # Nothing is queued until all lines are made: events may come as fast as clients' turns.
+        worded = (b"" for _ in self._recent.word())
         done = partial(self._streamed, client, stream)
-        self._jobs.append(_Job(chunks, client.queue, done, [client]))
+        self._jobs.append(_Job(worded, lambda part: None, done, [client]))
 
     def _streamed(self, client: Client, stream: Stream) -> None:
-        """Goes on after the last events that there were when the client asked."""
+        """Sends the events that were kept; then ends the stream, unless the client follows later
+        events."""
         if self._server.serves(client):
+            lines = [line for name, line in self._recent.lines() if stream.vm in (None, name)]
+            client.queue(b"".join(map(_chunk, lines)))
             if not stream.follow:
                 client.queue(b"0\r\n\r\n")
             client.phase = Phase.STREAMING if stream.follow else Phase.ANSWERED
             self._server.send(client)
 
     def told(self, name: str, line: str) -> None:
-        """Queues an event for everybody who follows."""
+        """Queues an event for each client that follows the events."""
         chunk = _chunk(line)
         for client in self._server.clients():
             if client.phase is Phase.STREAMING and client.wanted in (None, name):
@@ -179,6 +238,4 @@ class Answering:
 
 
 def _chunk(line: str) -> bytes:
-    """A line as a chunk (RFC 9112, section 7.1)."""
-    content = line.encode(errors="replace") + b"\n"
-    return b"%x\r\n%b\r\n" % (len(content), content)
+    return chunk(line.encode(errors="replace") + b"\n")

@@ -1,7 +1,7 @@
 """One client of the API: its one request, parsed by h11, and its answer.
 
-Each connection has one request. Another one needs another connection, which costs a Unix socket
-next to nothing, and nobody has to be told apart from a client that has nothing to ask any more.
+Each connection has one request. Another request needs another connection, which is cheap on a Unix
+socket: so a client that sends nothing is late with its request, and can be dropped.
 
 All buffers are bounded: h11 refuses a longer head, a longer body is refused here, and a client
 that leaves ``MOST_WAITING_BYTES`` of a stream unread is dropped.
@@ -20,7 +20,7 @@ from balloon_daemon.api.routes import (
     Request,
     Rights,
 )
-from balloon_daemon.linux.passed_fds import read_urgent_in_place, receive_without_fds
+from balloon_daemon.linux.passed_fds import bytes_without_fds, read_urgent_in_place
 
 MAX_HEAD_BYTES = 8192
 """The longest request line with all headers; curl's own are some 80 bytes."""
@@ -36,13 +36,15 @@ class Phase(Enum):
     """How far a client is."""
 
     ASKING = auto()
-    """Its request is not complete."""
+    """The client's request is not complete."""
     WAITING = auto()
-    """Its answer is being made."""
+    """The client's answer is being made."""
     ANSWERED = auto()
-    """Its answer waits to be sent."""
+    """The client's answer waits to be sent."""
     STREAMING = auto()
-    """It gets events as they come."""
+    """The client gets events as they come."""
+    TRACING = auto()
+    """The client gets a trace as it is made."""
 
 
 class Client:
@@ -88,17 +90,17 @@ class Client:
         Raises:
             RefusedError: the request is malformed or too large.
             EOFError: the client has hung up.
-            FdsWaitError: the client has sent descriptors.
+            DescriptorsSentError: the client has sent descriptors.
             OSError: the connection has failed.
         """
         try:
-            some = receive_without_fds(self.sock, RECEIVED_AT_ONCE)
+            some = self.sock.recv(bytes_without_fds(self.sock, RECEIVED_AT_ONCE))
         except BlockingIOError:
             return None
         if not some:
             raise EOFError
         if self.phase is not Phase.ASKING:
-            return None  # It has asked already: the rest is of no interest.
+            return None  # What a client sends after its request is ignored.
         try:
             self._http.receive_data(some)
             while True:
@@ -157,9 +159,27 @@ class Client:
         self._waiting_bytes += len(some)
 
     @property
+    def streams(self) -> bool:
+        """Whether its answer goes on for as long as balloond runs."""
+        return self.phase in (Phase.STREAMING, Phase.TRACING)
+
+    @property
     def is_behind(self) -> bool:
         """Whether more of a stream waits than may."""
-        return self.phase is Phase.STREAMING and self._waiting_bytes > MOST_WAITING_BYTES
+        return self.streams and self._waiting_bytes > MOST_WAITING_BYTES
+
+    def end_stream(self, last: bytes) -> None:
+        """Ends a stream that waits, in the place of what waits, but for the part that is being
+        sent.
+
+        Args:
+            last: the last chunks.
+        """
+        part = self._out.popleft()
+        self._out.clear()
+        self._out.extend((part, last))
+        self._waiting_bytes = len(part) + len(last)
+        self.phase = Phase.ANSWERED
 
     @property
     def has_more(self) -> bool:
@@ -200,3 +220,8 @@ def _refuse_chunks(head: h11.Request) -> None:
     chunks of one byte, which one read may bring."""
     if any(name == b"transfer-encoding" for name, _ in head.headers):
         raise RefusedError(411, "a body needs Content-Length; chunks are not taken")
+
+
+def chunk(content: bytes) -> bytes:
+    """A part of a stream as a chunk (RFC 9112, section 7.1); it must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(content), content)

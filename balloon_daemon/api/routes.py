@@ -1,39 +1,61 @@
-"""What each request of the API is answered: from a request as a value to an answer as a value.
+"""Finds the answer to each request of the API: a request as a value in, an answer as a value out.
 
 Pure. ``openapi.yaml`` describes requests and answers; a test holds the two together.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
-from balloon_daemon.api.shown import as_json, host_shown, undriven_shown, vm_shown
+from balloon_daemon.api.bodies import RefusedError as RefusedError
+from balloon_daemon.api.bodies import asked_of, cut, size_of, time_of, truth_of
+from balloon_daemon.api.shown import (
+    answer_parts,
+    as_json,
+    host_shown,
+    key_of,
+    seconds,
+    undriven_shown,
+    vm_shown,
+)
 from balloon_daemon.commands import (
-    MOST_HOLD_S,
+    MOST_RESERVES,
+    MOST_WAITING,
+    MOST_WITHIN_S,
     Desk,
     Done,
     NotDone,
     NotReloaded,
+    Pause,
+    Reclaim,
+    Reclaimed,
     Refusal,
     Release,
     Reloaded,
     Reloader,
+    Reserve,
+    ReserveAnswer,
+    Resume,
     SetBalloon,
+    Unreserve,
 )
-from balloon_daemon.errors import printable
 from balloon_daemon.status import Undriven
-from balloon_daemon.units import MOST_MEMORY_BYTES, VmId, format_size
+from balloon_daemon.units import VmId, format_size
 
 MAX_BODY_BYTES = 4096
-"""The longest body of a request; the longest that means something has some 60 bytes."""
+"""The longest body of a request; no valid body needs more than some 60 bytes."""
 
-HOLD_S = 600.0
-"""For how long a balloon's size is set where nobody says how long."""
+WITHIN_S = 30.0
+"""How long memory is tried to take where nobody says how long."""
 
-NAME_SHOWN = 80
-"""How many characters of a name that a client sent an error repeats."""
+MOST_NAMED = 64
+"""How many VMs a request may name: each is looked for among all VMs."""
+
+_MOST_KEYS = 8
+"""How many VMs of one name an error tells apart."""
 
 REASONS = {
     200: "OK",
@@ -85,7 +107,7 @@ class Answer(NamedTuple):
     Attributes:
         status: the status code.
         body: JSON.
-        allow: the methods that the path has; "" where that is not the question.
+        allow: the value of the header ``Allow``, the path's methods; "": no such header.
     """
 
     status: int
@@ -99,13 +121,25 @@ class WholeStatus(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The answer is what these parts are, joined; each does something for one VM when it is made.
+    """The answer is these parts, joined. To make a part is to carry out the request for one VM.
 
     Attributes:
         parts: makes the parts.
     """
 
     parts: Iterator[bytes]
+
+
+class Waiting(NamedTuple):
+    """The answer is made once a command has ended (``Routes.begin``), which takes a while.
+
+    Attributes:
+        command: what is asked.
+        uid: the client's user.
+    """
+
+    command: Reclaim | Reserve
+    uid: int
 
 
 class Stream(NamedTuple):
@@ -120,6 +154,11 @@ class Stream(NamedTuple):
     follow: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TraceStream:
+    """The answer is a trace from now on, for as long as balloond runs."""
+
+
 class Later(NamedTuple):
     """The answer comes when something has been done.
 
@@ -130,8 +169,12 @@ class Later(NamedTuple):
     begin: Callable[[Callable[[Answer], None]], None]
 
 
+Result = Answer | WholeStatus | Parts | Waiting | Stream | TraceStream | Later
+"""How a request is answered."""
+
+
 class RecentEvents(Protocol):
-    """What the routes ask of the last events (``records/recent.py``)."""
+    """The methods of ``records.recent.Recent`` that the routes call."""
 
     def lines_of(self, vm: VmId) -> Iterator[str]:
         """The last events about a VM, as lines of JSON."""
@@ -140,22 +183,7 @@ class RecentEvents(Protocol):
         """Whether any of the last events is about a VM of this name."""
 
     def undriven(self, name: str = "") -> Iterator[Undriven]:
-        """The VMs that are not driven, or the one of that name."""
-
-
-class RefusedError(Exception):
-    """A request is refused.
-
-    Args:
-        status: the status code.
-        sentence: what is wrong, and the remedy.
-        allow: the methods that the path has; "" where that is not the question.
-    """
-
-    def __init__(self, status: int, sentence: str, allow: str = "") -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.allow = allow
+        """The VMs whose balloons balloond cannot drive now; with a name, that VM alone."""
 
 
 def refusal(status: int, sentence: str, allow: str = "") -> Answer:
@@ -177,12 +205,37 @@ class Routes:
         self._recent = recent
         self._reloader = reloader
 
-    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | Later:
+    def answer(self, request: Request) -> Result:
         """Answers a request; every mistake of the client's has a status and a sentence."""
         try:
             return self._answer(request)
         except RefusedError as err:
             return refusal(err.status, str(err), err.allow)
+
+    def begin(self, waiting: Waiting, done: Callable[[Parts], None]) -> int | Answer:
+        """Begins what takes a while.
+
+        Args:
+            waiting: what is asked.
+            done: gets the answer, perhaps before this call returns.
+
+        Returns:
+            The number by which it is withdrawn, or an answer that refuses it.
+        """
+
+        def ended(answer: Reclaimed | ReserveAnswer) -> None:
+            dry_run = self._desk.host_status().dry_run
+            done(Parts(answer_parts(answer, dry_run=dry_run)))
+
+        ticket = self._desk.want(waiting.command, waiting.uid, ended)
+        if not isinstance(ticket, NotDone):
+            return ticket
+        err = _not_done(None, ticket)
+        return refusal(err.status, str(err))
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``begin`` has begun, as its client has gone."""
+        self._desk.withdraw(ticket)
 
     def status_parts(self) -> Iterator[bytes]:
         """The parts of ``GET /v1/status``, each of which is made when it is asked for."""
@@ -200,7 +253,7 @@ class Routes:
             comma = b","
         yield b"]}\n"
 
-    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | Later:
+    def _answer(self, request: Request) -> Result:
         if request.rights < Rights.READ:
             raise RefusedError(
                 403,
@@ -208,7 +261,7 @@ class Routes:
                 "group of its socket may; have yourself added to that group (balloond)",
             )
         path, _, query = request.target.partition("?")
-        asked = _query(query)
+        asked = asked_of(query)
         match path.split("/"):
             case ["", "v1", "status"]:
                 _expect(request, "GET", asked)
@@ -216,6 +269,9 @@ class Routes:
             case ["", "v1", "events"]:
                 _expect(request, "GET", asked, "vm", "follow")
                 return self._stream(asked.get("vm"), asked.get("follow", "true"))
+            case ["", "v1", "trace"]:
+                _expect(request, "GET", asked)
+                return TraceStream()
             case ["", "v1", "vms", name]:
                 _expect(request, "GET", asked)
                 return self._explain(unquote(name))
@@ -225,19 +281,37 @@ class Routes:
             case ["", "v1", "release"]:
                 _expect(request, "POST", asked)
                 return self._release(request)
+            case ["", "v1", "pause"]:
+                _expect(request, "POST", asked)
+                body = _body(request, "vms", "for_s")
+                return self._steer(request, Pause(self._listed(body), time_of(body, "for_s")))
+            case ["", "v1", "resume"]:
+                _expect(request, "POST", asked)
+                return self._steer(request, Resume(self._listed(_body(request, "vms"))))
             case ["", "v1", "reload"]:
                 _expect(request, "POST", asked)
                 return self._reload(request)
+            case ["", "v1", "reclaim"]:
+                _expect(request, "POST", asked)
+                return self._reclaim(request)
+            case ["", "v1", "reserve"]:
+                _expect(request, "POST", asked)
+                return self._reserve(request)
+            case ["", "v1", "unreserve"]:
+                _expect(request, "POST", asked)
+                _body(request)
+                return self._unreserve(request)
             case _:
                 raise RefusedError(
-                    404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
+                    404, f"there is no {cut(path)}; docs/api.md lists all that there is"
                 )
 
     def _stream(self, name: str | None, follow: str) -> Stream:
-        stream = Stream(name, _is_true(follow))
+        stream = Stream(name, truth_of(follow))
         # A VM that has gone may still have events; the empty name is the host's.
         if name and not self._recent.has_lines_of(name):
-            self._vm_named(name)
+            # Of VMs of one name all events come: they are noted by name.
+            return stream._replace(vm=self._vm_named(name).name)
         return stream
 
     def _explain(self, name: str) -> Answer:
@@ -252,17 +326,9 @@ class Routes:
 
     def _set(self, request: Request, name: str) -> Answer:
         body = _body(request, "size_bytes", "for_s")
-        size, for_s = body.get("size_bytes"), body.get("for_s", HOLD_S)
-        if (
-            not isinstance(size, int)
-            or isinstance(size, bool)
-            or not 0 <= size <= MOST_MEMORY_BYTES
-        ):
-            raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
-        if type(for_s) not in (int, float) or not 1 <= for_s <= MOST_HOLD_S:
-            raise RefusedError(400, f"for_s must be from 1 to {MOST_HOLD_S:.0f} seconds")
+        size, for_s = size_of(body), time_of(body, "for_s")
         vm = self._vm_named(name)
-        done = self._desk.obey(SetBalloon(vm, size, float(for_s)), request.uid)
+        done = self._desk.obey(SetBalloon(vm, size, for_s), request.uid)
         if isinstance(done, NotDone):
             raise _not_done(vm, done)
         dry_run = self._desk.host_status().dry_run
@@ -292,6 +358,43 @@ class Routes:
                     comma = b","
         yield b"]}\n"
 
+    def _steer(self, request: Request, command: Pause | Resume) -> Answer:
+        """Pauses or resumes; answers with the pauses of those that were asked for."""
+        not_done = self._desk.steer(command, request.uid)
+        if not_done is not None:
+            raise _not_done(None, not_done)
+        statuses = filter(None, map(self._desk.vm_status, command.vms))
+        vms = [{"vm": status.vm.name, "paused_s": seconds(status.paused_s)} for status in statuses]
+        paused_s = self._desk.host_status().paused_s
+        return Answer(200, as_json({"paused_s": seconds(paused_s), "vms": vms}) + b"\n")
+
+    def _reclaim(self, request: Request) -> Waiting:
+        body = _body(request, "size_bytes", "vms", "within_s", "hold_s")
+        within_s = time_of(body, "within_s", WITHIN_S, MOST_WITHIN_S)
+        size_bytes, hold_s = size_of(body), time_of(body, "hold_s")
+        command = Reclaim(self._listed(body), size_bytes, within_s, hold_s)
+        return Waiting(command, request.uid)
+
+    def _reserve(self, request: Request) -> Waiting:
+        body = _body(request, "size_bytes", "within_s", "for_s")
+        within_s = time_of(body, "within_s", WITHIN_S, MOST_WITHIN_S)
+        return Waiting(Reserve(size_of(body), within_s, time_of(body, "for_s")), request.uid)
+
+    def _unreserve(self, request: Request) -> Answer:
+        before_mib = self._desk.host_status().reserved_mib
+        if (not_done := self._desk.steer(Unreserve(), request.uid)) is not None:
+            raise _not_done(None, not_done)
+        return Answer(200, as_json({"ended_mib": before_mib}) + b"\n")
+
+    def _listed(self, body: Mapping[str, Any]) -> tuple[VmId, ...]:
+        """The VMs that a body names; none where it names none."""
+        names = body.get("vms", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RefusedError(400, "vms must be a list of VMs' names")
+        if len(names) > MOST_NAMED:
+            raise RefusedError(400, f"vms names more than {MOST_NAMED} VMs; name none for all")
+        return tuple(dict.fromkeys(map(self._vm_named, names)))
+
     def _reload(self, request: Request) -> Later:
         _body(request)
         reloader = self._reloader
@@ -300,9 +403,20 @@ class Routes:
         return Later(lambda take: reloader.reload(lambda result: take(_reload_answer(result))))
 
     def _vm_named(self, name: str) -> VmId:
-        # The last one of that name: an earlier one may be about to end.
-        for vm_id in reversed(self._desk.vm_ids()):
-            if vm_id.name == name:
+        """The VM of this name, or of this key."""
+        vm_ids = self._desk.vm_ids()
+        match [vm_id for vm_id in vm_ids if vm_id.name == name]:
+            case [vm_id]:
+                return vm_id
+            case [_, *_] as several:
+                keys = ", ".join(map(key_of, several[:_MOST_KEYS]))
+                raise RefusedError(
+                    409,
+                    f"{len(several)} VMs are named {cut(name)}; name one of them by its key, "
+                    f"which the status has: {keys}",
+                )
+        for vm_id in vm_ids:
+            if key_of(vm_id) == name:
                 return vm_id
         for undriven in self._recent.undriven(name):
             raise RefusedError(404, f"a VM that is not driven: {undriven.why}")
@@ -320,8 +434,8 @@ def _reload_answer(result: Reloaded | NotReloaded) -> Answer:
     return Answer(409, as_json({"error": error, "mistakes": result.mistakes}) + b"\n")
 
 
-def _not_done(vm: VmId, not_done: NotDone) -> RefusedError:
-    name = _shown(vm.name)
+def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
+    name = "one of them" if vm is None else cut(vm.name)
     match not_done.why:
         case Refusal.ENDING:
             return RefusedError(503, "balloond is ending, and gives all memory back")
@@ -334,6 +448,14 @@ def _not_done(vm: VmId, not_done: NotDone) -> RefusedError:
             objection = not_done.objection
             why = "unknown" if objection is None else objection.value
             return RefusedError(409, f"{name} must not be asked for more now: {why}")
+        case Refusal.TOO_MANY:
+            sentence = f"{MOST_WAITING} requests wait for memory already; ask again later"
+            return RefusedError(503, sentence)
+        case Refusal.TOO_MANY_RESERVES:
+            sentence = f"you have {MOST_RESERVES} reserves already; balloonctl unreserve ends them"
+            return RefusedError(409, sentence)
+        case Refusal.ALL_PAUSED:
+            return RefusedError(409, "all VMs are paused; resume all of them, naming none")
         case _:
             assert_never(not_done.why)
 
@@ -353,44 +475,21 @@ def _body(request: Request, *known: str) -> dict[str, Any]:
         raise RefusedError(400, "the body is no JSON object")
     if unknown := sorted(body.keys() - set(known)):
         allowed = f"only {', '.join(known)} may be" if known else "nothing can be"
-        raise RefusedError(400, f"{_shown(unknown[0])} is not known here; {allowed} set")
+        raise RefusedError(400, f"{cut(unknown[0])} is not known here; {allowed} set")
     return body
 
 
 def _unknown(name: str) -> RefusedError:
-    return RefusedError(404, f"there is no VM {_shown(name)}; the status names all")
+    return RefusedError(404, f"there is no VM {cut(name)}; the status names all")
 
 
 def _expect(request: Request, method: str, asked: Mapping[str, str], *known: str) -> None:
-    """Refuses another method, and what is asked beyond what is known."""
+    """Refuses another method than ``method``, keys in ``asked`` that are not ``known``, and a body
+    of a GET."""
     if request.method != method:
         raise RefusedError(405, f"this path has {method} alone", method)
     if unknown := sorted(asked.keys() - set(known)):
         allowed = f"only {', '.join(known)} may be" if known else "nothing can be"
-        raise RefusedError(400, f"{_shown(unknown[0])} is not known here; {allowed} asked")
+        raise RefusedError(400, f"{cut(unknown[0])} is not known here; {allowed} asked")
     if method == "GET" and request.body:
         raise RefusedError(400, "a GET has no body; send it without")
-
-
-def _query(text: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(
-            text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=8
-        )
-    except ValueError:
-        raise RefusedError(400, "the query is not NAME=VALUE, joined by &") from None
-    asked = dict(pairs)
-    if len(asked) < len(pairs):
-        raise RefusedError(400, "the query names something twice")
-    return asked
-
-
-def _is_true(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise RefusedError(400, f"follow is {_shown(text)}; it must be true or false")
-    return text == "true"
-
-
-def _shown(text: str) -> str:
-    shown = printable(text)
-    return shown if len(shown) <= NAME_SHOWN else f"{shown[:NAME_SHOWN]}…"

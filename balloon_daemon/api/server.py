@@ -21,9 +21,10 @@ from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
 from balloon_daemon.api.socket_file import ApiSocket
-from balloon_daemon.commands import Desk, Reloader
+from balloon_daemon.api.traces import Traces
+from balloon_daemon.commands import Desk, Reloader, Tracing
 from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
-from balloon_daemon.linux.passed_fds import FdsWaitError, hang_up
+from balloon_daemon.linux.passed_fds import hang_up
 from balloon_daemon.records.recent import Recent
 
 TURN_S, SHARE = 0.0005, 1 / 8
@@ -34,14 +35,15 @@ LOOK_AT = 32
 """How many ready descriptors are taken from the epoll instance at a time."""
 
 MOST, MOST_READERS = 256, 192
-"""How many clients are served at a time, and how many of them may be such as may only read; the
-others wait to be accepted, and these are refused."""
+"""How many clients are served at a time, and how many of them may be clients that may only read.
+Further connections wait to be accepted; a further client that may only read is refused."""
 
 ASK_WITHIN_S, TAKE_WITHIN_S = 10.0, 10.0
-"""How long a client may take for its whole request, and for taking any of its answer."""
+"""How long a client may take to send its whole request, and how long it may receive nothing while
+its answer waits."""
 
 LOOK_S = 1.0
-"""How often it is looked who is late."""
+"""How often to look for clients that are late (``ASK_WITHIN_S``, ``TAKE_WITHIN_S``)."""
 
 MOST_MISUSES = 16
 """After so many connections with descriptors the group may not ask any more: each such connection
@@ -55,11 +57,15 @@ class Server:
         api_socket: where clients connect.
         recent: the last events.
         publish: takes events.
+        traces: the clients that record.
     """
 
-    def __init__(self, api_socket: ApiSocket, recent: Recent, publish: Publish) -> None:
+    def __init__(
+        self, api_socket: ApiSocket, recent: Recent, publish: Publish, traces: Traces
+    ) -> None:
         self._socket = api_socket
         self._recent = recent
+        self._traces = traces
         self._publish = publish
         self._answering: Answering
         self._epoll = select.epoll()
@@ -67,10 +73,12 @@ class Server:
         self._ready = deque[int]()
         self._timers: dict[Callable[[], None], asyncio.Handle] = {}
         self._misuses = 0
-        """How many readers' connections had descriptors in them."""
+        """How many connections of clients that may only read brought descriptors."""
 
-    def start(self, desk: Desk, reloader: Reloader | None = None) -> None:
-        self._answering = Answering(Routes(desk, self._recent, reloader), self._recent, self)
+    def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None = None) -> None:
+        self._traces.start(tracing, self.serves, self.send_soon)
+        routes = Routes(desk, self._recent, reloader)
+        self._answering = Answering(routes, self._recent, self._traces, self)
         self._epoll.register(self._socket.sock, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
         self._recent.follow(self._answering.told)
@@ -79,6 +87,8 @@ class Server:
     def close(self) -> None:
         self._recent.leave(self._answering.told)
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        for client in self._traces.close():
+            self.send(client)
         for client in list(self._clients.values()):
             self.drop(client)
         for timer in self._timers.values():
@@ -135,7 +145,7 @@ class Server:
             return
         client = self._clients.get(fd)
         if client is None:
-            return  # It has gone since it was ready.
+            return  # The client has gone since epoll reported it.
         try:
             if self._is_shut_out(client):
                 self.drop(client)
@@ -147,7 +157,7 @@ class Server:
                 self._answering.answer(client, request)
         except RefusedError as err:
             self._answering.finish(client, refusal(err.status, str(err)))
-        except (FdsWaitError, EOFError, OSError):
+        except (EOFError, OSError):
             self.drop(client)
         except Exception as err:
             self._publish(CallbackFailed(f"{type(err).__name__}: {err}"))
@@ -168,7 +178,7 @@ class Server:
         self._epoll.register(sock, select.EPOLLIN)
         self._later(LOOK_S, self._look)
         if len(self._clients) < MOST:
-            self._ready.append(self._socket.sock.fileno())  # Another one may wait.
+            self._ready.append(self._socket.sock.fileno())  # Another client may wait.
         else:
             self._accept_later()
         if self._is_shut_out(client):
@@ -180,7 +190,8 @@ class Server:
             self._answering.finish(client, refusal(503, sentence))
 
     def _is_shut_out(self, client: Client) -> bool:
-        """Whether nothing is received from a client any more, after what its group has sent."""
+        """Whether nothing is received from a client any more, because members of its group have
+        sent descriptors too often (``MOST_MISUSES``)."""
         return client.rights < Rights.CHANGE and self._misuses >= MOST_MISUSES
 
     # --- the answering's calls ----------------------------------------------------------------
@@ -196,13 +207,17 @@ class Server:
     def wait(self, client: Client) -> None:
         """Reads no more from a client whose answer is being made."""
         client.phase, client.deadline_s = Phase.WAITING, math.inf
-        # Only its end is of interest, which epoll reports whatever it was asked for (EPOLLHUP).
+        # Watch only for the client's hang-up: epoll reports EPOLLHUP even if it is not asked for.
         self._epoll.modify(client.sock, 0)
 
     def send_soon(self, client: Client) -> None:
         """Sends what waits for a client, in the client's turn."""
         client.deadline_s = time.monotonic() + TAKE_WITHIN_S
         self._ready.append(client.sock.fileno())
+        self._turn_soon()
+
+    def work_soon(self) -> None:
+        """Goes on with the answers that are being made."""
         self._turn_soon()
 
     def send(self, client: Client) -> None:
@@ -216,7 +231,7 @@ class Server:
         except OSError:
             self.drop(client)  # It has hung up.
             return
-        if client.phase is Phase.STREAMING:
+        if client.streams:
             self._epoll.modify(client.sock, select.EPOLLIN)
             client.deadline_s = math.inf
         else:
@@ -225,7 +240,7 @@ class Server:
     # --- ends ---------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Looks who is late; each is told so when its turn comes."""
+        """Looks for late clients; each is answered 408 or dropped when its turn comes."""
         del self._timers[self._look]
         now_s = time.monotonic()
         late = [fd for fd, client in self._clients.items() if now_s >= client.deadline_s]
@@ -260,7 +275,9 @@ class Server:
             return
         self._epoll.unregister(client.sock)
         del self._clients[client.sock.fileno()]
-        # Root, and this process's user, may hold this process up by a close as by much else.
+        self._answering.left(client)
+        # Close the connection of a client that may change something in any case, although the
+        # close may block: root and this process's user can block this process in other ways too.
         if hang_up(client.sock) or client.rights is Rights.CHANGE:
             client.sock.close()
         else:
@@ -276,6 +293,6 @@ class Server:
             self._publish(ApiMisused(client.uid, closed))
             if closed:
                 self._socket.close_to_group()
-                # The others are dropped in their turns: all of them together take some ms.
+                # Drop the group's other clients in their turns, not here: that takes some ms.
                 self._ready.extend(self._clients)
                 self._turn_soon()

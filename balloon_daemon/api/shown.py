@@ -4,7 +4,9 @@
 """
 
 import json
+from collections.abc import Iterator
 
+from balloon_daemon.commands import Reclaimed, ReserveAnswer
 from balloon_daemon.events import Decided
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import NeverLow, Reading
@@ -16,6 +18,7 @@ from balloon_daemon.status import (
     Undriven,
     VmStatus,
 )
+from balloon_daemon.units import VmId
 
 Shown = dict[str, object]
 
@@ -37,12 +40,26 @@ def host_shown(status: HostStatus) -> Shown:
         "source": source.name,
         "switched_off": seen.why if isinstance(seen, NeverLow) else None,
         "source_error": source.last_error or None,
-        "age_s": _seconds(source.age_s),
+        "age_s": seconds(source.age_s),
         "last_decision": _decision(status.decided),
-        "next_timer_s": _seconds(status.wake_in_s),
+        "next_timer_s": seconds(status.wake_in_s),
         "listens": status.listens,
         "dry_run": status.dry_run,
+        "paused_s": seconds(status.paused_s),
+        "reclaims": [
+            {**reclaim._asdict(), "left_s": seconds(reclaim.left_s)} for reclaim in status.reclaims
+        ],
+        "reserves": [
+            {"size_bytes": size_bytes, "left_s": seconds(left_s)}
+            for size_bytes, left_s in status.reserves
+        ],
+        "reserved_mib": status.reserved_mib,
     }
+
+
+def key_of(vm: VmId) -> str:
+    """What names a VM where others have its name, for as long as the VM is there."""
+    return f"#{vm.number}"
 
 
 def vm_shown(status: VmStatus) -> Shown:
@@ -50,6 +67,7 @@ def vm_shown(status: VmStatus) -> Shown:
     policy, stats, trouble = status.policy, status.stats, status.trouble
     return {
         "name": status.vm.name,
+        "key": key_of(status.vm),
         "kind": status.kind,
         "profile": status.settings.profile.value,
         "priority": status.settings.priority,
@@ -71,17 +89,44 @@ def vm_shown(status: VmStatus) -> Shown:
         "last_decision": _decision(status.decided),
         "next": None if policy is None else _next(policy),
         "vmm_pid": status.vmm_pid,
+        "paused_s": seconds(status.paused_s),
     }
 
 
+def answer_parts(answer: Reclaimed | ReserveAnswer, *, dry_run: bool) -> Iterator[bytes]:
+    """What came of what somebody waited for, as JSON in parts: one for each VM."""
+    head: Shown = {"why": answer.why.value}
+    match answer:
+        case Reclaimed():
+            head["wanted_bytes"] = answer.wanted_bytes
+            head["came_bytes"] = sum(share.came_bytes for share in answer.shares)
+        case ReserveAnswer():
+            reading = answer.reading
+            head["size_bytes"] = answer.size_bytes
+            head["left_s"] = seconds(answer.left_s)
+            head["available_mib"] = None if reading is None else reading.available_mib
+            head["needed_mib"] = None if reading is None else reading.margin_mib
+    head |= {"took_s": seconds(answer.took_s), "dry_run": dry_run}
+    yield as_json(head)[:-1] + b',"vms":['
+    comma = b""
+    for share in answer.shares:
+        objection = None if share.objection is None else share.objection.value
+        shown = {**share._asdict(), "vm": share.vm.name, "objection": objection}
+        yield comma + as_json(shown)
+        comma = b","
+    yield b"]}\n"
+
+
 def undriven_shown(vm: Undriven) -> Shown:
-    """A VM that is not driven."""
+    """A VM whose balloon balloond cannot drive."""
     return vm._asdict()
 
 
 def _returned_bytes(status: VmStatus) -> int | None:
     """How much of the balloon the host has: what the VM's memory does not occupy, at most all of
-    the balloon; None where nobody knows what it occupies."""
+    the balloon; None where it is not known how much the VM's memory occupies."""
+    if not status.balloon_bytes:
+        return 0
     if status.policy is None or status.held_bytes is None:
         return None
     left_bytes = status.policy.vm_mem_bytes - status.held_bytes
@@ -93,16 +138,16 @@ def _protection(protection: ProtectionStatus) -> Shown:
     return {
         "objection": None if objection is None else objection.value,
         "signs": sorted(sign.value for sign in protection.signs),
-        "left_alone_s": _seconds(protection.left_alone_s),
-        "stats_age_s": _seconds(protection.stats_age_s),
+        "left_alone_s": seconds(protection.left_alone_s),
+        "stats_age_s": seconds(protection.stats_age_s),
         "missing_bytes": protection.missing_bytes,
     }
 
 
 def _next(policy: PolicyStatus) -> Shown:
     return {
-        "recheck_in_s": _seconds(policy.recheck_in_s),
-        "release_in_s": _seconds(policy.release_in_s),
+        "recheck_in_s": seconds(policy.recheck_in_s),
+        "release_in_s": seconds(policy.release_in_s),
         "needed_mib": policy.needed_mib,
     }
 
@@ -112,8 +157,9 @@ def _decision(last: LastDecision | None) -> Shown | None:
         return None
     line = worded(Decided(last.vm, last.decision))
     assert line is not None
-    return {**line.fields, "message": line.message, "age_s": _seconds(last.age_s)}
+    return {**line.fields, "message": line.message, "age_s": seconds(last.age_s)}
 
 
-def _seconds(value: float | None) -> float | None:
+def seconds(value: float | None) -> float | None:
+    """A time as the API shows it; None where there is none."""
     return None if value is None else round(value, 3)

@@ -37,7 +37,7 @@ class ApiSocket:
         group: the group whose members may connect; "": only this process's user and root may.
 
     Raises:
-        ConfigError: that is not possible; names the path and the remedy.
+        ConfigError: the socket cannot be bound there; the error names the path and the remedy.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,8 +52,9 @@ class ApiSocket:
         refuse_descriptors(self.sock)
         try:
             _clear(path)
-            # Root's may be given to a group later, as the shipped unit does; until then it has
-            # root's group. A user's own group may be the group of all users.
+            # Root's socket gets mode 0660: the shipped unit gives it to a group later, and until
+            # then its group is root's. A user's socket gets 0600, because the user's group may be
+            # the group of all users.
             umask = os.umask(0o177 if os.geteuid() else 0o117)
             try:
                 self.sock.bind(os.fspath(path))
@@ -75,9 +76,9 @@ class ApiSocket:
         """A connected client's user, and what it may do.
 
         Root and this process's user may change something. Members of the file's group may read,
-        whoever gave the file to that group; but a file that was given to nobody has the group of
-        the process that made it, which says nothing. After ``close_to_group`` they may not, even
-        where they connected before.
+        whoever gave the file to that group. If nobody has changed the file's group, it is the
+        group of the process that made the file, and its members get no right. After
+        ``close_to_group`` the group's members may not read, even if they connected before.
         """
         uid = peer_of(client).uid
         if uid in (0, os.geteuid()):
@@ -107,9 +108,10 @@ class ApiSocket:
         self._end_waiting()
 
     def _end_waiting(self) -> None:
-        """Closes the socket. That also closes connections that nobody has accepted, with the
-        descriptors in their queues; so each is accepted first, and stays open where such a close
-        might block, as does the socket where that cannot be known. The process ends soon."""
+        """Closes the socket. Its close also closes connections that were not accepted, with the
+        descriptors in their queues, and may block for ever on one of these. So each connection is
+        accepted first, and stays open if descriptors wait in it. If that cannot be found out, the
+        socket stays open too; the process ends soon."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)  # Nobody connects any more.
             while True:

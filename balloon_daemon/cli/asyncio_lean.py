@@ -10,7 +10,7 @@ import sys
 
 def _import_without_ssl() -> None:
     if "ssl" in sys.modules or "asyncio" in sys.modules:
-        return  # Too late: one of them has been loaded already.
+        return  # Too late: asyncio or ssl has been loaded already.
     # None in sys.modules makes "import ssl" fail as if the module were missing (Python's
     # reference, "The module cache"): asyncio then loads without ssl.
     sys.modules["ssl"] = None  # type: ignore[assignment]

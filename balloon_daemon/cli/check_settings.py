@@ -26,7 +26,7 @@ VM_DEFAULTS = {
     "profile": '"careful"',
     "memory": "what its VMM and its guest say",
 }
-"""What the keys of a VM are where nobody sets them."""
+"""The values of a VM's keys where they are not set."""
 
 _FLAGS = {
     "vm_mem": "--vm-mem",
@@ -39,11 +39,11 @@ _FLAGS = {
     "speed": "--speed",
     "page_reporting": "page reporting",
 }
-"""The flags whose settings no file has, by the name of their value."""
+"""The flags whose settings cannot be set in a file, by the name of the flag's value."""
 
 
 def settings_said(settings: Settings) -> Iterator[str]:
-    """A line for each setting: what it is, and which file and line, or which flag, says so."""
+    """A line for each setting: its value, and the file and line, or the flag, that sets it."""
     config, args = settings.config, settings.args
     margin = None if args.margin is None else format_size(args.margin)
     socket = NO_SOCKET if config.socket is None else _written(config.socket)
@@ -76,7 +76,7 @@ def _host_said(settings: Settings, key: str, flag: object, default: str) -> str:
         settings: all settings.
         key: its key.
         flag: the flag's value; None: the flag was not given.
-        default: what the setting is where nobody sets it.
+        default: the value where neither file nor flag sets it.
     """
     path = ("host", key)
     if flag is None:
@@ -98,7 +98,7 @@ def _discover_said(settings: Settings, path: Key, places: Iterable[str]) -> Iter
 
 
 def _key_said(settings: Settings, path: Key, default: str) -> str:
-    """A key of a file: what it is set to and where, else its default."""
+    """A key of a file: its value and the place that sets it, else its default."""
     origins = settings.origins.get(path)
     if not origins:
         return f"{key_said(path)} = {default}, by default"
@@ -107,7 +107,7 @@ def _key_said(settings: Settings, path: Key, default: str) -> str:
 
 
 def _instead_of(origins: Iterable[Origin | None]) -> str:
-    """Which settings do not count; "" where there are none."""
+    """Which other settings of the same key are overridden; "" where there are none."""
     places = ", ".join(str(each.where) for each in origins if each)
     return places and f" (instead of {places})"
 
@@ -127,7 +127,8 @@ def _flags_said(args: Namespace) -> Iterator[str]:
 
 
 def _by_default(name: str, value: object) -> object:
-    """What a flag's setting is where the flag is not given and its own default does not say it."""
+    """The value that is used if a flag is not given. For ``--vm-mem`` and ``--user`` the parser's
+    default is None, and the value is chosen later."""
     match name:
         case "vm_mem":
             return VM_DEFAULTS["memory"]
@@ -138,7 +139,7 @@ def _by_default(name: str, value: object) -> object:
 
 
 def _written(value: object) -> str:
-    """A value as a file has it, however long it is."""
+    """A value as the configuration file writes it, not shortened."""
     match value:
         case bool():
             return str(value).lower()

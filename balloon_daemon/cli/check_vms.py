@@ -1,5 +1,5 @@
-"""``balloond --check``: of the VMs whose balloon is served by their own VMM, which balloond would
-drive, and why not the others."""
+"""``balloond --check``: which VMs balloond would drive through their own VMM's balloon, and why it
+would not drive the others."""
 
 import os
 import pwd
@@ -58,8 +58,8 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
 
 
 def _remarks(vm: Looked) -> str:
-    """What else the limits of a VM depend on, and what its VMM cannot do for the guest's
-    protection; "" where there is nothing to say."""
+    """Remarks on a VM: on what else its limits depend, and which abilities for the guest's
+    protection it lacks; "" where there are none."""
     said = []
     if vm.base_bytes:
         said.append(f"a balloon of {format_size(vm.base_bytes)} is there already, and stays")

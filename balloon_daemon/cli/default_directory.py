@@ -48,8 +48,8 @@ def make_directory(socket: Path) -> bool:
         if socket.parent == fallback_directory():
             make_private(socket.parent)
         elif os.geteuid() == 0:
-            # Others may reach the socket, if they may connect to it, and not list the directory
-            # (``others_may_list``).
+            # Mode 0711: users who may connect to the socket must be able to reach it, but not to
+            # list the directory (``others_may_list``).
             socket.parent.mkdir(mode=0o711, exist_ok=True)
     except OSError as err:
         raise ConfigError(
@@ -60,8 +60,8 @@ def make_directory(socket: Path) -> bool:
 
 
 def close_default_directory() -> None:
-    """Keeps others from listing root's default directory: until this version balloond made it with
-    mode 0755, and it may be there since then."""
+    """Keeps other users from listing root's default directory: earlier versions made it with mode
+    0755, and it may still exist since then."""
     directory = default_socket().parent
     with contextlib.suppress(OSError):
         status = os.lstat(directory)

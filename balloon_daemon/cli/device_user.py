@@ -1,4 +1,5 @@
-"""The user that devices become where balloond is root, best a user that runs nothing else."""
+"""Chooses the user as which devices run if balloond is root: best a user that runs nothing
+else."""
 
 import os
 import pwd
@@ -7,11 +8,12 @@ from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.jail import Identity
 
 OWN_USER, SHARED_USER = "balloond", "nobody"
-"""systemd/balloond.sysusers creates the first; many programs run as the second."""
+"""systemd/balloond.sysusers creates the user ``balloond``; many programs run as ``nobody``."""
 
 
 def default_user() -> str:
-    """The devices' own user if it exists: any program of a device's user may kill the device."""
+    """``balloond`` if that user exists, else ``nobody``: any program of a device's user may kill
+    the device, so a user of the devices' own is better."""
     try:
         return pwd.getpwnam(OWN_USER).pw_name
     except KeyError:

@@ -15,8 +15,8 @@ store. All VMs on balloond's own device would then lose their balloons for good,
 them."""
 
 STATUS = 1
-"""With this exit status systemd starts the shipped unit again. It does not with 2, the status of a
-wrong setting (RestartPreventExitStatus=)."""
+"""With this exit status systemd starts the shipped unit again. With status 2, that of a wrong
+setting, systemd does not (RestartPreventExitStatus=)."""
 
 
 def started(start: Callable[[], int]) -> int:

@@ -52,12 +52,26 @@ examples:
 """
 
 
+def _fitted(text: str) -> str:
+    """A text in lines of at most 80 columns; a paragraph with indented lines stays as it is."""
+    # Imported here: only --help needs it.
+    import textwrap
+
+    parts = text.strip().split("\n\n")
+    return "\n\n".join(part if "\n  " in part else textwrap.fill(part, 79) for part in parts)
+
+
 _SIZES = ("--vm-mem", "--margin")
 _NEGATIVE = re.compile(r"-\.?[0-9]")
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, with a pointer to --help."""
+
+    def format_help(self) -> str:
+        self.description = _fitted(self.description or "")
+        self.epilog = _fitted(self.epilog or "")
+        return super().format_help()
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # Print by ``show``. With argparse's own print, text that a full disk refuses would stay in

@@ -40,8 +40,8 @@ def open_all(config: Config, undo: contextlib.ExitStack, *, keep_fds: bool) -> O
 
     Args:
         config: the settings.
-        undo: gets the steps that undo the opening, should the start fail: they remove the sockets'
-            files, and end a keeper that holds no VM.
+        undo: gets the steps that undo the opening if the start fails later: they remove the
+            sockets' files, and end a keeper that holds no VM.
         keep_fds: a keeper is wanted.
 
     Raises:

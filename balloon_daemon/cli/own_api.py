@@ -1,9 +1,10 @@
-"""Opens the API, where it is wanted and can be."""
+"""Opens the API's socket, if an API is wanted and the socket can be opened."""
 
 import contextlib
 import os
 import stat
 from pathlib import Path
+from time import time
 
 from balloon_daemon.cli.default_directory import make_directory
 from balloon_daemon.commands import Service
@@ -13,6 +14,7 @@ from balloon_daemon.events import ApiNotOpened
 from balloon_daemon.linux.directories import may_make_files, others_may_write
 from balloon_daemon.linux.socket_holder import holder_of
 from balloon_daemon.records.bus import Bus
+from balloon_daemon.sizing.balloon_policy import PolicySettings
 
 NOWHERE = Path("none")
 """The value of --api with which there is no API, not even a service's."""
@@ -21,13 +23,16 @@ _MOST_PATH_BYTES = 107
 """sockaddr_un.sun_path has 108 (linux/un.h), with the zero at its end."""
 
 
-def open_api(named: Path | None, bus: Bus, undo: contextlib.ExitStack) -> Service | None:
+def open_api(
+    named: Path | None, settings: PolicySettings, bus: Bus, undo: contextlib.ExitStack
+) -> Service | None:
     """Opens the API's socket.
 
     A service has an API by default; if that cannot be opened, the service runs without it.
 
     Args:
-        named: where, by the flag; None: by default.
+        named: the socket's path that the flag gives; None: the default applies.
+        settings: the policies' numbers.
         bus: gives the API its events.
         undo: gets the steps that undo the opening, should the start fail.
 
@@ -41,7 +46,7 @@ def open_api(named: Path | None, bus: Bus, undo: contextlib.ExitStack) -> Servic
     if path is None:
         return None
     try:
-        return _open(path, bus, undo)
+        return _open(path, settings, bus, undo)
     except ConfigError as err:
         if named is not None:
             raise
@@ -53,7 +58,7 @@ def check_api(named: Path | None) -> ApiNotOpened | None:
     """Finds out whether the API could be opened, and makes nothing.
 
     Args:
-        named: where, by the flag; None: by default.
+        named: the socket's path that the flag gives; None: the default applies.
 
     Returns:
         Why a service would run without its API; None: it would have one, or wants none.
@@ -88,7 +93,7 @@ def _why_not(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         if parent == default_socket().parent and not os.path.lexists(parent):
-            return ""  # balloond makes it at its start.
+            return ""  # balloond makes this directory at its start.
         return f"there is no directory {printable(str(parent))}; make it, or name another path"
     if why := others_may_write(parent):
         return f"{why}; name a path in a directory of your own"
@@ -104,23 +109,24 @@ def _why_not(path: Path) -> str:
 
 
 def api_place(named: Path | None) -> Path | None:
-    """Where the API is to be: by the flag, else a service's; None: nowhere."""
+    """The path of the API's socket: the flag's, else a service's default; None: no API."""
     path = _service_path() if named is None else named
     return None if path == NOWHERE else path
 
 
 def _service_path() -> Path | None:
-    """In the first directory that a service manager has made for this service; None: there is
-    none."""
+    """The default path, in the first directory that a service manager has made for this service;
+    None: there is no such directory."""
     directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(directory, "api.sock") if os.path.isabs(directory) else None
 
 
-def _open(path: Path, bus: Bus, undo: contextlib.ExitStack) -> Service:
+def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitStack) -> Service:
     # Imported here: a balloond without an API does not load what only that needs.
     try:
         from balloon_daemon.api.server import Server
         from balloon_daemon.api.socket_file import ApiSocket
+        from balloon_daemon.api.traces import Traces
         from balloon_daemon.records.recent import Recent
     except ModuleNotFoundError as err:
         raise ConfigError(
@@ -136,6 +142,15 @@ def _open(path: Path, bus: Bus, undo: contextlib.ExitStack) -> Service:
             ) from err
     api_socket = ApiSocket(path)
     undo.callback(api_socket.close)
-    recent = Recent()
+    recent, traces = Recent(), Traces(lambda: _header(settings))
     bus.read_by(recent)
-    return Server(api_socket, recent, bus.publish)
+    bus.read_by(traces)
+    return Server(api_socket, recent, bus.publish, traces)
+
+
+def _header(settings: PolicySettings) -> bytes:
+    """The first line of a trace that begins now."""
+    # Imported here: a balloond that nobody records does not load it.
+    from balloon_daemon.records.trace import Header, encode_header
+
+    return encode_header(Header(time(), settings))

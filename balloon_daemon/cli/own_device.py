@@ -5,8 +5,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from balloon_daemon.cli.device_user import (
     SHARED_USER,
@@ -40,8 +40,7 @@ from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
 
 
-@dataclass(frozen=True, slots=True)
-class OwnDevice:
+class OwnDevice(NamedTuple):
     """The settings of every device, checked.
 
     Attributes:
@@ -115,13 +114,13 @@ class OwnDevice:
             publish(PolicyFileWarning(str(warning).splitlines()[0]))
 
     def _say_shared(self, publish: Publish) -> None:
-        """Publishes that devices share their user with other programs; called at the first device,
-        as before that no device can be harmed."""
+        """Publishes that devices share their user with other programs; called before the first
+        device is forked, because until then no device exists that could be harmed."""
         if self.shares_user:
             publish(DevicesShareUser(SHARED_USER))
 
     def warnings(self) -> Iterator[str]:
-        """What ``--check`` warns of before it tries a device."""
+        """The warnings that ``--check`` prints before it tries a device."""
         for warning in self.compiled.warnings:
             yield warning.with_mark("warning: ")
         if self.ignored_user:

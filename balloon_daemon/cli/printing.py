@@ -35,8 +35,8 @@ def answer(text: str) -> bool:
     """Prints what was asked for.
 
     Returns:
-        False where it could not be printed. A line on standard error says so, except where the
-        output's reader has gone, and wants no more of it.
+        False where the text could not be printed. A line on standard error says so, unless the
+        output's reader has gone (EPIPE), which is no error.
     """
     try:
         print(text.encode(errors="backslashreplace").decode(), flush=True)

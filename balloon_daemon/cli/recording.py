@@ -46,13 +46,13 @@ def _check_apart(trace: Path, history: Path) -> None:
 
 @contextmanager
 def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> Iterator[None]:
-    """Records all that is published until the block ends.
+    """Writes published events to a trace until the block ends.
 
     Args:
         path: the trace's file.
         settings: the policies' numbers.
         bus: delivers events.
-        low: starts the program that writes the file; closed once that has begun.
+        low: starts the program that writes the file; closed once the program has begun.
 
     Raises:
         ConfigError: the file cannot be made, another balloond writes it, or the program that
@@ -66,7 +66,7 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
         raise ConfigError(f"--record: its writer cannot be started: {err}") from err
     finally:
         file.close()
-        # The low numbers are free again for whoever starts programs later.
+        # Free the low descriptor numbers: other parts of balloond start programs later.
         low.close()
     recorder = Recorder(scribe, header_now(settings), bus.publish)
     bus.add(recorder)
@@ -85,10 +85,10 @@ def keep_history(path: Path, bus: Bus, low: LowNumbers) -> Iterator[None]:
     Args:
         path: the history's file.
         bus: delivers events.
-        low: starts the program that writes the file; closed once that has begun.
+        low: starts the program that writes the file; closed once the program has begun.
 
     Raises:
-        ConfigError: another balloond keeps it, or its program cannot be started.
+        ConfigError: another balloond keeps this history, or the program cannot be started.
     """
     held = ExitStack()
     try:

@@ -6,7 +6,6 @@ of mistakes: for a file of a megabyte that takes a second.
 """
 
 import argparse
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from balloon_daemon.controller.reload import Reread
 from balloon_daemon.errors import ConfigError, ConfigFileError
 from balloon_daemon.guests.open_guest import Drivers, Low
 from balloon_daemon.guests.seam import GuestDriver
+from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.asked_child import AskedChild
@@ -79,10 +79,10 @@ class ConfigFiles:
             child = AskedChild(partial(_answers, self._args, present), self._low)
         except OSError as err:
             return _refused(f"no process can be started that reads the files: {err.strerror}")
+        reading = asyncio.get_running_loop().create_task(_read(child, present))
         try:
-            async with asyncio.timeout(READ_WITHIN_S):
-                return await _read(child, present)
-        except TimeoutError:
+            if await is_done_within(reading, READ_WITHIN_S):
+                return reading.result()
             return _refused(
                 f"the files are not read within {READ_WITHIN_S:g} s; are they on a server that "
                 "does not answer?"
@@ -90,6 +90,8 @@ class ConfigFiles:
         except OSError as err:
             return _refused(f"the files cannot be read: {err.strerror or err}; try again")
         finally:
+            reading.cancel()
+            await asyncio.wait([reading])
             child.end()
             self._ended.append(child)
             await self._reap()
@@ -101,11 +103,14 @@ class ConfigFiles:
         return self._drivers.open(config)
 
     async def _reap(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REAPED_WITHIN_S):
-                while self._ended and not self._ended[-1].is_gone():
-                    await asyncio.sleep(0.01)
-                self._ended.pop()
+        """Waits for the child that was ended last, for a moment."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + REAPED_WITHIN_S
+        while not self._ended[-1].is_gone():
+            if loop.time() > until_s:
+                return
+            await asyncio.sleep(0.01)
+        self._ended.pop()
 
 
 def _refused(mistake: str) -> Reread:
@@ -151,7 +156,7 @@ async def _parts(child: AskedChild, take: Callable[[object], None]) -> None:
         if count % _PARTS_AT_ONCE == 0:
             await asyncio.sleep(0)
         match part:
-            case [int(number), str(why)]:
+            case [int(number), str(why), *_]:
                 if number:
                     raise OSError(number, why)
                 return

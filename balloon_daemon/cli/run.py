@@ -58,8 +58,8 @@ MISTAKES_SHOWN = 5
 """How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
 
 CONFIG_MISTAKES_SHOWN = 1000
-"""How many mistakes of configuration files balloond shows: all, unless something else than a
-person wrote them."""
+"""How many mistakes of configuration files balloond shows: all mistakes of any file that a person
+has written."""
 
 
 def _check_platform() -> None:
@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 records.enter_context(keep_history(config.history, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
-            api = open_api(config.api, bus, undo)
+            api = open_api(config.api, config.policy, bus, undo)
             own_vms = None
             if own is None:
                 for risk in risks(config):

@@ -1,4 +1,5 @@
-"""Tables and keys of a configuration file, as values: where each is, and how it is said. Pure."""
+"""Tables and keys of a configuration file as values: each one's place and its text in messages.
+Pure."""
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -11,11 +12,11 @@ Key = tuple[str, ...]
 
 
 DEEPEST = 3
-"""No key of balloond's has more names than that: what is below is not looked at."""
+"""No key that balloond knows has more names than this; tables below are not read."""
 
 
 class Unreadable(Enum):
-    """A value that is no TOML; that it is none is a mistake already."""
+    """Stands for a value that is no TOML; the mistake is noted already."""
 
     VALUE = "?"
 
@@ -44,7 +45,7 @@ class Where(NamedTuple):
     Attributes:
         order: which file it is, counted as they are read.
         line: counted from 1; 0: not known.
-        column: counted from 1, in characters; 0: of no one column.
+        column: counted from 1, in characters; 0: the place is a whole line.
         file: the file's path.
     """
 
@@ -54,7 +55,7 @@ class Where(NamedTuple):
     file: str
 
     def __str__(self) -> str:
-        """``file:line:column``, as compilers say it, as far as it is known."""
+        """``file:line:column``, as compilers write it, without the parts that are not known."""
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part)
 
     def seen_from(self, other: "Where") -> str:

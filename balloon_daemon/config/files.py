@@ -77,7 +77,7 @@ def _drop_ins(directory: Path, mistakes: list[str]) -> list[Path]:
     except (OSError, ValueError) as err:  # ValueError: a NUL byte in the path
         if isinstance(err, OSError) and os.path.lexists(directory):
             mistakes.append(f"{name}: {err.strerror}; make it a readable directory, or remove it")
-        return []  # The file beside it has the same fault, and is a mistake already.
+        return []  # The configuration file's path has the same fault, which is noted already.
     if os.geteuid() == 0 and (why := others_may_write(directory)):
         mistakes.append(f"{name}: {why}: files could be added; let root alone write there")
         return []

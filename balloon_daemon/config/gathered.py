@@ -80,11 +80,11 @@ Default = TypeVar("Default")
 
 
 class Gathered:
-    """What several files set.
+    """The settings that several files make together.
 
     Attributes:
         origins: where each key was set; the last place of several counts.
-        is_complete: False: there are statements of which nobody knows what they set.
+        is_complete: False: some statement could not be parsed, so it is unknown what it sets.
     """
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ class Gathered:
         self.is_complete = True
         self._mistakes: list[tuple[Where, str]] = []
         self._values: dict[Key, object] = {}
-        """What each key is set to, where that is no mistake."""
+        """The value of each key that is set without a mistake."""
         self._vms: dict[str, Where] = {}
-        """The VMs, and where each is first."""
+        """The VMs, and the place where each is named first."""
         self._misspelt: set[str] = set()
         """The VMs with an unknown key that may have been meant to say how to reach them."""
 
@@ -166,7 +166,7 @@ class Gathered:
             self._values[path] = parsed
 
     def _unknown(self, path: Key, value: object, where: Where, known: Iterable[str]) -> None:
-        """Notes a table or a key that there is not."""
+        """Notes a table or a key that balloond does not know."""
         key, is_table = path[-1], isinstance(value, dict)
         hint = _nearest(key, known)
         if path[0] == "vm":
@@ -207,7 +207,7 @@ class Gathered:
         return value if isinstance(value, kind) else default
 
     def _set(self, path: Key) -> Origin:
-        """Where a key that is set has its value from."""
+        """The place that sets a key, and its value there; the key must be set."""
         return self.origins[path][-1]
 
     def _vm(self, name: str) -> VmConfig:

@@ -123,7 +123,7 @@ class Config:
 
 
 class FromFiles(NamedTuple):
-    """What files set.
+    """The settings that configuration files make.
 
     Attributes:
         config: the settings.

@@ -2,9 +2,9 @@
 
 ``tomllib`` neither tells the lines of keys nor goes on after a mistake. So the text is split into
 its statements (a table's header, or ``key = value``), and ``tomllib`` parses each of them alone:
-the syntax of keys and values stays the parser's. Only where a statement ends, and what is there
-twice, is found here. This costs several times what parsing the whole text does, so it is for files
-with mistakes and for ``balloond --check``.
+the syntax of keys and values stays the parser's. This module finds only where a statement ends,
+and which keys and tables are there twice. It takes several times as long as parsing the whole
+text, so it is used for files with mistakes and for ``balloond --check``.
 """
 
 import re
@@ -59,7 +59,7 @@ class Fault(NamedTuple):
 
     Attributes:
         line: counted from 1.
-        column: counted from 1, in characters; 0: of no one column.
+        column: counted from 1, in characters; 0: the mistake is in no single column.
         said: what is wrong, and the remedy.
     """
 
@@ -74,7 +74,7 @@ class Statements(NamedTuple):
     Attributes:
         entries: all tables and keys, in the order of the text.
         faults: what is wrong with the language, in the same order.
-        is_complete: False: a statement was refused of which nobody knows what it sets.
+        is_complete: False: a statement was refused, and it is unknown what it was meant to set.
     """
 
     entries: list[Entry]
@@ -100,7 +100,8 @@ class _Reader:
         self._text = text
         self._line = 1
         self._table: Key | None = ()
-        """Whose keys follow; None: nobody knows, or they are one of many of a name."""
+        """The table whose keys follow; None: its header could not be read, or it is one of several
+        tables of one name (``[[NAME]]``)."""
         self._lines: dict[Key, int] = {}
         """Where each table with a header, and each key, was first."""
         self._in_table: set[Key] = set()
@@ -175,8 +176,8 @@ class _Reader:
         self.faults.append(Fault(self._line + lines_on, column, said))
 
     def _refuse(self, statement: str, err: Exception) -> None:
-        """Notes a statement that is no TOML. Guesses which key or table it was meant to be, so
-        that what follows, and what it sets, is not taken for missing."""
+        """Notes a statement that is no TOML. Guesses which key or table it was meant to be:
+        otherwise the keys below it would count as another table's, and its own as missing."""
         table = ""
         if _is_header(statement):
             name = statement.strip().strip("[]").partition("#")[0].strip()
@@ -209,7 +210,7 @@ def _is_header(statement: str) -> bool:
 
 
 def _parsed(statement: str) -> dict[str, object] | Exception:
-    """What tomllib makes of a statement, or why it refuses it."""
+    """The values that tomllib parses from a statement, or the error that it raises."""
     try:
         return tomllib.loads(statement)
     except (ValueError, RecursionError) as err:
@@ -237,7 +238,8 @@ def _path_of(statement: str) -> Key | None:
 
 
 def _why(err: Exception) -> tuple[str, int, int]:
-    """What tomllib says; how many lines on; and in which column, 0 where it does not say."""
+    """tomllib's message; how many lines below the statement's first line the mistake is; and its
+    column, 0 where tomllib gives none."""
     if isinstance(err, RecursionError):
         return "it is nested too deeply", 0, 0
     said = str(err)

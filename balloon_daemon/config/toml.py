@@ -28,7 +28,7 @@ def read_config(
     Args:
         path: the file.
         optional: True: it may be absent.
-        with_origins: True: finds where each key is set, too.
+        with_origins: True: also finds where each key is set.
 
     Returns:
         None: there is neither the file nor a drop-in.
@@ -92,7 +92,7 @@ def parse_texts(
 
 
 def _located(texts: Sequence[ConfigText], refused: Mapping[int, str]) -> Gathered:
-    """The settings once more, with their lines.
+    """Reads the texts once more, by ``statements``, for settings and mistakes with their lines.
 
     Args:
         texts: the texts.

@@ -18,11 +18,10 @@ def checked(
     against_more: Callable[[VmId, int], Reason | None],
     now_s: float,
 ) -> Asked | NotDone:
-    """The event for the policy, or why there is none.
+    """The event for the policy, or why the operator's command is refused.
 
-    A balloon may always be made smaller. To make it larger is refused where the policy would not
-    do so either: an operator who squeezes a guest in need would have to know more than its
-    statistics tell.
+    A balloon may always be made smaller. To make it larger is refused wherever the policy would
+    not ask for more either, for example of a guest whose statistics show that it is in need.
     """
     if not policy.governs(command.vm):
         return NotDone(Refusal.NO_SIZE)

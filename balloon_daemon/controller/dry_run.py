@@ -77,7 +77,7 @@ class DryGuest:
     def __init__(self, guest: Guest, report: ReportTo, publish: Publish) -> None:
         self.vm = guest.vm
         self.attached = Attached(0)
-        """The guest's own report."""
+        """The guest's own report, with its balloon's true size."""
         self.serve, self.leave = guest.serve, guest.leave
         self.request_stats, self.watch = guest.request_stats, guest.watch
         self.against_more = guest.against_more
@@ -92,20 +92,22 @@ class DryGuest:
         return self._guest.stays
 
     def set_target(self, target_bytes: int) -> None:
-        """Publishes a target that would have been sent."""
+        """Publishes the target, in place of sending it."""
         if target_bytes != (self._target_bytes or 0):
             self._publish(TargetWithheld(self.vm, target_bytes))
         self._target_bytes = target_bytes
-        # Not now: the governor is in the middle of carrying out a step.
+        # Report the new size in a later turn of the loop: the governor is in the middle of a step.
         asyncio.get_running_loop().call_soon(self._seem_to_have, target_bytes)
 
     def keep(self, row: VmRow) -> None:
-        """Stores what the guest's balloon really is, for another balloond."""
+        """Stores for another balloond what is true: the policy's row that an earlier balloond had
+        stored, else one with an empty balloon."""
         true = VmRow(row.vm_mem_bytes, 0, None, None)
         self._guest.keep(self.attached.row or true)
 
     async def give_back(self) -> None:
-        """Gives nothing back, as nothing was taken; sets a VMM's own settings back."""
+        """Gives no memory back, as none was taken; where the VMM keeps the balloon, has the guest
+        restore the VMM's own settings."""
         self._seem_to_have(0)
         if Ability.KEPT_BY_VMM in self.attached.can:
             await self._guest.give_back()

@@ -10,13 +10,24 @@ from collections.abc import Callable, Iterable
 from random import random
 from typing import assert_never
 
-from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
-from balloon_daemon.controller.asking import checked
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    Pause,
+    Reclaim,
+    Release,
+    Reserve,
+    Resume,
+    SetBalloon,
+    TakeAnswer,
+    Unreserve,
+)
+from balloon_daemon.controller.operators import Operators
 from balloon_daemon.controller.reported import attached, event_of, told_policy
-from balloon_daemon.controller.statuses import vm_status
+from balloon_daemon.controller.statuses import host_status, vm_status
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.errors import StateError
-from balloon_daemon.events import Decided, Publish, SizeAsked, VmAttached, VmResized
+from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
     Actual,
     Attached,
@@ -38,16 +49,13 @@ from balloon_daemon.sizing.balloon_policy import Decision, PolicySettings, Reaso
 from balloon_daemon.sizing.host_events import Halted, HostStep, Looked, Seen, Woke
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
-from balloon_daemon.status import HostStatus, LastDecision, VmStatus
+from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
 
 MakePolicy = Callable[
     [PolicySettings, Callable[[], float], Callable[[VmId, int], Reason | None]], HostPolicy
 ]
 """Makes a policy of ``HostPolicy``'s arguments."""
-
-FRESH_S = 1.0
-"""A reading of the source that is shown is no older; an older one is read anew."""
 
 READ_AGAIN_S = 1.0
 """When to wake again if reading the source raised, perhaps for lack of memory."""
@@ -78,9 +86,12 @@ class Governor:
         self._loop = loop
         self._policy = make(settings, random, self._against_more)
         self._vms: dict[VmId, Vm] = {}
+        self._operators = Operators(
+            self._policy, self._vms, self._against_more, self._step, publish, loop.time
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._last: tuple[VmId, Decision, float] | None = None
-        """The last decision of all, and when it was made; rechecks left out."""
+        """The last decision about any VM and when it was made; ``Reason.RECHECK`` left out."""
 
     @property
     def vms(self) -> Iterable[Vm]:
@@ -111,7 +122,7 @@ class Governor:
         """Handles a guest's report.
 
         Raises:
-            StateError: the row of ``Attached`` is no state of a policy.
+            StateError: ``Attached.row`` holds a state that no policy can be in.
         """
         vm = self._vms.get(vm_id)
         if vm is None:
@@ -121,18 +132,8 @@ class Governor:
                 self._attach(vm_id, vm, report)
             case Resized(vm_mem_bytes):
                 self._resize(vm_id, vm, vm_mem_bytes)
-            case Actual(balloon_bytes):
-                vm.balloon_bytes, vm.trouble = balloon_bytes, None
-                self._tell_policy(vm_id, vm, report)
-            case Stats():
-                vm.stats = report
-                self._tell_policy(vm_id, vm, report)
-            case Held():
-                vm.held = report
-                self._tell_policy(vm_id, vm, report)
-            case StateChanged(state):
-                if state is not vm.state:
-                    vm.state = state
+            case Actual() | Stats() | Held() | StateChanged():
+                if vm.note(report):
                     self._tell_policy(vm_id, vm, report)
             case Refused() | Stuck():
                 vm.trouble = report
@@ -145,10 +146,8 @@ class Governor:
 
     def host_status(self) -> HostStatus:
         """The present state of the source and of the policy."""
-        now_s, last = self._loop.time(), self._last
-        wake_in_s = None if self._timer is None else max(0.0, self._timer.when() - now_s)
-        decided = None if last is None else LastDecision(*last[:2], now_s - last[2])
-        return HostStatus(self._watch.status(FRESH_S), decided, wake_in_s, self._watch.listens)
+        wake_at_s = None if self._timer is None else self._timer.when()
+        return host_status(self._policy, self._watch, self._last, wake_at_s, self._loop.time())
 
     def vm_ids(self) -> tuple[VmId, ...]:
         """The VMs, in the order in which they came."""
@@ -163,16 +162,19 @@ class Governor:
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
         """Does what an operator asks of a VM's balloon."""
-        vm = self._vms.get(command.vm)
-        if vm is None:
-            return NotDone(Refusal.NO_SIZE)
-        asked = checked(command, self._policy, vm, self._against_more, self._loop.time())
-        if isinstance(asked, NotDone):
-            return asked
-        before_bytes = vm.balloon_bytes
-        self._step(asked)
-        self._publish(SizeAsked(vm.guest.vm, uid, asked.balloon_bytes, asked.hold_s or 0.0))
-        return Done(before_bytes, asked.balloon_bytes)
+        return self._operators.obey(command, uid)
+
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
+        """Pauses the policy, lets it go on, or ends all reserves; None: it is done."""
+        return self._operators.steer(command, uid)
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        """Begins what takes a while; returns the number by which that is withdrawn."""
+        return self._operators.want(command, uid, answer)
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``want`` has begun, as nobody waits for it."""
+        self._operators.withdraw(ticket)
 
     # --- guests' reports ----------------------------------------------------------------------
 
@@ -234,7 +236,7 @@ class Governor:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # As crosvm's policy: an error raised here would stop HostPolicy in mid-step.
+            # Let the VM be asked, as crosvm's policy does: raising would stop HostPolicy's step.
             self._failed(err)
             return None
 
@@ -259,6 +261,7 @@ class Governor:
                 self._tell(vm.guest.watch, every_s)
         for vm_id in step.stuck:
             self._failed(StateError(f"{vm_id}: its deadline stays in the past"))
+        self._operators.performed(step)
         for vm_id, finding in step.findings:
             self._publish(event_of(vm_id, finding))
         for vm_id, decision, repeated in step.decisions:

@@ -2,10 +2,55 @@
 
 from balloon_daemon.controller.reported import protection_status
 from balloon_daemon.controller.vm import Vm
-from balloon_daemon.sizing.decision import Reading
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.sizing.decision import Decision, Reading
 from balloon_daemon.sizing.host_policy import HostPolicy
-from balloon_daemon.status import LastDecision, PolicyStatus, SourceStatus, VmStatus
-from balloon_daemon.units import MIB, VmId
+from balloon_daemon.status import (
+    HostStatus,
+    LastDecision,
+    PolicyStatus,
+    ReclaimStatus,
+    SourceStatus,
+    VmStatus,
+)
+from balloon_daemon.units import VmId
+
+FRESH_S = 1.0
+"""A reading of the source that is shown is no older; an older one is read anew."""
+
+
+def host_status(
+    policy: HostPolicy,
+    watch: MemoryWatch,
+    last: tuple[VmId, Decision, float] | None,
+    wake_at_s: float | None,
+    now_s: float,
+) -> HostStatus:
+    """The host's status.
+
+    Args:
+        policy: decides for all VMs.
+        watch: reads the low-memory source.
+        last: the last decision of all, and when it was made.
+        wake_at_s: when the policy's earliest deadline comes.
+        now_s: the clock of the policy.
+    """
+    return HostStatus(
+        watch.status(FRESH_S),
+        None if last is None else LastDecision(*last[:2], now_s - last[2]),
+        _left_s(wake_at_s, now_s),
+        watch.listens,
+        paused_s=policy.steering.pauses.left_s(None, now_s),
+        reclaims=tuple(
+            ReclaimStatus(wanted.size_bytes, came_bytes, max(0.0, until_s - now_s))
+            for wanted, came_bytes, until_s in policy.steering.reclaims.going_on()
+        ),
+        reserves=tuple(
+            (size_bytes, max(0.0, until_s - now_s))
+            for size_bytes, until_s in policy.steering.reserves.all_until_s()
+        ),
+        reserved_mib=policy.steering.reserves.mib,
+    )
 
 
 def vm_status(
@@ -36,11 +81,12 @@ def vm_status(
         vm.kind,
         last_decision(vm_id, vm, now_s),
         vm.vmm_pid,
+        policy.steering.pauses.left_s(vm_id, now_s),
     )
 
 
 def last_decision(vm_id: VmId, vm: Vm, now_s: float) -> LastDecision | None:
-    """A VM's last decision, rechecks left out; None where there was none."""
+    """A VM's last decision other than ``Reason.RECHECK``; None where there was none."""
     if vm.decided is None:
         return None
     decision, at_s = vm.decided
@@ -54,8 +100,7 @@ def _policy_status(
     state, steps = policy.state(), policy.settings.steps
     needed_mib = None
     if isinstance(source.seen, Reading):
-        # As BalloonPolicy reckons it: the increment is rounded down to MiB before it is doubled.
-        needed_mib = source.seen.margin_mib + 2 * (policy.max_bytes // steps // MIB)
+        needed_mib = policy.needed_mib(source.seen) + host.steering.reserves.mib
     return PolicyStatus(
         host.vm_mem_bytes(vm_id),
         policy.max_bytes,

@@ -1,7 +1,8 @@
 """Reads the low-memory source at regular times, for the record of a host that decides seldom.
 
-Runs in the controller, with ``--record`` and ``--history`` alone. Without it the source is read
-only when the policy wants to know, and the record would not tell for how long memory was low.
+Runs in the controller, with ``--record`` and ``--history``, and while somebody records over the
+API. Without it the source is read only when the policy wants to know, and the record would not
+tell for how long memory was low.
 """
 
 import asyncio
@@ -42,13 +43,15 @@ class Survey:
         self._timer: asyncio.Handle | None = None
 
     def begin(self) -> None:
-        """Publishes a reading at once, and others from then on."""
-        self._timer = self._loop.call_soon(self._look)
+        """Publishes a reading at once, and others from then on, unless it does already."""
+        if self._timer is None:
+            self._timer = self._loop.call_soon(self._look)
 
     def close(self) -> None:
         """Reads the source no more."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _look(self) -> None:
         # Set the timer first: an error of the reading, for lack of memory perhaps, is published by

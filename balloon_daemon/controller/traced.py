@@ -1,21 +1,26 @@
 """A host's policy whose steps are published, so that they can be recorded and replayed.
 
-Runs in the controller, with ``--record`` alone.
+Runs in the controller, with ``--record``, and where there is an API, over which they may be asked
+for at any time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from balloon_daemon.controller.governor import MakePolicy
-from balloon_daemon.events import Publish, Stepped
+from balloon_daemon.controller.reported import told_policy
+from balloon_daemon.controller.survey import Survey
+from balloon_daemon.controller.vm import Vm
+from balloon_daemon.events import Publish, Stepped, TraceBegun, VmFound
+from balloon_daemon.guests.seam import GuestState, StateChanged
+from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reason
-from balloon_daemon.sizing.host_events import Event, HostStep, Moved
-from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.host_events import Event, HostStep, Moved, Reported
+from balloon_daemon.sizing.resumable import ResumablePolicy
 from balloon_daemon.units import VmId
 
 
-class TracedPolicy(HostPolicy):
-    """A host's policy that publishes all that it is told, draws and decides.
+class TracedPolicy(ResumablePolicy):
+    """A host's policy that publishes all that it is told, draws and decides, while it is to.
 
     Args:
         settings: the policies' numbers.
@@ -51,27 +56,102 @@ class TracedPolicy(HostPolicy):
         self._objections = objections
         self._publish = publish
         self._clock = clock
+        self.publishes = True
+        """Whether it publishes; what it decides does not depend on it."""
 
     def step(self, event: Event, now_s: float) -> HostStep:
         self._draws.clear()
         self._objections.clear()
         step = super().step(event, now_s)
+        if not self.publishes:
+            return step
         draws, objections = tuple(self._draws), tuple(self._objections.items())
         self._publish(Stepped(now_s, event, draws, objections, step.decisions))
         return step
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
         super().note_actual(vm, actual_bytes)
-        self._publish(Stepped(self._clock(), Moved(vm, actual_bytes)))
+        if self.publishes:
+            self._publish(Stepped(self._clock(), Moved(vm, actual_bytes)))
 
 
-def traced(publish: Publish, clock: Callable[[], float]) -> MakePolicy:
-    """Gives a ``MakePolicy`` of traced policies.
+class Traced:
+    """Has the steps of a policy published while somebody records them: a ``Tracing``.
 
     Args:
         publish: takes events.
-        clock: the clock whose times ``step`` is given.
+        clock: the clock whose times the policy's ``step`` is given.
+        watch: reads the source.
+        always: whether for as long as balloond runs (``--record``).
     """
-    return lambda settings, draw, against_more: TracedPolicy(
-        settings, draw, against_more, publish, clock
-    )
+
+    def __init__(
+        self,
+        publish: Publish,
+        clock: Callable[[], float],
+        watch: MemoryWatch,
+        *,
+        always: bool,
+    ) -> None:
+        self._publish = publish
+        self._clock = clock
+        self._watch = watch
+        self._always = always
+        self._number = 0
+        self._begun = 0
+        """How many record now."""
+        self._policy: TracedPolicy
+        self._vms: Callable[[], Iterable[Vm]]
+        self._survey: Survey | None = None
+
+    def make(
+        self,
+        settings: PolicySettings,
+        draw: Callable[[], float],
+        against_more: Callable[[VmId, int], Reason | None],
+    ) -> TracedPolicy:
+        """Makes the policy. A ``MakePolicy``."""
+        self._policy = TracedPolicy(settings, draw, against_more, self._publish, self._clock)
+        self._policy.publishes = self._always
+        return self._policy
+
+    def serve(self, vms: Callable[[], Iterable[Vm]], survey: Survey | None) -> None:
+        """Is ready for ``begin`` from now on.
+
+        Args:
+            vms: gives the VMs.
+            survey: to be begun and ended; None: it goes on anyway.
+        """
+        self._vms, self._survey = vms, survey
+
+    def begin(self) -> None:
+        """Publishes the present state, and all steps from now on."""
+        self._number += 1
+        self._begun += 1
+        seen, now_s = self._watch.look(), self._clock()
+        self._publish(TraceBegun(now_s, self._number, seen))
+        of_vms = {vm.guest.vm: vm for vm in self._vms()}
+        for found in self._policy.found():
+            vm = of_vms.get(found.vm)
+            reports = () if vm is None or found.lasting is None else _last_reports(vm)
+            self._publish(VmFound(now_s, self._number, found, reports))
+        self._policy.publishes = True
+        if self._survey is not None:
+            self._survey.begin()
+
+    def end(self) -> None:
+        """Publishes no more where nobody else records."""
+        self._begun -= 1
+        if self._begun == 0:
+            self._policy.publishes = self._always
+            if self._survey is not None:
+                self._survey.close()
+
+
+def _last_reports(vm: Vm) -> tuple[Reported, ...]:
+    """A careful VM's last reports, as its policy was told them."""
+    reports = [report for report in (vm.stats, vm.held) if report is not None]
+    told = [told_policy(vm.guest.vm, report) for report in reports]
+    if vm.state is not GuestState.RUNNING:
+        told.append(told_policy(vm.guest.vm, StateChanged(vm.state)))
+    return tuple(told)

@@ -1,8 +1,19 @@
 """A VM as the controller sees it: its guest, and the guest's last reports."""
 
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from balloon_daemon.guests.seam import Ability, Guest, GuestState, Held, Refused, Stats, Stuck
+from balloon_daemon.guests.seam import (
+    Ability,
+    Actual,
+    Guest,
+    GuestState,
+    Held,
+    Refused,
+    StateChanged,
+    Stats,
+    Stuck,
+)
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
@@ -19,15 +30,16 @@ class Vm:
         guest: its guest.
         settings: its operator's settings.
         kind: how its balloon is reached, as the configuration file calls it.
-        can: its abilities when it attached.
+        can: its abilities, as its guest reported them when the VM attached.
         balloon_bytes: its balloon's size, as the driver reports it.
         stats: its guest's last statistics; None where it has sent none.
         held: the host's memory that it occupies; None where that is not known.
         state: the guest's state.
         trouble: the last report of trouble with its balloon; None where there is none.
         vmm_pid: its VMM's process; None: unknown.
-        decided: its last decision and when it was made, rechecks left out; None: there was none.
-        sizes: limits the events about its size.
+        decided: its last decision other than ``Reason.RECHECK``, and when it was made; None: there
+            was none.
+        sizes: limits the rate of the events about its size.
     """
 
     guest: Guest
@@ -42,3 +54,19 @@ class Vm:
     vmm_pid: int | None = None
     decided: tuple[Decision, float] | None = None
     sizes: RateLimit = field(default_factory=lambda: RateLimit(SIZES_A_SECOND))
+
+    def note(self, report: Actual | Stats | Held | StateChanged) -> bool:
+        """Notes what its guest reports; returns whether that is new."""
+        match report:
+            case Actual(balloon_bytes):
+                self.balloon_bytes, self.trouble = balloon_bytes, None
+            case Stats():
+                self.stats = report
+            case Held():
+                self.held = report
+            case StateChanged(state):
+                before, self.state = self.state, state
+                return state is not before
+            case _:
+                assert_never(report)
+        return True

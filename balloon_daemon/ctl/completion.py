@@ -26,9 +26,9 @@ class Argument(NamedTuple):
     Attributes:
         flags: an option's names; empty: an operand.
         summary: what it is, in a few words.
-        value: what it takes: ``files``, ``vms``, ``words``, ``text``; "": nothing.
-        words: the values that there are, for ``words``.
-        metavar: what the help calls its value.
+        value: the kind of value that it takes: ``files``, ``vms``, ``words``, ``text``; "": none.
+        words: all possible values, for ``words``.
+        metavar: the value's name in the help.
     """
 
     flags: tuple[str, ...]
@@ -129,7 +129,12 @@ _balloonctl() {{
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         ;;
     vms)
-        mapfile -t COMPREPLY < <(compgen -W "$(_balloonctl_vms)" -- "$current")
+        # Whoever starts a VM chooses its name. compgen -W would run the $(…) in a name, and so
+        # would the shell at the end of the line: quote each name, and compare it here.
+        while IFS= read -r word; do
+            printf -v word %q "$word"
+            [[ $word != "$current"* ]] || COMPREPLY+=("$word")
+        done < <(_balloonctl_vms)
         ;;
     words)
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
@@ -150,7 +155,7 @@ def _bash_command(command: Command) -> str:
 
 
 def _operand(command: Command) -> str:
-    """What the first operand is."""
+    """The kind of value of the command's first operand."""
     return next((each.value for each in command.arguments if not each.flags), "none")
 
 

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from balloon_daemon.ctl.ask.main import terminal_columns
+from balloon_daemon.ctl.ask.wording import wrapped
 from balloon_daemon.ctl.history_file import (
     WHERE,
     HistoryFileError,
@@ -15,7 +17,7 @@ from balloon_daemon.ctl.history_file import (
     read,
     usual_place,
 )
-from balloon_daemon.ctl.simulate.overrides import parse_duration
+from balloon_daemon.ctl.times import parse_duration
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.units import format_size
 
@@ -29,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="what balloond decided in the last day, and what host and VMs had",
         description="Shows what balloond --history FILE has kept: its decisions, and with "
         "--samples what host and VMs had, minute by minute.",
-        epilog="TIME is written like 90s, 30m or 2h. Exit status: 0 shown, 1 the file cannot be "
+        epilog="TIME is written like 90s, 2h or 1d. Exit status: 0 shown, 1 the file cannot be "
         "read, 2 an option that makes no sense.",
         allow_abbrev=False,
     )
@@ -61,9 +63,10 @@ def run(args: argparse.Namespace) -> int:
     path = args.file or usual_place()
     table = "samples" if args.samples else "events"
     name = printable(str(path))
+    columns = terminal_columns()
     try:
         for row in read(path, table, since_s, args.vm):
-            print(json.dumps(row) if args.json else _said(row))
+            print(json.dumps(row) if args.json else "\n".join(wrapped([_said(row)], columns)))
     except HistoryFileError as err:
         _complain(f"{name}: {err.strerror}")
         return EXIT_FAILURE

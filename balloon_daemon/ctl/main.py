@@ -9,13 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from balloon_daemon import __version__
-from balloon_daemon.ctl.ask.main import add_parsers as add_ask_parsers
-from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
-from balloon_daemon.ctl.doctor.main import add_parser as add_doctor_parser
-from balloon_daemon.ctl.history import add_parser as add_history_parser
-from balloon_daemon.ctl.plot import add_parser as add_plot_parser
-from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
-from balloon_daemon.ctl.simulate.main import add_parser as add_simulate_parser
 from balloon_daemon.errors import printable
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -43,10 +36,21 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``balloonctl``."""
+    # Imported here, within ``main``: Ctrl-C while this is loaded, 0.1 s long, is no traceback.
+    from balloon_daemon.ctl.ask.main import add_api_flag
+    from balloon_daemon.ctl.ask.main import add_parsers as add_ask_parsers
+    from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
+    from balloon_daemon.ctl.doctor.main import add_parser as add_doctor_parser
+    from balloon_daemon.ctl.history import add_parser as add_history_parser
+    from balloon_daemon.ctl.plot import add_parser as add_plot_parser
+    from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
+    from balloon_daemon.ctl.simulate.main import add_parser as add_simulate_parser
+
     parser: argparse.ArgumentParser = _Parser(
         prog="balloonctl", description="Tools around balloond, the memory balloon daemon."
     )
     parser.add_argument("--version", action="version", version=f"balloonctl {__version__}")
+    add_api_flag(parser)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     add_ask_parsers(subparsers)
     add_doctor_parser(subparsers)
@@ -66,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, 130 where it was interrupted.
     """
     _prepare_output()
-    options = build_parser().parse_args(argv)
     try:
+        options = build_parser().parse_args(argv)
         status: int = options.run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -79,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop(sys.stdout)
         why = printable(err.strerror or str(err))
         if err.errno in _NO_ROOM:
-            # write(2) names no file, and a file that a flag names is named by whoever writes it.
+            # An error without a file's name is standard output's: the code that writes a file
+            # named by a flag adds that file's name to its errors.
             why = f"standard output: {why}; write it to another place"
         _complain(f"balloonctl: {why}")
         return EXIT_FAILURE

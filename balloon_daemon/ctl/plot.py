@@ -8,7 +8,7 @@ from pathlib import Path
 from balloon_daemon.ctl.charts.needed import check_picture
 from balloon_daemon.ctl.charts.past import Past, past_of
 from balloon_daemon.ctl.history_file import WHERE, read, usual_place
-from balloon_daemon.ctl.simulate.overrides import parse_duration
+from balloon_daemon.ctl.times import parse_duration
 from balloon_daemon.errors import ConfigError, printable
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
@@ -22,7 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Draws what balloond --history FILE has kept: what the host had available, "
         "its margin, and a VM's balloon with its guest's memory, or all balloons, against time; "
         "below that when balloons grew and shrank, and what was found about guests.",
-        epilog="TIME is written like 90s, 30m or 2h. Exit status: 0 drawn, 1 a file cannot be "
+        epilog="TIME is written like 90s, 30m, 2h or 1d. Exit status: 0 drawn, 1 a file cannot be "
         "read or written, 2 an option that makes no sense, or a VM that the file does not have.",
         allow_abbrev=False,
     )
@@ -82,11 +82,12 @@ def _duration(text: str) -> float:
 
 
 def _past(path: Path, length_s: float, vm: str | None) -> Past:
-    """The last part of a history. Raises ConfigError: it has nothing of that VM."""
+    """The last part of a history. Raises ConfigError: the history has nothing of that VM."""
     samples, events = list(read(path, "samples")), list(read(path, "events"))
     if not samples:
         raise ConfigError(f"{printable(str(path))}: it has no samples yet; wait for a minute")
-    # A history that came with a bug report ended long ago: its own end counts.
+    # Count back from the history's last sample, not from now: a history that came with a bug
+    # report ended long ago.
     since_s = max(float(row["at_s"] or 0) for row in samples) - length_s
     past = past_of(
         [row for row in samples if float(row["at_s"] or 0) >= since_s],

@@ -1,7 +1,6 @@
 """The balloon device: what each virtqueue means (virtio 1.3, 5.5.6). Runs in the jail."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
@@ -28,11 +27,11 @@ MAX_REPORT_BYTES = 1 << 30
 one chain could keep the device busy for long, as the device finishes each chain that it begins."""
 
 MAX_CHAINS_A_TURN = 256
-"""The most chains taken from one queue before the other queues and the controller get their turn.
-"""
+"""The most chains taken from one queue before the other queues and the controller's orders get
+their turn."""
 
-# Looked up once: for each "BalloonQueue.REPORTING_VQ" Python 3.11 runs Python code of the enum
-# module, which would cost time in every turn.
+# Look the member up only once: each "BalloonQueue.REPORTING_VQ" makes Python 3.11 run Python code
+# of the enum module, which would cost time in every turn.
 _REPORTING_VQ = BalloonQueue.REPORTING_VQ
 
 # Makes a Turn without calling its class: "Turn(...)" runs Python code that the collections module
@@ -44,7 +43,6 @@ Handled = tuple[int | None, int]
 """The head to answer (None: no chain is to be answered yet), and how many pages have moved."""
 
 
-@dataclass(slots=True)
 class RunningQueue:
     """A virtqueue that is served.
 
@@ -59,24 +57,39 @@ class RunningQueue:
             (virtio 1.3, 2.7.7.1).
     """
 
-    index: int
-    queue: BalloonQueue
-    ring: SplitQueue
-    kick_fd: int
-    call_fd: int | None
-    owes_call: bool = False
+    def __init__(
+        self,
+        index: int,
+        queue: BalloonQueue,
+        ring: SplitQueue,
+        kick_fd: int,
+        call_fd: int | None,
+        *,
+        owes_call: bool = False,
+    ) -> None:
+        self.index = index
+        self.queue = queue
+        self.ring = ring
+        self.kick_fd = kick_fd
+        self.call_fd = call_fd
+        self.owes_call = owes_call
 
 
-@dataclass(slots=True)
 class _Counts:
     """Counters since the start, sent as ``Progress``."""
 
-    inflated_pages: int = 0
-    deflated_pages: int = 0
-    reported_bytes: int = 0
-    foreign_pages: int = 0
-    chains: int = 0
-    faults: int = 0
+    __slots__ = (
+        "chains",
+        "deflated_pages",
+        "faults",
+        "foreign_pages",
+        "inflated_pages",
+        "reported_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.inflated_pages = self.deflated_pages = self.foreign_pages = 0
+        self.reported_bytes = self.chains = self.faults = 0
 
 
 class BalloonDevice:

@@ -16,7 +16,8 @@ MAX_CAUSES = 4
 def describe_error(err: BaseException) -> str:
     """Describes an exception and its calls like a traceback, without source lines.
 
-    The exceptions that caused it follow in brackets on the last line, so that this line suffices.
+    The last line also has, in brackets, the exceptions that caused this one: so the last line
+    alone tells the whole cause.
     """
     calls = list(_calls(err.__traceback__))
     skipped = [f"  {len(calls) - MAX_CALLS} calls more"] if len(calls) > MAX_CALLS else []

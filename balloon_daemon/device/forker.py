@@ -57,8 +57,8 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         # Take all present objects out of the garbage collector's reach. A collection in a forked
         # device would write to every object, and so copy every page that the device shares with
         # this process.
-        gc.collect()
         gc.freeze()
+        gc.enable()
         sock.send(HELLO)
         cpython.run_without_new_arenas(lambda: _serve(sock, buffer))
     except ConnectionError:

@@ -4,6 +4,7 @@ The package is loaded from the directory above this file, even if the isolated i
 find another package of that name first; no other module is looked up in that directory.
 """
 
+import gc
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ def start(fd: str, parent: str, *directories: str) -> NoReturn:
         parent: the controller's process id.
         directories: further directories from which the controller has loaded modules.
     """
+    gc.disable()  # All that loading makes stays; run_template enables the collector again.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path.insert(0, root)
     import balloon_daemon  # noqa: F401  # its modules are found by its own path from here on

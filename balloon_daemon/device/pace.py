@@ -1,4 +1,4 @@
-"""Slowing down a guest that keeps its device busy for nothing.
+"""Slows down a guest that keeps its device busy for nothing.
 
 Pure arithmetic on a clock that the caller reads. Kicks without work and chains that break a rule
 cost a guest next to nothing, but the device a core of the host; so do inflating, deflating and
@@ -8,7 +8,6 @@ work is not served; the other queues are, so a guest that reports much free memo
 balloon served.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from balloon_daemon.errors import RingError
@@ -18,7 +17,7 @@ MAX_TURN_S = 0.01
 chain of 32,768 descriptors takes as long."""
 
 WAKE_UP_S = 20e-6
-"""CPU time of a turn besides its work: epoll_wait, reading the kick, waking up."""
+"""CPU time of a turn besides its work: waking up, epoll_wait(2), and reading the kick."""
 
 PAGE_S = 5e-6
 """The most CPU time that a page costs: the page is removed by a madvise of its own."""
@@ -32,8 +31,7 @@ HONEST_CHAIN_PAGES = 16
 then a shorter last one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """The CPU time that a guest may use for one kind of work.
 
     Attributes:
@@ -58,7 +56,7 @@ class Pace:
     """One allowance of a guest, and how much of it is left.
 
     Args:
-        limit: its size, and how fast it refills.
+        limit: the allowance's size, and how fast it refills.
         earned: how much of the allowance the guest has at the beginning, from 0 to 1.
     """
 

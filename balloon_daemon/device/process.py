@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 from balloon_daemon.tube.connection import ControllerEnd, open_tube
 from balloon_daemon.tube.messages import Command
 
@@ -58,7 +59,7 @@ class DeviceProcess:
         self.pid = pid
         self.tube = tube
         self.stderr_pipe = stderr_pipe
-        self.pidfd = OwnedFd(os.pidfd_open(pid))
+        self.pidfd = lockable(os.pidfd_open(pid))
         """Readable once the device has ended."""
 
     def begin(self, *, look: bool = False) -> None:

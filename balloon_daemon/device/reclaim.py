@@ -252,8 +252,9 @@ class Reclaimer:
         failed = 0
         while True:
             try:
-                # Consume the iterator by a deque of length 0, which does so in C: no bytecode runs
-                # between two madvise calls.
+                # This line removes the pages: ``removals`` makes each madvise call only when it is
+                # asked for the next item. A deque of length 0 asks for all of them in C, so no
+                # bytecode runs between two calls.
                 deque(removals, 0)
                 break
             except OSError as err:

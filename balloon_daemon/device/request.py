@@ -15,7 +15,7 @@ from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.virtio.balloon import BalloonQueue
 
-_FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec.__slots__]
+_FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec._fields]
 HELLO = f"balloond {__version__} forks {' '.join(_FIELDS)}".encode()
 """The template's first datagram, with the names of all fields. The files on disk may be newer than
 the running controller, even of the same version; a template with other fields would decode a
@@ -143,17 +143,13 @@ def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
 def _encode_spec(spec: DeviceSpec) -> bytes:
     """Encodes every field under its name. Unlike pickle, marshal needs no import."""
     return marshal.dumps(
-        _fields(spec)
+        spec._asdict()
         | {
-            "regions": [_fields(region) for region in spec.regions],
-            "vrings": [_fields(v) | {"queue": v.queue.value} for v in spec.vrings],
-            "identity": None if spec.identity is None else _fields(spec.identity),
+            "regions": [region._asdict() for region in spec.regions],
+            "vrings": [v._asdict() | {"queue": v.queue.value} for v in spec.vrings],
+            "identity": None if spec.identity is None else spec.identity._asdict(),
         }
     )
-
-
-def _fields(value: DeviceSpec | RegionSpec | VringSpec | Identity) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def decode_spec(request: Request) -> DeviceSpec:

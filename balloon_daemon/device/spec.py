@@ -1,7 +1,7 @@
 """A device's settings as values, made before the fork, and the meaning of its exit code."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from balloon_daemon.linux import jail
 from balloon_daemon.units import FrontendAddr, GuestAddr
@@ -14,8 +14,7 @@ on standard error says which."""
 STANDARD_ERROR = 2
 
 
-@dataclass(frozen=True, slots=True)
-class RegionSpec:
+class RegionSpec(NamedTuple):
     """A memory region.
 
     Attributes:
@@ -33,11 +32,10 @@ class RegionSpec:
     freed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class VringSpec:
+class VringSpec(NamedTuple):
     """A vring to serve; its descriptors stay the caller's."""
 
-    index: int
+    index: int  # type: ignore[assignment] # hides tuple.index(), which nobody calls
     queue: BalloonQueue
     size: int
     descriptors: FrontendAddr
@@ -47,8 +45,7 @@ class VringSpec:
     call_fd: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSpec:
+class DeviceSpec(NamedTuple):
     """The whole description of a device, complete before the fork.
 
     Attributes:
@@ -96,11 +93,10 @@ class DeviceSpec:
         def renumbered(fd: int | None) -> int | None:
             return None if fd is None else number_of(fd)
 
-        return replace(
-            self,
-            regions=tuple(replace(region, fd=renumbered(region.fd)) for region in self.regions),
+        return self._replace(
+            regions=tuple(region._replace(fd=renumbered(region.fd)) for region in self.regions),
             vrings=tuple(
-                replace(vring, kick_fd=number_of(vring.kick_fd), call_fd=renumbered(vring.call_fd))
+                vring._replace(kick_fd=number_of(vring.kick_fd), call_fd=renumbered(vring.call_fd))
                 for vring in self.vrings
             ),
             channel_fd=renumbered(self.channel_fd),

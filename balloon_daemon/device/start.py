@@ -24,7 +24,7 @@ from balloon_daemon.device.spec import (
 from balloon_daemon.errors import NO_HEAD, MemoryFileError, Rule
 from balloon_daemon.linux import jail, libc
 from balloon_daemon.linux.memory import map_shared
-from balloon_daemon.linux.seccomp import NO_POOLED_HUGE_PAGES
+from balloon_daemon.linux.seccomp import COUNTED_MEMORY
 from balloon_daemon.tube.connection import DeviceEnd
 from balloon_daemon.tube.messages import FaultKind
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
@@ -65,7 +65,7 @@ def become_device(
         jail.close_fds_except(keep)
         jail.enter(spec.name, parent, spec.identity)
         libc.keep_heap_off_brk()
-        NO_POOLED_HUGE_PAGES.load()
+        COUNTED_MEMORY.load()
         load_filter()
         loop.run()
         if spec.rehearse:

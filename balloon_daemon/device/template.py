@@ -27,7 +27,7 @@ from balloon_daemon.device.process import NotYetError
 from balloon_daemon.device.request import ANSWER, HELLO, MAX_DATAGRAM_BYTES, send_request
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.linux.apart import LowNumbers
-from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 
 PROGRAM: tuple[str, ...] = (os.path.join(os.path.dirname(__file__), "forker_start.py"),)
 """The program file that the interpreter runs as the template."""
@@ -72,7 +72,7 @@ class _Process:
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
         self.sock = sock
-        self._pidfd = OwnedFd(os.pidfd_open(pid))
+        self._pidfd = lockable(os.pidfd_open(pid))
         self.began_s = time.monotonic()
 
     def end(self) -> None:
@@ -97,7 +97,7 @@ class _Process:
 
 
 def _wait_readable(fds: list[int], within_s: float) -> bool:
-    # Not select(2), which takes no descriptor number above 1023: the controller has higher ones.
+    # Use poll(2): select(2) takes no descriptor number above 1023, and the controller has such.
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -245,7 +245,8 @@ class Template:
         )
 
     def _put_off(self) -> float:
-        """Delays the next start: not at all the first time, then ever longer. Returns seconds."""
+        """Delays the template's next start: not at all the first time, then ever longer. Returns
+        the delay in seconds."""
         wait_s = self._wait_s
         self._next_s = time.monotonic() + wait_s
         self._wait_s = min(MAX_WAIT_S, max(1.0, 2 * wait_s))

@@ -25,11 +25,20 @@ from balloon_daemon.events.policy import *  # noqa: F403
 from balloon_daemon.events.policy import PolicyEvent
 from balloon_daemon.events.protection import *  # noqa: F403
 from balloon_daemon.events.protection import ProtectionEvent
+from balloon_daemon.events.steering import *  # noqa: F403
+from balloon_daemon.events.steering import SteeringEvent
 from balloon_daemon.events.vms import *  # noqa: F403
 from balloon_daemon.events.vms import VmEvent
 
 Event = (
-    DaemonEvent | DeviceEvent | DrivenEvent | MemoryEvent | PolicyEvent | ProtectionEvent | VmEvent
+    DaemonEvent
+    | DeviceEvent
+    | DrivenEvent
+    | MemoryEvent
+    | PolicyEvent
+    | ProtectionEvent
+    | SteeringEvent
+    | VmEvent
 )
 """The union of all events."""
 

@@ -367,7 +367,7 @@ class HistorySetAside(NamedTuple):
 
     Attributes:
         why: SQLite's text.
-        ending: how the file's name ends now.
+        ending: the new ending of the file's name.
     """
 
     why: str

@@ -30,7 +30,7 @@ class Fault(Enum):
     """The VM's address is a file that is no socket of a VMM."""
 
     HELD = "held"
-    """Somebody else holds the only connection that the VMM serves."""
+    """Another client holds the only connection that the VMM serves."""
 
     HANGS = "hangs"
     """The VMM does not answer in time."""
@@ -118,6 +118,7 @@ class VmDriven(NamedTuple):
         vm_mem_bytes: all memory that it could have.
         pid: its VMM's process; None: unknown.
         quiet: the VM was driven until just before.
+        uid: that process's user; -1: unknown.
     """
 
     vm: VmId
@@ -125,12 +126,13 @@ class VmDriven(NamedTuple):
     vm_mem_bytes: int
     pid: int | None
     quiet: bool = False
+    uid: int = -1
 
 
 @fact
 class ProcessNotSeen(NamedTuple):
-    """balloond may not look at what the process of a VM's VMM has open and has read: a device that
-    is assigned to the VM (VFIO), the file that is its memory, and its disk reads are not seen.
+    """balloond may not see which files a VMM's process has open, nor how much it has read: so it
+    does not see a device assigned to the VM (VFIO), the VM's memory file, and its disk reads.
 
     Attributes:
         pid: the process.
@@ -149,7 +151,8 @@ class VmLost(NamedTuple):
     Attributes:
         fault: why.
         detail: the VMM's or the kernel's own words; "" where it has none.
-        quiet: it was driven for a moment only, and lost before for the same reason.
+        quiet: the VM was driven for a moment only, and was lost for the same reason the time
+            before.
     """
 
     vm: VmId
@@ -164,7 +167,7 @@ class VmmRefuses(NamedTuple):
 
     Attributes:
         detail: the VMM's own words.
-        quiet: it refused the call before with the same words.
+        quiet: the VMM refused a call before with the same words.
     """
 
     vm: VmId
@@ -197,7 +200,7 @@ class Refilled(NamedTuple):
     the balloon had freed: the balloon is given back, and taken again in steps.
 
     Attributes:
-        refilled_bytes: how much more than its size without its balloon the VM's memory occupies.
+        refilled_bytes: how much more the VM's memory occupies than its size less its balloon.
     """
 
     vm: VmId
@@ -218,7 +221,8 @@ class GivenBackLater(NamedTuple):
 
 @fact
 class BasesNotStored(NamedTuple):
-    """The sizes of balloons that are not balloond's cannot be stored for another balloond.
+    """The VMs' bases (the balloons that they had before balloond) cannot be stored for another
+    balloond.
 
     Attributes:
         error: the kernel's text.

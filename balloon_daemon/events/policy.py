@@ -1,6 +1,6 @@
 """Events about what the host's policy is told, for readers that record it. Pure.
 
-They are published only if somebody records them, and the log has no lines for them.
+They are published only while somebody records them, and the log has no lines for them.
 """
 
 from typing import NamedTuple
@@ -66,5 +66,37 @@ class Surveyed(NamedTuple):
     vms: tuple[VmFigures, ...] = ()
 
 
-PolicyEvent = Stepped | Surveyed
+@fact
+class TraceBegun(NamedTuple):
+    """A trace begins while balloond runs: all that the policy is told is published from now on.
+
+    Attributes:
+        at_s: when, on CLOCK_MONOTONIC.
+        number: of this beginning; later ones have greater numbers.
+        seen: a reading of the source.
+    """
+
+    at_s: float
+    number: int
+    seen: Seen
+
+
+@fact
+class VmFound(NamedTuple):
+    """How the policy governed a VM when a trace began.
+
+    Attributes:
+        at_s: when the trace began.
+        number: which beginning.
+        found: the VM.
+        reports: what its guest reported last, oldest first.
+    """
+
+    at_s: float
+    number: int
+    found: host_events.Found
+    reports: tuple[host_events.Reported, ...] = ()
+
+
+PolicyEvent = Stepped | Surveyed | TraceBegun | VmFound
 """The union of all events about what the host's policy is told."""

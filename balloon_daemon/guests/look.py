@@ -48,7 +48,8 @@ class Looked(NamedTuple):
         base_bytes: the balloon that was there before balloond, and stays.
         state: its guest's state.
         can: its abilities.
-        closed_pid: its VMM's process, if balloond may not look at what that has open; else 0.
+        closed_pid: its VMM's process, if balloond may not see the files that the process has open;
+            else 0.
     """
 
     vm: VmConfig
@@ -128,7 +129,7 @@ class _Look:
 
 
 def _bases(path: Path) -> Bases:
-    """The bases that a file has, to be read only."""
+    """The bases in a file; for reading only."""
     return Bases(path, lambda event: None)
 
 
@@ -147,7 +148,7 @@ def _with_sockets(config: Config, search: Search) -> Sequence[VmConfig]:
     """The VMs that are reached by their VMM's socket: those that the configuration names, and
     those whose socket the search has found."""
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
-    for resolved, (path, _) in sorted(search.found.items(), key=itemgetter(1)):
+    for resolved, (path, *_) in sorted(search.found.items(), key=itemgetter(1)):
         name = printable(name_of(path, {vm.name for vm in vms}))
         vms.append(VmConfig(name, Kind.QMP, resolved, VmSettings()))
     return vms

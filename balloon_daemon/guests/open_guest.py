@@ -22,7 +22,7 @@ Low = Callable[[], LowNumbers]
 """Makes a ``LowNumbers``, which starts a process without any VMM's descriptors."""
 
 NEW_LOW: Low = LowNumbers
-"""For a balloond without own devices: with them, their template shares its ``LowNumbers``."""
+"""For a balloond without devices of its own; otherwise the template shares its ``LowNumbers``."""
 
 
 class Drivers:
@@ -32,8 +32,8 @@ class Drivers:
         publish: takes events.
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device; such a VM
             is not driven through its VMM as well.
-        low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
-            descriptors.
+        low: makes a ``LowNumbers``, which starts libvirt's client and children that look paths up
+            without any VMM's descriptors.
     """
 
     def __init__(
@@ -69,7 +69,6 @@ class Drivers:
         from balloon_daemon.guests.driven.bases import bases_path
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of
-        from balloon_daemon.guests.driven.lookups import LOOKUPS
 
         named = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
         kinds = {vm.kind for vm in named} | ({Kind.QMP} if config.discover.qmp else set())
@@ -80,8 +79,7 @@ class Drivers:
         if self._driven is not None:
             self._driven.change(wanted)
             return None
-        LOOKUPS.low = self._low()
-        self._driven = DrivenVms(wanted, self._publish, self._is_own, self._all_claims())
+        self._driven = DrivenVms(wanted, self._publish, self._is_own, self._shared_claims())
         return self._driven
 
     def _open_libvirt(self, config: Config) -> GuestDriver | None:
@@ -94,14 +92,16 @@ class Drivers:
         if self._libvirt is not None:
             self._libvirt.change(wanted)
             return None
-        self._libvirt = LibvirtVms(
-            wanted, self._publish, self._is_own, self._low, self._all_claims()
-        )
+        claims = self._shared_claims()
+        self._libvirt = LibvirtVms(wanted, self._publish, self._is_own, self._low, claims)
         return self._libvirt
 
-    def _all_claims(self) -> "Claims":
+    def _shared_claims(self) -> "Claims":
+        """The claims of both drivers; made, with what their lookups need, for the first."""
         from balloon_daemon.guests.driven.claims import Claims
+        from balloon_daemon.guests.driven.lookups import LOOKUPS
 
         if self._claims is None:
             self._claims = Claims()
+            LOOKUPS.low = self._low()
         return self._claims

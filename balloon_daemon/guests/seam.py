@@ -138,7 +138,7 @@ class Held(NamedTuple):
     Attributes:
         held_bytes: the blocks of the VM's memory file; without such a file, the resident set of
             its VMM's process.
-        at_s: when it was read, on CLOCK_MONOTONIC.
+        at_s: when this was read, on CLOCK_MONOTONIC.
     """
 
     held_bytes: int
@@ -147,10 +147,10 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The guest's statistics: bytes, or counts since the guest booted; None: not reported.
+    """The guest's statistics: bytes, or counts since the guest has booted; None: not reported.
 
     Attributes:
-        at_s: when they came, on CLOCK_MONOTONIC.
+        at_s: when the statistics came, on CLOCK_MONOTONIC.
         total_bytes: memory that its kernel manages; some drivers leave the balloon out.
         free_bytes: memory that nothing uses.
         available_bytes: memory that could be had without swapping.
@@ -213,7 +213,7 @@ class Gone(NamedTuple):
 
 Report = Attached | Resized | StateChanged | Actual | Stats | Held | Refused | Stuck | Gone
 ReportTo = Callable[[VmId, Report], None]
-"""Takes a VM's report. Raises StateError: the row of ``Attached`` is no state of a policy."""
+"""Takes a VM's report. Raises StateError: no policy can be in the state of ``Attached.row``."""
 
 
 # --- controller to guest ------------------------------------------------------------------------
@@ -265,7 +265,8 @@ class Guest(Protocol):
 
     @property
     def stays(self) -> bool:
-        """Whether another balloond goes on with the VM if this one leaves it now."""
+        """Whether another balloond can take the VM over, with its balloon, if this balloond leaves
+        the VM now."""
 
     def leave(self) -> None:
         """Leaves the VM to another balloond: ``serve`` is cancelled next, and must then keep the
@@ -298,7 +299,7 @@ class VmRegistry(Protocol):
         """Handles a VM's report.
 
         Raises:
-            StateError: the row of ``Attached`` is no state of a policy.
+            StateError: ``Attached.row`` holds a state that no policy can be in.
         """
 
     def serve(self, guest: Guest) -> None:
@@ -322,7 +323,7 @@ class GuestDriver(Protocol):
         """Restores the VMs that another balloond left, and finds new ones from now on.
 
         Raises:
-            OSError: that is not possible.
+            OSError: the VMs cannot be restored, or new ones cannot be found.
         """
 
     def stop(self, *, leaving: bool) -> None:

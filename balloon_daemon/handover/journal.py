@@ -78,7 +78,8 @@ class RequestJournal(Protocol):
 
 
 class NoJournal:
-    """Records nothing: for a VM with which no other controller can go on."""
+    """Records nothing: for a VM that is kept in no store, so that no other controller takes it
+    over."""
 
     def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
         pass

@@ -188,7 +188,7 @@ def _status(process: "subprocess.Popen[bytes]") -> int | None:
 
 
 def _reach(path: Path) -> socket.socket | None:
-    """A connection to the process that listens there; None where no process does.
+    """A connection to the process that listens at a path; None where no process does.
 
     Raises:
         KeeperError: its queue of connections is full.

@@ -16,7 +16,7 @@ class KeptGuest(NamedTuple):
     """A VM that another controller left.
 
     Attributes:
-        vm: its id; if its state cannot be read, with a name made of its number.
+        vm: its id; if its state cannot be read, the id has a name made of the VM's number.
         serial: the serial number of its newest state.
         state: that state, or the reason why the state is unusable.
         fds: its descriptors by number.

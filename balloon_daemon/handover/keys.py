@@ -41,7 +41,7 @@ def listener_key(vm_name: str, path: str) -> str:
     """The name of a listening socket.
 
     Args:
-        vm_name: the VM that may connect to it; "": any VM.
+        vm_name: the VM that may connect to the socket; "": any VM.
         path: the path of the socket, from which the name is made: a VM's name may have characters
             that systemd does not allow in a name. In hexadecimal the longest path gives 223
             characters; systemd allows 255.

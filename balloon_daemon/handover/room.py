@@ -15,7 +15,8 @@ SHARE = 64
 while its guest restarts."""
 
 STATES = 2
-"""Room for states of each guest: the newest state, and the state before until it is removed."""
+"""Room for each guest's states: the newest one, and the one before until the store has removed
+it."""
 
 _OWN = 16
 """Room that no guest gets: for the listening sockets, and for descriptors whose removal the store

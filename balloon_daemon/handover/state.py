@@ -61,7 +61,7 @@ class JailedGuest(NamedTuple):
     messages: tuple[SavedMessage, ...]
 
     def fds(self) -> set[int]:
-        """The numbers of all descriptors that it names."""
+        """The numbers of all descriptors that this state names."""
         numbers = {self.connection, self.journal}
         if self.stderr_pipe is not None:
             numbers.add(self.stderr_pipe)
@@ -151,7 +151,8 @@ def decode_state(content: bytes) -> GuestState:
     """Decodes a state, of this version or of version 1.
 
     Raises:
-        StateFileError: it is of another version, damaged, or no state; none of it is used then.
+        StateFileError: the bytes are a state of another version, damaged, or no state; none of
+            them is used then.
     """
     head, newline, body = content.partition(b"\n")
     words = head.decode("ascii", "replace").split(" ")

@@ -22,7 +22,7 @@ def read_v1(body: bytes, checksum: str) -> dict[str, object]:
 
     Raises:
         StateFileError: the checksum is wrong.
-        ValueError, TypeError, KeyError, RecursionError: it is no state of version 1.
+        ValueError, TypeError, KeyError, RecursionError: the body is no state of version 1.
     """
     # Import hashlib only here: it loads libcrypto, 3.6 MiB, and only states of version 1 need it.
     import hashlib

@@ -46,9 +46,9 @@ class Store(Protocol):
     dot belongs to no VM.
 
     Attributes:
-        kept: the descriptors that it held when this controller started; whoever removes one from
-            the dictionary owns it.
-        room: counts the names in it.
+        kept: the descriptors that the store held when this controller started; a caller who
+            removes one from the dictionary owns that descriptor.
+        room: counts the names in the store.
     """
 
     kept: dict[str, OwnedFd]
@@ -84,8 +84,8 @@ class Store(Protocol):
         """
 
     def close_late_by(self, close: Callable[[Sequence[int]], None]) -> None:
-        """Closes queued descriptors by ``close`` once they are sent: the close may be the last of
-        a VMM's file, and block."""
+        """Closes the queued duplicates by ``close`` once they are sent: the close of a duplicate
+        may be the last close of a VMM's file, and block."""
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
         """Stores a duplicate of the descriptor under a name.
@@ -210,11 +210,11 @@ class SocketStore:
 
     Args:
         sock: connected to systemd's notification socket or to a keeper.
-        kept: the descriptors that it held, by name.
-        capacity: how many descriptors it holds at most.
-        is_keeper: True: it is our own keeper.
-        answers: True: it reports descriptors that it could not keep, and itself removes the names
-            that a state replaces.
+        kept: the descriptors that the store held, by name.
+        capacity: how many descriptors the store holds at most.
+        is_keeper: True: the store is our own keeper.
+        answers: True: the store reports descriptors that it could not keep, and itself removes the
+            names that a state replaces.
         started: the keeper's process and its path, where this process has started it.
     """
 

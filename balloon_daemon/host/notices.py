@@ -67,6 +67,7 @@ class SourceNotices:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self.last_error = ""
         self._clock = clock
+        self._reads = 0
         self._statistics = LowMemoryStatistics()
         self._failed_reads = 0
         # Events that ``take_notice`` returns. The queue is bounded: a caller who never takes the
@@ -87,7 +88,7 @@ class SourceNotices:
 
     def statistics(self) -> LowMemoryStatistics:
         """The counters."""
-        return self._statistics
+        return self._statistics._replace(reads=self._reads)
 
     def note_wakeup(self) -> None:
         """Counts a wake-up."""
@@ -96,8 +97,7 @@ class SourceNotices:
 
     def note_reading(self, measured: Known | Unknown) -> Known | None:
         """Counts a reading, notes its changes, and returns it; None: unknown."""
-        reads = self._statistics.reads + 1
-        self._statistics = self._statistics._replace(reads=reads)
+        self._reads += 1
         if isinstance(measured, Unknown):
             self._note_unknown(measured)
             return None

@@ -57,8 +57,8 @@ class MemoryWatch:
         return reading
 
     def look(self) -> Reading | NeverLow | None:
-        """Reads the source for somebody who decides nothing: ``listen`` stays in effect as it
-        is."""
+        """Reads the source for a caller that decides nothing by the reading: whether ``listen`` is
+        in effect does not change."""
         take = self._take
         try:
             return self.read()
@@ -77,7 +77,7 @@ class MemoryWatch:
         at_s = self._loop.time() + delay_s
         if self._timer is None or at_s < self._timer.when():
             self._stop_polling()
-            self._timer = self._loop.call_at(at_s, self._look)
+            self._timer = self._loop.call_at(at_s, self._polled)
         fd = self._source.wait_fd()
         if fd != self._watched_fd:
             self._unwatch()
@@ -122,21 +122,26 @@ class MemoryWatch:
         self.rest()
         self._source.close()
 
+    def _polled(self) -> None:
+        self._timer = None
+        self._look()
+
     def _woken(self) -> None:
         self._source.acknowledge()
+        self._stop_polling()
         self._look()
 
     def _look(self) -> None:
         take = self._take
         if take is None:
             return
-        self._stop_polling()
         try:
-            reading = self.read()
+            take(self.read())
         finally:
-            # Listen again even if the reading has raised an error, perhaps for lack of memory.
-            self.listen(take)
-        take(reading)
+            # Listen again even if an error was raised, perhaps for lack of memory. ``take`` has
+            # done it already, or has ended the listening, where it went through.
+            if self._take is not None and self._timer is None:
+                self.listen(self._take)
 
     def _stop_polling(self) -> None:
         if self._timer is not None:

@@ -13,12 +13,11 @@ import ctypes
 import gc
 import os
 import resource
-import signal
 import socket
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from balloon_daemon.linux.libc import LIBC, clone_sharing_fds
+from balloon_daemon.linux.libc import LIBC, fork_sharing_fds
 
 LOW = 64
 """close_range(2) with CLOSE_RANGE_UNSHARE copies at least so many numbers (fs/file.c:
@@ -112,14 +111,7 @@ class LowNumbers:
         Raises:
             OSError: the kernel allows no further process.
         """
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            pid = clone_sharing_fds()
-            if pid == 0:
-                _leave_the_table(child, low_alone=bool(self._fds))
-            return pid
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        return fork_sharing_fds(lambda: _leave_the_table(child, low_alone=bool(self._fds)))
 
     def exec(self, command: list[str], environment: Mapping[str, str], keep: int) -> int:
         """Starts a program in a process forked by ``fork``.
@@ -145,16 +137,12 @@ class LowNumbers:
 
 
 def _leave_the_table(child: Callable[[], NoReturn], *, low_alone: bool) -> NoReturn:
-    try:
-        # This process still shares its parent's table of descriptors. Turn the garbage collector
-        # off: a finalizer that it runs could close a descriptor, which would be closed in the
-        # parent too.
-        gc.disable()
-        alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
-        # Use unshare(2) where the kernel lacks close_range(2), or where no low numbers are
-        # occupied. It copies the whole table: the child then has all of the parent's descriptors.
-        if not alone and LIBC.unshare(_CLONE_FILES) != 0:
-            os._exit(1)
-        child()
-    finally:
+    # This process still shares its parent's table of descriptors. Turn the garbage collector off:
+    # a finalizer that it runs could close a descriptor, which would be closed in the parent too.
+    gc.disable()
+    alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
+    # Use unshare(2) where the kernel lacks close_range(2), or where no low numbers are occupied.
+    # It copies the whole table: the child then has all of the parent's descriptors.
+    if not alone and LIBC.unshare(_CLONE_FILES) != 0:
         os._exit(1)
+    child()

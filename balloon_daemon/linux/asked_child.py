@@ -1,7 +1,7 @@
 """A child process that carries out orders which may wait for ever, and answers in parts.
 
-The child has a descriptor table of its own: whatever it has opened when it is killed is closed by
-its end, and it keeps no connection of the controller's open while it waits.
+The child has a descriptor table of its own: when it is killed, the kernel closes what it had
+opened, and while it waits it keeps no connection of the controller's open.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -22,16 +23,17 @@ NAME = "balloond-looks"
 MAX_PACKET_BYTES = 160 * 1024
 """The longest order or part of an answer; the kernel takes 200 KiB (net.core.wmem_default)."""
 
-_DONE = [0, ""]
+_DONE = (0, "")
 
 Answers = Callable[[Sequence[object], int, Callable[[int], None]], Iterator[object]]
 """Carries out an order. Takes the order, in JSON's types, a descriptor that came with it, or -1,
-and a function that notes an owner. Yields the parts of the answer, and may raise OSError and
-ValueError."""
+and a function to call with a user for whom a lookup may wait from then on. Yields the parts of the
+answer, and may raise OSError and ValueError."""
 
 
 class AskedChild:
-    """A child that carries out one order at a time, the first one after it has said something.
+    """A child that carries out one order at a time; it takes the first one after it has sent its
+    first message.
 
     Args:
         answers: carries out an order, in the child.
@@ -64,8 +66,8 @@ class AskedChild:
     def began(self) -> None:
         """Closes this process's copy of the child's end of the socket.
 
-        To be called once the child has said something: before that it may still share this
-        process's descriptor table, and the close would take the socket from it.
+        To be called once the child has sent its first message: before that it may still share this
+        process's descriptor table, and this close would close the child's end too.
         """
         if self._low is not None:
             self._low.close_duplicate()
@@ -81,11 +83,13 @@ class AskedChild:
         socket.send_fds(self._ours, [json.dumps(order).encode()], fds, socket.MSG_NOSIGNAL)
 
     def part(self) -> object:
-        """The next part of an answer: ``[value]``, an owner, or ``[errno, why]`` as the last;
-        the first thing that a child says is ``[0, ""]``.
+        """The next part of an answer: ``[value]``, or the number of a user for whom the child may
+        wait from then on, or, as the last part, ``[errno, why, seconds]`` with the processor time
+        that the order took (errno 0: it was carried out). A child's first message, before any
+        order, is such a last part.
 
         Raises:
-            BlockingIOError: there is none yet.
+            BlockingIOError: no part has come yet.
             OSError: the child has ended.
         """
         packet = self._ours.recv(MAX_PACKET_BYTES)
@@ -101,7 +105,8 @@ class AskedChild:
         self.began()
 
     def is_gone(self) -> bool:
-        """Reaps the child; False: it has not ended yet, as a lookup may not let it."""
+        """Reaps the child; False: it has not ended yet, because a lookup in the kernel still
+        waits."""
         try:
             return os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
         except ChildProcessError:
@@ -109,13 +114,14 @@ class AskedChild:
 
 
 def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
-    """The child."""
+    """Runs in the child: carries out orders until the controller is gone."""
     try:
         jail.die_with(parent, NAME)
-        # A copy of a connection to a VMM would keep it open for as long as this child waits.
+        # A copy of a VMM's connection would keep that connection open while this child waits.
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-        # As in ``closing_child``: an order does not preempt the controller.
+        # SCHED_BATCH, as in ``closing_child``: a child that an order wakes does not preempt the
+        # controller.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         orders = socket.socket(fileno=fd)
@@ -123,22 +129,25 @@ def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
         def say(part: object) -> None:
             orders.send(json.dumps(part).encode())
 
-        say(_DONE)
+        say([*_DONE, 0.0])
         while True:
             packet, fds, *_ = socket.recv_fds(orders, MAX_PACKET_BYTES, 1)
             if not packet:
                 break
-            end: object = _DONE
+            end, began_s = _DONE, time.thread_time()
             try:
                 for value in answers(json.loads(packet), fds[0] if fds else -1, say):
                     say([value])
             except OSError as err:
-                end = [err.errno or errno.EIO, err.strerror or str(err)]
+                end = err.errno or errno.EIO, err.strerror or str(err)
             except ValueError as err:
-                end = [errno.EINVAL, str(err)]
+                end = errno.EINVAL, str(err)
             finally:
                 for each in fds:
                     os.close(each)
-            say(end)
+            # Ask for the parent-death signal again: Linux clears it whenever a process opens
+            # files for another user, as the order may have done.
+            jail.end_with(parent)
+            say([*end, time.thread_time() - began_s])
     finally:
         os._exit(0)

@@ -6,12 +6,12 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.libc import clone_sharing_fds
+from balloon_daemon.linux.libc import fork_sharing_fds
 
 NAME = "balloond-closes"
 """The process's name in ``ps`` and ``top``."""
@@ -29,12 +29,14 @@ class ClosingChild:
 
     Args:
         fds: the first descriptors to close, in this order.
+        own: owns the child's pidfd, whose close takes long if somebody has locked it
+            (``figures.lockable``).
 
     Raises:
         OSError: the kernel allows no process; the descriptors are still open.
     """
 
-    def __init__(self, fds: Sequence[int]) -> None:
+    def __init__(self, fds: Sequence[int], own: Callable[[int], OwnedFd] = OwnedFd) -> None:
         self._ours, self._theirs = OwnedFd(-1), OwnedFd(-1)
         self._pidfd = OwnedFd(-1)
         self._has_ended = False
@@ -45,21 +47,13 @@ class ClosingChild:
             self._ours, self._theirs = (OwnedFd(end.detach()) for end in pair)
             os.set_blocking(self._ours.fileno(), False)
         parent = os.getpid()
-        # Block all signals before the fork, so that the child runs without signal handlers. A
-        # handler in the child would write to the pipe of the parent's event loop, as parent and
-        # child share all descriptors.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self.pid = clone_sharing_fds()
-            if self.pid == 0:
-                _close_all(fds, parent, self._theirs.fileno())
+            self.pid = fork_sharing_fds(lambda: _close_all(fds, parent, self._theirs.fileno()))
         except OSError:
             self._hang_up()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         with contextlib.suppress(OSError):
-            self._pidfd = OwnedFd(os.pidfd_open(self.pid))
+            self._pidfd = own(os.pidfd_open(self.pid))
 
     @property
     def takes_more(self) -> bool:

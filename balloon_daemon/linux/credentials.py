@@ -12,7 +12,8 @@ _CREDENTIALS = struct.Struct("3i")
 _SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 _HAS_ENDED = (errno.ESRCH, errno.EINVAL, errno.ENODATA)
-"""The kernel's answers where it has no pidfd of a process that was reaped; newer ones have it."""
+"""The errors by which kernels refuse the pidfd of a process that was reaped; newer kernels give
+one."""
 
 
 class Credentials(NamedTuple):
@@ -47,15 +48,17 @@ def groups_of(sock: socket.socket) -> frozenset[int]:
 
 
 def living_peer_of(sock: socket.socket) -> int:
-    """The process that SO_PEERCRED names; 0 where it has ended, or is in another PID namespace.
+    """The process that SO_PEERCRED names; 0 where it has ended, is in another PID namespace, or
+    cannot be told from one that has ended, as no descriptor is to be opened now.
 
-    The kernel goes on naming a process that has ended, by a number that may be another process's
-    by now: whoever forks often enough has a connection of his in the name of somebody else's VMM.
-    Before Linux 6.5 the number is all that is known.
+    The kernel goes on naming a process that has ended, by a process id that another process may
+    have by now: a user who forks often enough could so have a connection that seems to be somebody
+    else's VMM's. Before Linux 6.5 the kernel gives only the process id, and that cannot be
+    noticed.
     """
     pid = peer_of(sock).pid
     if closes_are_behind():
-        return pid
+        return 0
     try:
         # Any user may lock a pidfd (fcntl(2)), so its close may take long.
         process = lockable(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))

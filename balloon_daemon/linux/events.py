@@ -66,7 +66,7 @@ def signal_event(fd: int) -> None:
     A front-end may send any kind of descriptor as a call: if the descriptor takes no bytes, its
     guest gets no interrupts, and no other guest is affected.
     """
-    # Not contextlib.suppress(), which costs more than the write; this runs once for each buffer.
+    # contextlib.suppress() would cost more than the write, and this runs once for each buffer.
     try:  # noqa: SIM105
         os.write(fd, _ONE)
     except OSError:

@@ -1,47 +1,36 @@
-"""Sockets of this process's that connect to others' Unix sockets and take no descriptors.
+"""Makes sockets that connect to others' Unix sockets and receive no descriptors.
 
-Since Linux 6.16 the kernel refuses descriptors at the sender (``passed_fds``), and such a socket
-is an ordinary one. On older kernels it is a ``_WarySocket``: it looks at what waits (MSG_PEEK)
-before each read, and never reads past a descriptor. A socket in whose queue descriptors may wait
-is not closed in this process, as its close closes them too: a child closes it
-(``LeftSockets``).
+Since Linux 6.16 the kernel refuses descriptors at the sender (``passed_fds``), and these sockets
+are ordinary ones. On older kernels they are ``_WarySocket`` objects, which peek at the queue
+(MSG_PEEK) before each read, and never read past a descriptor. The close of a socket also closes
+the descriptors in its queue, which may block: so a socket in whose queue descriptors may wait is
+closed by a child (``LeftSockets``).
 """
 
-import contextlib
-import errno
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from balloon_daemon.linux.closing_child import ClosingChild
-from balloon_daemon.linux.passed_fds import refuse_descriptors
+from balloon_daemon.linux.figures import lockable
+from balloon_daemon.linux.passed_fds import (
+    bytes_without_fds,
+    hang_up,
+    read_urgent_in_place,
+    refuse_descriptors,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MOST_CHILDREN = 16
 """How many children close sockets at a time. A close may never end, and each child is a process.
-Only sockets over which somebody has sent descriptors wait for a child, so that such a close keeps
-nobody waiting but others who have sent some."""
+Only sockets over which a peer has sent descriptors wait for a child, so a close that hangs delays
+only the sockets of peers that have sent descriptors too."""
 
 MOST_OF_AN_OWNER = 64
-"""While so many sockets that led to sockets of one user are not closed, no further connection is
-made to that user's."""
-
-_READS = 64
-"""How often a socket is read until it counts as one in which descriptors wait. A queue has some
-300 messages at most, by the usual limit of a sender's buffer (net.core.wmem_max); one read of a
-stream takes 64 KiB of them, and a queue of packets has 11 of them (net.unix.max_dgram_qlen)."""
-
-_READ_BYTES = 1 << 16
-
-
-class DescriptorsSentError(OSError):
-    """The peer has sent descriptors; they wait in the socket's queue, and nothing behind them can
-    be read. An OSError, with which asyncio's transports end a connection without a traceback."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.EBADMSG, "it sends descriptors")
+"""While so many sockets that were connected to one user's sockets wait for their close, no further
+connection to that user's sockets is made."""
 
 
 def fdless_socket(kind: socket.SocketKind) -> socket.socket:
@@ -61,7 +50,8 @@ def fdless_socket(kind: socket.SocketKind) -> socket.socket:
 
 
 def leads_to(sock: socket.socket, owner: int) -> None:
-    """Notes who owns the file of the socket that one of these is connected to."""
+    """Notes that ``sock``, from ``fdless_socket``, is connected to a socket whose file this user
+    owns."""
     if isinstance(sock, _WarySocket):
         sock.owner = owner
 
@@ -87,7 +77,7 @@ class LeftSockets:
         self._go_on()
 
     def refused(self) -> list[int]:
-        """To the sockets of which owners no connection is to be made now."""
+        """The users to whose sockets no connection must be made now (``MOST_OF_AN_OWNER``)."""
         self._go_on()
         left = Counter([owner for _, owner in self._waiting] + [*self._working.values()])
         return [owner for owner, count in left.items() if count >= MOST_OF_AN_OWNER]
@@ -104,7 +94,7 @@ class LeftSockets:
             try:
                 child = self._child_for(fd)
             except OSError:
-                return  # The kernel allows no process: tried again at the next call.
+                return  # The kernel allows no process: the next call tries again.
             del self._waiting[0]
             self._working[child] = owner
 
@@ -117,11 +107,11 @@ class LeftSockets:
                 child.end()  # Somebody has killed it.
             else:
                 return child
-        return ClosingChild([fd])
+        return ClosingChild([fd], lockable)
 
 
 LEFT = LeftSockets()
-"""This process's."""
+"""The sockets that this process has left to children."""
 
 
 class _WarySocket(socket.socket):
@@ -136,59 +126,25 @@ class _WarySocket(socket.socket):
     def __init__(self, fd: int) -> None:
         super().__init__(fileno=fd)
         self.owner = -1
-        # SO_OOBINLINE: read urgent data (MSG_OOB) in its place in the stream. Otherwise the kernel
-        # skips urgent bytes, and this process itself closes the descriptors that came with them.
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        read_urgent_in_place(self)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """As of any socket.
+        """Receives bytes like ``socket.recv``, but only bytes that came without descriptors.
 
         Raises:
             DescriptorsSentError: descriptors wait.
             OSError: the kernel's reason.
         """
-        waiting = self._waiting_bytes(bufsize)
+        waiting = bytes_without_fds(self, bufsize)
         return super().recv(waiting, flags) if waiting else b""
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0, /) -> int:
-        """As ``recv``."""
-        waiting = self._waiting_bytes(nbytes or memoryview(buffer).nbytes)
+        """Receives bytes as ``recv`` does, into a buffer."""
+        waiting = bytes_without_fds(self, nbytes or memoryview(buffer).nbytes)
         return super().recv_into(buffer, waiting, flags) if waiting else 0
 
     def close(self) -> None:
         """Closes the socket, here or in a child."""
-        if self.fileno() >= 0 and not self._is_emptied():
+        if self.fileno() >= 0 and not hang_up(self):
             LEFT.close(self.detach(), self.owner)
         super().close()
-
-    def _waiting_bytes(self, most_bytes: int) -> int:
-        """How many bytes wait that came without descriptors; the caller must read no more, as the
-        peer may send others, with descriptors, before that read."""
-        # A MSG_PEEK without an ancillary buffer stops at the first bytes that came with
-        # descriptors, and sets MSG_CTRUNC. The descriptors stay in the queue.
-        content, _, flags, _ = self.recvmsg(most_bytes, 0, socket.MSG_PEEK)
-        if flags & socket.MSG_CTRUNC:
-            raise DescriptorsSentError
-        return len(content)
-
-    def _is_emptied(self) -> bool:
-        """Shuts the connection down and reads what waits; True where no descriptors wait then, nor
-        ever can."""
-        with contextlib.suppress(OSError):
-            self.shutdown(socket.SHUT_RDWR)
-        for _ in range(_READS):
-            try:
-                content, _, flags, sender = self.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
-                if flags & socket.MSG_CTRUNC:
-                    return False
-                if not content and not sender:
-                    # The end. An empty packet (SOCK_SEQPACKET) has a sender, whose address is the
-                    # listening socket's, and others may wait behind it.
-                    return True
-                super().recv(len(content) or 1)
-            except OSError as err:
-                # EINVAL, ENOTCONN: it was never connected. After the shutdown nobody could send
-                # over it even if it were connected now. Others: a pending SO_ERROR, read once.
-                if err.errno in (errno.EINVAL, errno.ENOTCONN):
-                    return True
-        return False

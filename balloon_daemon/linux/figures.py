@@ -3,7 +3,8 @@
 Runs in the controller. Whoever may read a file may put locks on it, by the million (fcntl(2),
 F_RDLCK), and each close(2) of that file, by any process, looks at all of them (fs/locks.c,
 locks_remove_posix): 25 ms for 200,000. So a file that is read again and again stays open, and
-closes that take long are left to a child (``Closes``).
+closes that take long are left to a child (``Closes``). The same holds for pidfds, of any process,
+and for eventfds and epoll instances, all of which have one file: these are ``lockable``, too.
 
 A file's owner may also have a lease on it (fcntl(2), F_SETLEASE); the files in /proc/PID belong to
 that process's user. open(2) then waits until the owner gives the lease back, up to
@@ -20,9 +21,9 @@ from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
 
 CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
-"""Seconds that this process itself spends on closing such files, after which a child closes them;
-and the part of the time that has passed since by which that limit is regained. A close takes some
-2 µs where nobody has locked the file."""
+"""How many seconds this process may spend on closing such files itself, before a child closes
+them; and how much of that allowance, in seconds, comes back in each second. A close takes some 2
+µs where nobody has locked the file."""
 
 TOGETHER = 16
 """Descriptors that a child closes at a time."""
@@ -54,7 +55,10 @@ class Closes:
 
     @property
     def is_behind(self) -> bool:
-        """Whether too many descriptors wait for their close."""
+        """Whether too many descriptors wait for their close; has a child close them, if one can
+        now, as no other close may come while nothing is opened."""
+        if len(self._left) >= MOST_LEFT:
+            self.close_left()
         return len(self._left) >= MOST_LEFT
 
     def close(self, fd: int) -> None:
@@ -76,11 +80,11 @@ class Closes:
         if self._child is not None:
             if not self._child.is_done():
                 return
-            self._child.end()
-            self._child = None
-        if self._left:
-            try:
-                self._child = ClosingChild(self._left)
+            done, self._child = self._child, None
+            done.end()
+        if self._left and self._child is None:  # Its end may have left a descriptor, and so begun
+            try:  # the next one.
+                self._child = ClosingChild(self._left, lockable)
             except OSError:
                 return
             self._left = []
@@ -105,12 +109,13 @@ def lockable(fd: int) -> OwnedFd:
 
 
 def closes_are_behind() -> bool:
-    """Whether so many such descriptors wait for their close that none is to be opened."""
+    """Whether so many descriptors from ``lockable`` wait for their close that no further one is to
+    be opened."""
     return _CLOSES.is_behind
 
 
 def content_of(fd: int, most_bytes: int) -> bytes:
-    """Reads in this process, as ``Content``."""
+    """Reads a file in this process; a ``Content``."""
     content = bytearray()
     try:
         while part := os.pread(fd, min(_CHUNK_BYTES, most_bytes - len(content)), len(content)):

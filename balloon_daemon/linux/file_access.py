@@ -1,10 +1,10 @@
-"""Reads another user's files as that user, for a root without all of root's rights.
+"""Reads another user's files as that user, where root lacks some of root's capabilities.
 
 Runs in the controller. The shipped unit leaves balloond root without CAP_DAC_READ_SEARCH and
 CAP_SYS_PTRACE. The files in /proc/PID that say what a process has open and has read (fd, io) may
-then be read by that process's user alone: for others the kernel asks for the first right at
-open(2) and for the second in ptrace_may_access(), at each reading. Neither right is to be had for
-less than the host: with CAP_SYS_PTRACE, root may write to /proc/1/mem.
+then be read by that process's user alone: of others the kernel demands the first capability at
+open(2), and the second at each reading, in ptrace_may_access(). Each of the two amounts to all
+rights on the host: with CAP_SYS_PTRACE, for example, root may write to /proc/1/mem.
 
 So balloond becomes that user for the moment of the reading, which takes CAP_SETUID and CAP_SETGID
 alone: setfsuid(2) changes for whom the kernel opens files in this thread, and nothing else. A
@@ -34,7 +34,7 @@ def as_user_of(pid: int) -> contextlib.AbstractContextManager[None]:
     """Opens files for a process's user during the block, where that is needed and possible.
 
     Args:
-        pid: the process; without one of this number the block is run as it is.
+        pid: the process; if there is no such process, files are opened for this process's user.
     """
     return as_user(identity_of(pid))
 
@@ -52,7 +52,8 @@ def as_user(identity: Identity | None) -> Iterator[None]:
         return
     uid, gid = identity
     try:
-        # The capabilities for files go and come back with the user, CAP_SETGID stays.
+        # setfsuid(2) drops the capabilities for files and restores them with the user; CAP_SETGID,
+        # which ``as_oneself`` needs, stays.
         LIBC.setfsgid(gid)
         LIBC.setfsuid(uid)
         yield
@@ -67,13 +68,14 @@ def as_oneself() -> None:
 
 
 def identity_of(pid: int) -> Identity | None:
-    """For whom a process's files in /proc are to be opened; None: for this process's own user."""
+    """The user and group for whom a process's files in /proc have to be opened; None: this
+    process's own."""
     return _user_of(pid) if _has_to() else None
 
 
 @functools.cache
 def _has_to() -> bool:
-    """Whether this process is root that may not read every process's files."""
+    """Whether this process is root, but without the capabilities to read every process's files."""
     if os.geteuid() != 0:
         return False
     try:
@@ -84,10 +86,11 @@ def _has_to() -> bool:
 
 
 def _user_of(pid: int) -> Identity | None:
-    """Whose a process's files in /proc are; None: ours, or there are none."""
+    """The owner of a process's files in /proc; None: this process's user, or there are no
+    files."""
     try:
-        # The directory of a process is its user's; what is in it is root's where the process is
-        # not dumpable.
+        # Ask for ``fd``, not for the process's directory: that belongs to the process's user, but
+        # the files in it belong to root if the process is not dumpable.
         found = os.stat(f"/proc/{pid}/fd")
     except OSError:
         return None

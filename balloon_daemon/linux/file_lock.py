@@ -32,7 +32,7 @@ def is_locked(path: Path) -> bool:
         return False
     try:
         with contextlib.suppress(BlockingIOError):
-            # Shared: two that look at the same time do not take each other for the owner.
+            # Take a shared lock: two processes that check at once do not see each other's lock.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
         return True

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import prctl
 
@@ -17,8 +17,7 @@ from balloon_daemon.linux.libc import show_as
 from balloon_daemon.linux.namespaces import enter_empty_namespaces
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """The user and group that a device becomes where the controller runs as root."""
 
     uid: int
@@ -28,7 +27,12 @@ class Identity:
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 
 MAX_GROWTH_BYTES = 256 << 20
-"""Address space that a device may add to its own when it is jailed; it needs a few MiB."""
+"""How much a device may add to its own memory, and to its address space, when it is jailed; it
+needs a few MiB. Nor may its stack be larger."""
+
+_SIZE, _DATA = 0, 5
+"""Fields of /proc/PID/statm (proc(5)), in pages: all that is mapped, and private memory that may
+be written, with the stack."""
 
 
 def reset_signals() -> None:
@@ -99,8 +103,9 @@ def limit_first() -> None:
 def _be_killed_like_others() -> None:
     """Raises an oom_score_adj below 0, which a device inherits from the service, to 0.
 
-    OOMScoreAdjust= below 0 is for the controller. A device taken over by its guest could refill
-    its guest's memory, and the kernel would kill other processes for it. Raising the score is
+    OOMScoreAdjust= below 0 is for the controller. A device taken over by its guest could
+    touch all pages that the balloon has freed, by which the kernel allocates them anew, and the
+    kernel would then kill other processes first. Raising the score is
     always allowed (proc(5)).
     """
     with contextlib.suppress(OSError):  # A host that hides the file leaves the score as it is.
@@ -166,7 +171,7 @@ def _drop_privileges(identity: Identity | None) -> None:
 
 
 def _limit_resources() -> None:
-    """Limits address space and descriptors to little more than the present ones.
+    """Limits memory and descriptors to little more than the present ones.
 
     A device taken over by its guest could otherwise use up the host's memory and descriptors:
     crosvm's seccomp policy for this device allows eventfd2, dup, epoll_create1, mmap, write and
@@ -175,13 +180,21 @@ def _limit_resources() -> None:
     # Read by os.open() instead of open(), whose buffers and decoders would write to, and so copy,
     # 30 pages of memory that devices share.
     statm = os.open("/proc/self/statm", os.O_RDONLY)
-    mapped_bytes = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
+    pages = [int(number) for number in os.read(statm, 200).split()]
     os.close(statm)
+    mapped, data = (pages[field] * resource.getpagesize() for field in (_SIZE, _DATA))
     for kind, most in (
-        (resource.RLIMIT_AS, mapped_bytes + MAX_GROWTH_BYTES),
+        (resource.RLIMIT_AS, mapped + MAX_GROWTH_BYTES),
+        # RLIMIT_AS alone is no limit: it includes guest memory, which a device may unmap, and then
+        # map as much memory of its own. Memory that RLIMIT_DATA does not count cannot be mapped
+        # (``linux/seccomp.py``), and only RLIMIT_STACK limits how far the stack grows.
+        (resource.RLIMIT_DATA, data + MAX_GROWTH_BYTES),
+        (resource.RLIMIT_STACK, MAX_GROWTH_BYTES),
         (resource.RLIMIT_NOFILE, 0),
     ):
-        resource.setrlimit(kind, (most, most))
+        soft = resource.getrlimit(kind)[0]
+        limit = most if soft == resource.RLIM_INFINITY else min(most, soft)
+        resource.setrlimit(kind, (limit, limit))
 
 
 def write_error(text: str) -> None:

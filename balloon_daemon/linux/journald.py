@@ -24,8 +24,8 @@ def send_line(fields: Iterable[tuple[str, str]], path: str = SOCKET) -> bool:
         path: journald's socket.
 
     Returns:
-        False where it cannot be sent now (nobody listens, the queue is full, the line is too
-        long): the caller then writes it elsewhere.
+        False where the line cannot be sent now (no process listens, the queue is full, the line is
+        too long): the caller then writes the line elsewhere.
     """
     content = bytearray()
     for name, value in fields:

@@ -6,8 +6,8 @@ import posix
 import signal
 import socket
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 """The C library of this process; its calls release the interpreter's lock."""
@@ -142,19 +142,33 @@ def clone_sibling() -> int:
     return _clone(_CLONE_SIBLING)
 
 
-def clone_sharing_fds() -> int:
+def fork_sharing_fds(child: Callable[[], NoReturn]) -> int:
     """Forks a child that shares this process's descriptor table (clone(2), CLONE_FILES).
 
     A descriptor that either process opens or closes is open or closed in both. Memory is copied as
     by any fork. Only for a process with one thread and no fork hooks, as ``clone_sibling``.
 
+    Args:
+        child: runs in the child, with all signals blocked: a signal handler in the child would
+            write to the pipe of the parent's event loop, as both have the same descriptors.
+
     Returns:
-        0 in the child; in this process the child's process id.
+        The child's process id.
 
     Raises:
         OSError: the kernel allows no further process.
     """
-    return _clone(_CLONE_SHARING_FDS)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = _clone(_CLONE_SHARING_FDS)
+        if pid == 0:
+            try:
+                child()
+            finally:
+                os._exit(1)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _clone(arguments: Sequence[ctypes.c_ulong]) -> int:

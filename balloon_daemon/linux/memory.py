@@ -180,8 +180,8 @@ def read_sealed(fd: int, limit_bytes: int) -> bytes:
     """Reads a memfd that is sealed, so that no process can change it.
 
     Raises:
-        ValueError: it is not sealed against writing, or too long.
-        OSError: it is no memfd.
+        ValueError: the memfd is not sealed against writing, or too long.
+        OSError: the descriptor is no memfd.
     """
     if not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_WRITE:
         raise ValueError("is not sealed")

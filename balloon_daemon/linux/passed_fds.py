@@ -8,13 +8,26 @@ can do that, and else are left in the queue, where they cost this process no num
 """
 
 import contextlib
+import errno
 import socket
 
 _SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16
 
 
-class FdsWaitError(Exception):
-    """Descriptors came with the next bytes; both are still in the socket's queue."""
+_READS = 64
+"""How often a socket is read until it counts as one in which descriptors wait. A queue has some
+300 messages at most, by the usual limit of a sender's buffer (net.core.wmem_max); one read of a
+stream takes 64 KiB of them, and a queue of packets has 11 of them (net.unix.max_dgram_qlen)."""
+
+_READ_BYTES = 1 << 16
+
+
+class DescriptorsSentError(OSError):
+    """The peer has sent descriptors; they wait in the socket's queue, and nothing behind them can
+    be read. An OSError, with which asyncio's transports end a connection without a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBADMSG, "it sends descriptors")
 
 
 def refuse_descriptors(sock: socket.socket) -> bool:
@@ -42,35 +55,35 @@ def read_urgent_in_place(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
-def receive_without_fds(sock: socket.socket, most_bytes: int) -> bytes:
-    """Receives bytes with which no descriptors came.
+def bytes_without_fds(sock: socket.socket, most_bytes: int) -> int:
+    """How many bytes wait that came without descriptors; the caller must read no more, as the peer
+    may send others, with descriptors, before that read.
 
     Args:
-        sock: a stream socket, non-blocking and after ``read_urgent_in_place``.
+        sock: a connected socket, after ``read_urgent_in_place``.
         most_bytes: how many bytes at most.
 
     Returns:
-        The bytes; b"" where the peer has hung up.
+        The number; 0 where the peer has hung up.
 
     Raises:
-        FdsWaitError: descriptors came with them.
+        DescriptorsSentError: descriptors came with the next bytes.
         BlockingIOError: nothing has come.
         OSError: the connection has failed.
     """
     # A MSG_PEEK without an ancillary buffer stops at the first bytes that came with descriptors,
     # and sets MSG_CTRUNC. The descriptors stay in the queue.
-    some, _, flags, _ = sock.recvmsg(most_bytes, 0, socket.MSG_PEEK)
+    content, _, flags, _ = sock.recvmsg(most_bytes, 0, socket.MSG_PEEK)
     if flags & socket.MSG_CTRUNC:
-        raise FdsWaitError
-    # Receive only what was looked at: the peer may have sent more by now, with descriptors.
-    return sock.recv(len(some))
+        raise DescriptorsSentError
+    return len(content)
 
 
 def hang_up(sock: socket.socket) -> bool:
     """Shuts a connection down, and receives and forgets what waits in its queue.
 
     Args:
-        sock: as for ``receive_without_fds``.
+        sock: as for ``bytes_without_fds``, or one that was never connected.
 
     Returns:
         Whether no descriptors wait in the queue, nor ever can, so that the socket's close does not
@@ -78,14 +91,19 @@ def hang_up(sock: socket.socket) -> bool:
     """
     with contextlib.suppress(OSError):  # The peer has hung up.
         sock.shutdown(socket.SHUT_RDWR)
-    for _ in range(2):  # The first recvmsg(2) may report a pending SO_ERROR instead.
+    for _ in range(_READS):
         try:
-            # Nothing more can come, and the queue is as long as a socket's buffer at most.
-            while receive_without_fds(sock, 1 << 16):
-                pass
-        except FdsWaitError:
-            return False
-        except OSError:
-            continue
-        return True
+            content, _, flags, sender = sock.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
+            if flags & socket.MSG_CTRUNC:
+                return False
+            if not content and not sender:
+                # The end. An empty packet (SOCK_SEQPACKET) has a sender, whose address is the
+                # listening socket's, and others may wait behind it.
+                return True
+            sock.recvmsg(len(content) or 1)
+        except OSError as err:
+            # EINVAL, ENOTCONN: it was never connected. After the shutdown nobody could send over
+            # it even if it were connected now. Others: a pending SO_ERROR, read once.
+            if err.errno in (errno.EINVAL, errno.ENOTCONN):
+                return True
     return False

@@ -58,8 +58,8 @@ class ProcessFigures:
         return max(found.values(), default=None)
 
     def may_tell_reads(self) -> bool:
-        """Whether ``read_bytes`` can be known, be it not now: the file can be opened. Nothing is
-        read, which would take a child for each VM that comes."""
+        """Whether ``read_bytes`` can be known now or later, because its file can be opened. The
+        file is not read here: that would take a child process for each VM that comes."""
         try:
             with as_user_of(self._pid):
                 self._io.read(0, lambda fd, most_bytes: b"")
@@ -107,8 +107,8 @@ def start_time_of(pid: int) -> int | None:
     another process's.
 
     Raises:
-        OSError: it cannot be found out now; as an unknown process, this one would be taken for
-            another.
+        OSError: the start time cannot be read now. None would be wrong then: the caller would take
+            this process for another one.
     """
     try:
         # The second field, the program's name in parentheses, may have blanks and parentheses.
@@ -120,13 +120,15 @@ def start_time_of(pid: int) -> int | None:
 
 
 def files_of(pid: int) -> list[tuple[str, str]]:
-    """What a process has open: paths in /proc/PID/fd, and the links that are there.
+    """A process's open files: for each its path in /proc/PID/fd, and the text of that link.
 
-    The lowest ``MOST_FILES`` numbers only; none where they may not be read.
+    The lowest ``MOST_FILES`` numbers only; none where they may not be read. Not for a process that
+    serves VMs: the process's user can keep a lookup in its directories waiting, and put so many
+    locks on them that closing them takes long.
     """
     found = []
     with contextlib.suppress(OSError), as_user_of(pid), os.scandir(f"/proc/{pid}/fd") as entries:
-        # The kernel lists them some 1,000 at a time, as they are asked for.
+        # The kernel lists some 1,000 entries at a time, so stopping early costs less.
         for entry in islice(entries, MOST_FILES):
             with contextlib.suppress(OSError):  # Closed meanwhile.
                 found.append((entry.path, os.readlink(entry.path)))
@@ -138,21 +140,22 @@ def apart(pid: int) -> Content:
     user = user_of(pid)
 
     def content(fd: int, most_bytes: int) -> bytes:
-        # The kernel asks at each reading whether its reader may, not only as the file is opened.
+        # The kernel checks the reader's rights at each read(2), not only at open(2).
         return APART.read(fd, most_bytes, pid, user, identity_of(pid))
 
     return content
 
 
 def user_of(pid: int) -> int:
-    """The user of a process, to whom the time is charged that its files take; -1: it is gone.
+    """The user who is charged for the time that reading a process's files takes; -1: the process
+    is gone.
 
-    This is its effective user, which stat(2) of its directory in /proc tells without waiting, be
-    the process dumpable or not (fs/proc/base.c, task_dump_owner). A program with the set-user-ID
-    bit is root's by that, but whoever has started it is charged: the real user. Only root's own
-    /proc/PID/status is read for that, here and now, as the kernel makes it quickly: its line of
-    groups is long only where a user has a namespace of its own (setgroups(2)), and root is not
-    mapped there.
+    This is the effective user, which stat(2) of /proc/PID tells without waiting, whether the
+    process is dumpable or not (fs/proc/base.c, task_dump_owner). But a program with the
+    set-user-ID bit has root as its effective user, so where that is root the real user is charged,
+    who has started the program. The real user is read from /proc/PID/status, in this process: of a
+    process of root's the kernel makes that file quickly. Its line of groups is long only in a user
+    namespace in which setgroups(2) was called, and root is not mapped there.
     """
     user = owner_of(pid)
     if user != 0:
@@ -170,7 +173,7 @@ def owner_of(pid: int) -> int:
 
 
 def _read(pid: int, name: str, content: Content = content_of) -> bytes:
-    """A file of a process; empty where there is none, or it is not to be read."""
+    """The content of a file in /proc/PID; empty where there is none or it cannot be read."""
     try:
         return read_once(f"/proc/{pid}/{name}", _MOST_BYTES, content)
     except OSError:

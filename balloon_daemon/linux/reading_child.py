@@ -1,4 +1,4 @@
-"""A child process that reads files in /proc whose reading may wait for the process they are about.
+"""A child process that reads files in /proc/PID, because a read may wait for process PID.
 
 The kernel reads some files in /proc/PID under a lock of that process, or from its memory: io, on
 later kernels stat, and cmdline. Whoever controls the process can keep their readers waiting; only
@@ -17,12 +17,14 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 from balloon_daemon.linux.file_access import Identity, as_oneself, as_user
-from balloon_daemon.linux.libc import clone_sharing_fds
+from balloon_daemon.linux.libc import fork_sharing_fds
+from balloon_daemon.linux.user_time import UserTime
 
 NAME = "balloond-reads"
 """The process's name in ``ps`` and ``top``."""
@@ -31,20 +33,22 @@ WITHIN_S = 0.05
 """How long a reading may take; it takes some 0.1 ms where the processors are not busy."""
 
 BUSY_TIMES = 9
-"""How many times more a child is waited for that has no processor, as on a host that is busy: that
-says nothing of the process whose file it reads."""
+"""How many further times ``WITHIN_S`` a child is waited for if it is runnable but has no
+processor, as on a busy host: then the delay is not the fault of the process whose file it
+reads."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
-"""How long no file of a process is read after a late reading: twice as long after each further
-one."""
+"""How long no file of a process is read after a late reading of one: at first, and at most. The
+time doubles with each further late reading."""
 
 QUICK_S = 0.0005
-"""Seconds of processor time that any reading may take the child: most take some 0.02 ms."""
+"""A reading that takes the child more seconds of processor time than this is charged to the user
+of the process; most readings take some 0.02 ms."""
 
 LATE_S, REGAINED = 0.25, 1 / 500
-"""Seconds that late readings and those that are not quick may take for one user's processes, after
-which the controller reads none of that user's; and the part of the time that has passed since by
-which that limit is regained."""
+"""How many seconds late readings, and readings that are not quick, may take for the processes of
+one user, before the controller reads no more files of that user's processes; and how much of that
+allowance, in seconds, comes back in each second."""
 
 IDLE_S = 3.0
 """A child that has read nothing for so long is ended: it keeps old copies of its parent's
@@ -52,8 +56,6 @@ pages."""
 
 MOST_BYTES = 1 << 16
 """The longest reading, in bytes."""
-
-Key = TypeVar("Key")
 
 _MOST_NOTED = 1024
 _ORDER, _ANSWER = struct.Struct("2i2q"), struct.Struct("id")
@@ -77,22 +79,15 @@ class _Child:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pidfd = OwnedFd(-1)
         parent = os.getpid()
-        # No signal handler may run in the child, as in ``closing_child``.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self._pid = clone_sharing_fds()
-            if self._pid == 0:
-                _serve(self._theirs.fileno(), parent)
+            self._pid = fork_sharing_fds(lambda: _serve(self._theirs.fileno(), parent))
         except OSError:
-            self._ours.close()
-            self._theirs.close()
+            self._close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         try:
-            self._pidfd = OwnedFd(os.pidfd_open(self._pid))
+            self._pidfd = lockable(os.pidfd_open(self._pid))
         except OSError:
-            self.end()  # It has no order, and so ends at once.
+            self.end()  # The child has no order, and so ends at once.
             os.waitpid(self._pid, 0)
             self._close()
             raise
@@ -113,7 +108,7 @@ class _Child:
             if ready or not self._is_runnable():
                 break
             ready = poller.poll(WITHIN_S * 1000)
-        # It may have answered, and not be runnable for that reason.
+        # The child may not be runnable because it has just answered: look once more.
         ready = ready or poller.poll(0)
         if not ready:
             raise _late("it is read too slowly")
@@ -137,8 +132,8 @@ class _Child:
                 return False
         except ChildProcessError:
             pass
-        # Not before the child's end: it may be about to answer, into whatever has the descriptor's
-        # number by then.
+        # Close the sockets only after the child's end: both processes use one descriptor table,
+        # and a child about to answer would write to whichever file has the number by then.
         self._close()
         return True
 
@@ -157,7 +152,7 @@ class _Child:
 
 
 class ReadsApart:
-    """Reads files of VMMs' processes in a child, and waits for it for a moment only.
+    """Reads files of VMMs' processes in a child, and waits for the child for a moment only.
 
     Attributes:
         later: calls a function after so many seconds, to end an idle child; None: an idle child
@@ -173,9 +168,7 @@ class ReadsApart:
         self._pauses: dict[tuple[int, int], tuple[float, float]] = {}
         """By process and user, where a reading was late: until when none of its files is read, and
         for how long that is."""
-        self._waited: dict[int, tuple[float, float]] = {}
-        """By user: how many seconds late readings of its processes and those that were not quick
-        have taken, and up to when that is reckoned."""
+        self._waited = UserTime(LATE_S, REGAINED)
 
     def read(
         self, fd: int, most_bytes: int, pid: int, user: int, identity: Identity | None = None
@@ -190,15 +183,15 @@ class ReadsApart:
             identity: for whom the file is read; None: for this process's own user.
 
         Raises:
-            TimeoutError: the reading took too long, or such readings did lately.
+            TimeoutError: this reading took too long, or earlier readings of this process or of its
+                user did.
             OSError: the kernel's reason, or the kernel allows no child.
         """
         now_s = time.monotonic()
         until_s, for_s = self._pauses.get((pid, user), (0.0, AGAIN_S / 2))
         if now_s < until_s:
             raise _late("it was read too slowly lately")
-        waited_s = self._waited_s(user, now_s)
-        if waited_s >= LATE_S:
+        if self._waited.is_used_up(user, now_s):
             raise _late("files of its user's processes are read too slowly")
         self._read_at_s = now_s
         try:
@@ -206,12 +199,14 @@ class ReadsApart:
         except TimeoutError:
             self._end()
             for_s = min(2 * for_s, AGAIN_MOST_S)
-            _note(self._pauses, (pid, user), (now_s + for_s, for_s))
-            _note(self._waited, user, (waited_s + WITHIN_S, now_s))
+            self._pauses[pid, user] = (now_s + for_s, for_s)
+            if len(self._pauses) > _MOST_NOTED:
+                self._pauses.pop(next(iter(self._pauses)))
+            self._waited.take(user, WITHIN_S, now_s)
             raise
         self._pauses.pop((pid, user), None)
         if took_s > QUICK_S:
-            _note(self._waited, user, (waited_s + took_s, now_s))
+            self._waited.take(user, took_s, now_s)
         return content
 
     def close(self) -> bool:
@@ -233,15 +228,8 @@ class ReadsApart:
             content = self._child.read(fd, most_bytes, identity)
             if content is not None:
                 return content, self._child.took_s
-            self._end()  # Somebody has killed it.
+            self._end()  # Somebody has killed the child.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    def _waited_s(self, user: int, now_s: float) -> float:
-        waited_s, at_s = self._waited.get(user, (0.0, now_s))
-        waited_s -= (now_s - at_s) * REGAINED
-        if waited_s <= 0:
-            self._waited.pop(user, None)
-        return max(0.0, waited_s)
 
     def _look_later(self) -> None:
         if self.later is not None and not self._is_due:
@@ -268,17 +256,11 @@ class ReadsApart:
 
 
 APART = ReadsApart()
-"""This process's."""
+"""The reader that all of this process uses."""
 
 
 def _late(why: str) -> TimeoutError:
     return TimeoutError(errno.ETIMEDOUT, why)
-
-
-def _note(notes: dict[Key, tuple[float, float]], key: Key, note: tuple[float, float]) -> None:
-    notes[key] = note
-    if len(notes) > _MOST_NOTED:
-        notes.pop(next(iter(notes)))
 
 
 def _serve(orders: int, parent: int) -> NoReturn:

@@ -77,31 +77,38 @@ class Program:
 
 # Parts for BPF instructions, which are (opcode, jump if true, jump if false, constant). The values
 # are from linux/bpf_common.h and linux/seccomp.h.
-_LD_W_ABS, _JEQ_K, _JSET_K, _RET_K = 0x20, 0x15, 0x45, 0x06
+_LD_W_ABS, _AND_K, _JEQ_K, _RET_K = 0x20, 0x54, 0x15, 0x06
 _AT_NUMBER, _AT_ARCH, _AT_FLAGS = 0, 4, 16 + 3 * 8
-_X86_64, _MMAP, _MAP_HUGETLB = 0xC000003E, 9, 0x40000
+_X86_64, _MMAP = 0xC000003E, 9
 _ALLOW, _NO_MEMORY = 0x7FFF0000, 0x00050000 | 12
 
-NO_POOLED_HUGE_PAGES = Program(
+# asm-generic/mman-common.h, linux/mman.h
+_MAP_TYPE, _MAP_PRIVATE, _MAP_GROWSDOWN, _MAP_HUGETLB = 0xF, 0x2, 0x100, 0x40000
+
+COUNTED_MEMORY = Program(
     b"".join(
         struct.pack("<HBBI", *instruction)
         for instruction in (
             (_LD_W_ABS, 0, 0, _AT_ARCH),
-            (_JEQ_K, 0, 4, _X86_64),
+            (_JEQ_K, 0, 5, _X86_64),
             (_LD_W_ABS, 0, 0, _AT_NUMBER),
-            (_JEQ_K, 0, 2, _MMAP),
+            (_JEQ_K, 0, 3, _MMAP),
             (_LD_W_ABS, 0, 0, _AT_FLAGS),
-            (_JSET_K, 1, 0, _MAP_HUGETLB),
+            (_AND_K, 0, 0, _MAP_TYPE | _MAP_GROWSDOWN | _MAP_HUGETLB),
+            (_JEQ_K, 0, 1, _MAP_PRIVATE),
             (_RET_K, 0, 0, _ALLOW),
             (_RET_K, 0, 0, _NO_MEMORY),
         )
     )
 )
-"""Makes mmap(2) with MAP_HUGETLB fail with ENOMEM, and allows everything else.
+"""Makes mmap(2) of memory that RLIMIT_DATA does not count fail with ENOMEM, and allows all else.
 
-crosvm's seccomp policy for this device checks the protection of a mapping, not its flags. A device
-taken over by its guest could empty a pool of huge pages, and the next page that another VM's guest
-takes back from that pool would end its VMM by SIGBUS.
+crosvm's seccomp policy for this device checks the protection of a mapping, not its flags.
+RLIMIT_DATA counts private mappings alone: neither shared nor droppable ones, nor stacks
+(mm/internal.h, is_data_mapping()). RLIMIT_AS counts all of them, but its limit includes guest
+memory: a device taken over by its guest could unmap that, and fill as much other memory as its
+guest has. Nor may it have MAP_HUGETLB: it could empty a pool of huge pages, and the next page that
+another VM's guest takes back from that pool would end its VMM by SIGBUS.
 """
 
 

@@ -1,7 +1,8 @@
-"""Opens a path one name at a time, and notes whose symbolic links and directories it led through.
+"""Opens a path one name at a time, and notes the owners of the symbolic links and directories on
+the way.
 
-Runs in a child (``asked_child.py``): each lookup of a name may wait for whoever may list the
-directory that the name is in.
+Runs in a child (``asked_child.py``): each lookup of a name takes the lock of the name's directory,
+which any user who may list the directory can hold for long.
 """
 
 import errno
@@ -19,16 +20,16 @@ class WalkedPath:
     """A path that is being opened, by openat(2) with O_PATH and O_NOFOLLOW for each name.
 
     Args:
-        enters: called with the owner of each directory of another user's than root and this
-            process's before a name in it is looked up.
+        enters: called before a name is looked up in a directory that belongs neither to root nor
+            to this process's user, with the directory's owner.
 
     Attributes:
-        fd: what the path leads to, or the last directory that could be entered.
+        fd: the file that the path leads to, or the last directory that could be entered.
         path: the path of ``fd`` without symbolic links.
         status: the status of ``fd``.
-        link_owners: who owns the symbolic links that were followed.
-        waits: whether the path led through a directory that others may write: a lookup there may
-            wait for them.
+        link_owners: the owners of the symbolic links that were followed.
+        waits: whether the path led through a directory where other users may write: a lookup there
+            may wait for these users.
     """
 
     def __init__(self, enters: Callable[[int], None] = lambda owner: None) -> None:
@@ -49,8 +50,9 @@ class WalkedPath:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether the links were made by root, by this process's user, or by the owner of what
-        they lead to: a link of somebody else's may lead to what that user may not reach."""
+        """Whether each link was made by root, by this process's user, or by the owner of the file
+        that the path leads to: another user's link may lead to a file that its maker may not
+        reach."""
         return self.link_owners <= {0, os.geteuid(), self.status.st_uid}
 
     def enter(self) -> None:
@@ -78,7 +80,8 @@ class WalkedPath:
             links += 1
             self.link_owners.add(status.st_uid)
             if links > _MOST_LINKS or status.st_dev == os.stat("/proc").st_dev:
-                # What a link of /proc/PID leads to is not what its text says.
+                # Follow no link in /proc: a link of /proc/PID leads to an open file, not to the
+                # path in its text.
                 os.close(fd)
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             target = os.readlink("", dir_fd=fd)

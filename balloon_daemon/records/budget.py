@@ -1,12 +1,12 @@
 """How many log lines the VMs of one user may cause.
 
-Pure. Whoever can cause one line can cause millions. A VM's user is known from its ``Connected``
-event on, where the kernel told it.
+Pure. Whoever can cause one line can cause millions. A VM's user is known from its ``Connected`` or
+``VmDriven`` event on. Driven VMs whose user the kernel does not tell count as those of one user.
 """
 
 from collections import deque
 
-from balloon_daemon.events import Connected, Disconnected, Event
+from balloon_daemon.events import Connected, Disconnected, Event, VmDriven, VmLost
 from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.units import VmId
 
@@ -16,8 +16,8 @@ systemd-journald accepts 10,000 in 30 s from a whole service by default. Sixteen
 of 200 VMs fit."""
 
 FIRST_LINES, FIRST_LINES_A_SECOND = 1_000, 20
-"""How many of these lines may be about connections younger than ``YOUNG_S``: a user can make any
-number of new connections at no cost."""
+"""How many of these lines may be about VMs younger than ``YOUNG_S``: a user can make any number of
+new connections at no cost."""
 
 YOUNG_S = 10.0
 
@@ -33,21 +33,21 @@ class _User:
 
 
 class UserBudgets:
-    """The budgets of all users that have ever connected."""
+    """The budgets of all users that have ever had a VM."""
 
     def __init__(self) -> None:
         self._users: dict[int, _User] = {}
         self._vms: dict[VmId, tuple[_User, float]] = {}
         self._gone = deque[VmId]()
 
-    def note(self, event: Connected | Disconnected, now_s: float) -> None:
+    def note(self, event: Connected | Disconnected | VmDriven | VmLost, now_s: float) -> None:
         """Notes a VM's user, or that the VM is gone.
 
         Args:
             event: the event.
             now_s: seconds since any moment, never less than before.
         """
-        if isinstance(event, Connected):
+        if isinstance(event, Connected | VmDriven):
             user = self._users.setdefault(event.uid, _User())
             self._vms[event.vm] = (user, now_s + YOUNG_S)
             return

@@ -2,10 +2,12 @@
 
 Runs by its file (``python -I -S file_writer.py FD``), started by ``scribe.py``. It gets the open
 file through the socket FD, then the file's content. A write to a disk may take as long as the disk
-likes, and no flag of open(2) changes that for a regular file: here nobody waits for it.
+likes, and no flag of open(2) changes that for a regular file: so this program waits for the disk,
+and the daemon does not.
 
-It ends when the daemon closes the socket, or has ended. It ends before that when a write fails or
-the file has reached its largest size, and says why. The file ends with a whole line then.
+The program ends when the daemon closes the socket, or has ended. It ends before that when a write
+fails or the file has reached its largest size, and sends the reason. In both cases the file ends
+with a whole line.
 """
 
 import contextlib

@@ -25,8 +25,8 @@ SURVEYS = 12
 """One of so many surveys is kept: one a minute, at the usual speed."""
 
 _ASIDE = "aside "
-"""The beginning of the program's line about a file that it has renamed: how its name ends now, and
-why."""
+"""The program's line about a damaged file that it has renamed begins with this; the new ending of
+the file's name and the reason follow."""
 
 
 class History:
@@ -57,7 +57,7 @@ class History:
             self._surveys += 1
         elif isinstance(event, Decided | VmAttached | ProtectionEvent):
             if getattr(event, "quiet", False):
-                return  # It repeats the decision before it.
+                return  # This decision repeats the VM's last one.
             if (line := worded(event)) is not None:
                 self._send("events", at_s, str(event.vm), line.word, line.message)
 
@@ -75,7 +75,7 @@ class History:
             )
 
     def _send(self, table: str, *values: object) -> None:
-        # What the program does not take is not kept: there is a next sample.
+        # A row that the program does not take now is lost: the next sample comes soon.
         self._scribe.send(json.dumps([table, values]).encode() + b"\n")
 
     def _look_at_writer(self) -> None:

@@ -13,11 +13,11 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_lock import is_locked, lock_file
 
 APPLICATION_ID = b"blnd"
-"""What ``history_writer`` sets as SQLite's ``application_id``."""
+"""The value of SQLite's ``application_id`` in each history; ``history_writer`` sets it."""
 
 BESIDE = ("-wal", "-shm", "-journal", "-lock")
-"""How the names of the files end that are beside a history: SQLite's own, and the lock's. The
-history itself cannot be locked: where it is damaged it is renamed, with its lock."""
+"""The endings of the names of the files beside a history: SQLite's own files, and a lock file. A
+lock on the history itself would not do: a damaged history is renamed, and its lock goes along."""
 
 _MAGIC = b"SQLite format 3\0"
 _ID_AT, _HEADER_BYTES = 68, 100
@@ -28,7 +28,8 @@ def check_place(path: Path) -> None:
     """Finds out whether a history can be kept in a file, and changes nothing.
 
     Raises:
-        ConfigError: it cannot, others could replace it, or the file is something else's.
+        ConfigError: no history can be kept there, other users could replace the file, or the file
+            is another program's.
     """
     try:
         why = _why_not(path)
@@ -45,7 +46,7 @@ def lock_place(path: Path) -> OwnedFd:
         Holds the lock until it is closed.
 
     Raises:
-        ConfigError: another balloond has it, or it cannot be made.
+        ConfigError: another balloond holds the lock, or the lock's file cannot be made.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -79,7 +80,7 @@ def _why_not(path: Path) -> str:
     if size_bytes and not _is_history(path):
         return "is there and no history of balloond's; name another file"
     for ending in BESIDE[:-1]:
-        # SQLite would delete these, or take what is in them for the history's.
+        # SQLite would delete such a file, or take its content for the history's.
         if not size_bytes and os.path.lexists(beside := _beside(path, ending)):
             return f"{printable(str(beside))} is there, of another database; name another file"
     if _size_of(lock := _beside(path, "-lock")) != 0:

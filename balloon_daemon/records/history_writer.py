@@ -64,18 +64,18 @@ def open_history(path: str) -> tuple[sqlite3.Connection, str]:
     """Opens a history, or begins one.
 
     Returns:
-        The history; how the name ends now of a file that was there and was renamed, and why; ""
-        where none was.
+        The history; and, where a damaged file was renamed, the new ending of its name and the
+        reason, else "".
 
     Raises:
-        sqlite3.Error, OSError: neither is possible.
+        sqlite3.Error, OSError: the history can neither be opened nor begun.
     """
     if not _is_ours(path):
         raise sqlite3.OperationalError("it is no history of balloond's")
     try:
         return _open(path), ""
     except sqlite3.OperationalError:
-        raise  # The disk is full, or the file is somebody else's: it may be in order.
+        raise  # The disk is full or the file may not be written: it need not be damaged.
     except sqlite3.DatabaseError as err:
         why = str(err)
     ending = _set_aside(path)
@@ -94,13 +94,13 @@ def _is_ours(path: str) -> bool:
 
 
 def _set_aside(path: str) -> str:
-    """Renames a history and what SQLite has beside it, and replaces no earlier one.
+    """Renames a history and SQLite's files beside it, to names that are free.
 
     Returns:
         How its name ends now.
 
     Raises:
-        OSError: that is not possible.
+        OSError: a file cannot be renamed.
     """
     for number in range(1, MOST_ASIDE + 1):
         ending = ".damaged" if number == 1 else f".damaged.{number}"
@@ -111,7 +111,8 @@ def _set_aside(path: str) -> str:
             f"it is damaged, as {MOST_ASIDE} before it that were renamed to end in .damaged; "
             "remove those"
         )
-    # The file itself last: if this program is killed in between, the next one goes on here.
+    # Rename the history itself last: if this program is killed before that, its next start finds
+    # the damaged history again, and renames the rest.
     for beside in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
             os.rename(path + beside, path + ending + beside)
@@ -125,8 +126,9 @@ def _open(path: str) -> sqlite3.Connection:
         if tables:
             _check(history)
         else:
-            # The mark and the tables in one transaction: a file that is not empty has both. No
-            # journal, which would stay beside an empty file if this program were killed now.
+            # Write the mark and the tables in one transaction: so a file that is not empty has
+            # both. Use no journal file: it would stay beside an empty file if this program were
+            # killed now.
             history.executescript(
                 "PRAGMA journal_mode=MEMORY; BEGIN IMMEDIATE;"
                 f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION};"
@@ -160,17 +162,28 @@ def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> 
     """Writes rows in one transaction.
 
     Raises:
-        sqlite3.Error: they could not be written.
+        sqlite3.Error: the rows could not be written.
     """
     history.execute("BEGIN")
     try:
         for table, values in rows:
-            history.execute(INSERTS[table], values)
+            history.execute(INSERTS[table], [_storable(value) for value in values])
         history.execute("COMMIT")
     except BaseException:
         if history.in_transaction:
             history.execute("ROLLBACK")
         raise
+
+
+def _storable(value: object) -> object:
+    """The value, or None for a number that SQLite has no room for.
+
+    A guest's statistics have 64 bits without a sign. sqlite3 raises OverflowError for such a
+    number, which would end the history of all VMs.
+    """
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return None
+    return value
 
 
 def prune(history: sqlite3.Connection, now_s: float, share: int = 1) -> None:

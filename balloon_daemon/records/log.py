@@ -10,7 +10,7 @@ import select
 from collections.abc import Iterator
 from time import gmtime, localtime, monotonic, strftime, time
 
-from balloon_daemon.events import Connected, Disconnected, Event, LinesLost
+from balloon_daemon.events import Connected, Disconnected, Event, LinesLost, VmDriven, VmLost
 from balloon_daemon.linux.journald import send_line
 from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.records.budget import UserBudgets
@@ -52,9 +52,10 @@ class Log:
             event: the event.
             at_s: when it was published, in seconds since the epoch.
         """
-        if isinstance(event, Connected | Disconnected):
+        if isinstance(event, Connected | Disconnected | VmDriven | VmLost):
             self._budgets.note(event, monotonic())
-            return
+            if isinstance(event, Connected | Disconnected):
+                return  # These have no line.
         debug = is_debug(event)
         if debug and not self._verbose:
             return

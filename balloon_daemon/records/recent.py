@@ -1,7 +1,9 @@
-"""The last events, kept in memory for whoever asks, and told to whoever follows.
+"""Keeps the last events in memory for the API's clients, and tells later ones to clients that
+follow.
 
-Only events are kept, and worded when somebody asks: a balloond that nobody asks pays for a queue's
-append. All bounds are counts, because an event holds a few hundred bytes.
+The events are kept as values, and worded only when somebody asks: so a balloond that nobody asks
+spends no more on an event than its append to a queue. All bounds are counts, because an event
+holds a few hundred bytes.
 """
 
 from collections import deque
@@ -25,8 +27,8 @@ KEPT_IN_ALL = 256
 """How many of the last events are kept, whatever VM each is about."""
 
 KEPT_EACH = 32
-"""How many of the last events about one VM are kept: a squeeze to the maximum has sixteen steps,
-and its balloon gets there as often."""
+"""How many of the last events about one VM are kept: a balloon that grows to its maximum causes
+two events, a decision and its target reached, at each of sixteen steps."""
 
 MOST_VMS = 1024
 """How many VMs have events kept of their own; the VM whose last event is oldest is forgotten."""
@@ -51,6 +53,11 @@ class _Kept:
         self.at_s = at_s
         self._event: Event | None = event
         self._line = ""
+
+    @property
+    def is_worded(self) -> bool:
+        """Whether ``line`` is made already."""
+        return self._event is None
 
     @property
     def line(self) -> str:
@@ -90,7 +97,7 @@ class Recent:
             case VmNotSought(name) | VmNotWanted(name):
                 self._undriven.pop(name, None)
             case Connected() | Disconnected():
-                return  # The log has no line for them either.
+                return  # The log has no lines for these events either.
         if is_debug(event):
             return
         kept = _Kept(event, at_s)
@@ -105,18 +112,17 @@ class Recent:
             for follower in tuple(self._followers):
                 follower(kept.name, kept.line)
 
-    def lines(self) -> Iterator[tuple[str, str]]:
-        """The last events, each with its VM's name ("" for the host's), as lines of JSON.
+    def lines(self) -> list[tuple[str, str]]:
+        """The last events, each with its VM's name ("" for the host's), as lines of JSON."""
+        return [(kept.name, kept.line) for kept in self._all if kept.line]
 
-        Events that come before the iterator has ended are among them.
-        """
-        done = self._count - len(self._all)
-        while done < self._count:
-            later = min(self._count - done, len(self._all))
-            done = self._count
-            for kept in list(self._all)[-later:]:
-                if kept.line:
-                    yield kept.name, kept.line
+    def word(self) -> Iterator[None]:
+        """Makes the lines of the last events that have none yet, one in each step, so that
+        ``lines`` takes little time afterwards."""
+        for kept in tuple(self._all):
+            if not kept.is_worded:
+                kept.line  # noqa: B018  # Makes the line, and keeps it.
+                yield
 
     def has_lines_of(self, name: str) -> bool:
         """Whether ``lines`` has any about a VM of this name ("": about the host)."""

@@ -12,14 +12,13 @@ from balloon_daemon.events import Event, EventsLost, Publish, RecordingEnded, St
 from balloon_daemon.linux.directories import may_make_files
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_lock import is_locked, lock_file
+from balloon_daemon.records.entries import entries_of
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.trace import (
     BEGINNING,
-    Decided,
     Entry,
     Header,
     Lost,
-    Read,
     encode_entry,
     encode_header,
 )
@@ -30,7 +29,7 @@ LIMIT_BYTES = 64 * MIB
 """The largest trace. A quiet day takes 1.2 MiB for the host and 0.8 MiB for each careful VM."""
 
 KEPT = 5
-"""How many traces of earlier balloonds are kept; the oldest one goes first."""
+"""How many traces of earlier balloonds are kept; older ones are deleted."""
 
 
 def header_now(settings: PolicySettings) -> Header:
@@ -63,13 +62,13 @@ class Recorder:
             at_s: unused: an event that is recorded has its own time.
         """
         match event:
-            case Stepped():
-                self._write(entry_of(event))
-            case Surveyed():
-                self._write(Entry(event.at_s, Read(event.seen)))
-                self._look_for_end()
+            case Stepped() | Surveyed():
+                for entry in entries_of(event):
+                    self._write(entry)
+                if isinstance(event, Surveyed):
+                    self._look_for_end()
             case EventsLost(lost):
-                # Nobody knows whether these events would have been recorded.
+                # Count all lost events: which of them would have been recorded is not known.
                 self._lost += lost
 
     def close(self) -> None:
@@ -92,15 +91,6 @@ class Recorder:
             self._publish(RecordingEnded(why))
 
 
-def entry_of(event: Stepped) -> Entry:
-    """The line of a step."""
-    decided = tuple(
-        Decided(vm, decision.reason, decision.level, decision.target_bytes)
-        for vm, decision, _ in event.decisions
-    )
-    return Entry(event.at_s, event.event, event.draws, dict(event.objections), decided)
-
-
 def open_trace(path: Path) -> int:
     """Makes the file of a trace, for its owner alone, after ``check_trace``.
 
@@ -111,7 +101,7 @@ def open_trace(path: Path) -> int:
         The open file.
 
     Raises:
-        ConfigError: it cannot be made, or a balloond that runs writes it.
+        ConfigError: the file cannot be made, or another balloond is writing it.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -129,14 +119,14 @@ def lock_trace(file: int, path: Path) -> OwnedFd:
     the lock, or a service could not be started again at once.
 
     Args:
-        file: what ``open_trace`` has opened.
+        file: the file that ``open_trace`` has opened.
         path: its path.
 
     Returns:
         Holds the lock until it is closed.
 
     Raises:
-        ConfigError: that is not possible.
+        ConfigError: the file cannot be locked.
     """
     try:
         lock = OwnedFd(os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC))
@@ -152,9 +142,9 @@ def _keep_earlier(path: Path) -> None:
     """Renames a trace that is there, and those before it.
 
     Raises:
-        FileNotFoundError: none is there.
-        OSError: it cannot be renamed.
-        ConfigError: a balloond that runs writes it.
+        FileNotFoundError: there is no such trace.
+        OSError: a trace cannot be renamed.
+        ConfigError: another balloond is writing the trace.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     with contextlib.closing(OwnedFd(os.open(path, flags))) as earlier:
@@ -178,7 +168,8 @@ def check_trace(path: Path) -> None:
     """Finds out whether a trace can be written to a file, and changes nothing.
 
     Raises:
-        ConfigError: it cannot, the file is something else's, or a balloond that runs writes it.
+        ConfigError: no trace can be written there, the file is not a trace, or another balloond is
+            writing it.
     """
     parent = path.absolute().parent
     try:

@@ -1,7 +1,7 @@
 """The daemon's side of a program that writes a file (``file_writer``, ``history_writer``).
 
-Runs in the controller, and never waits for the program: what it does not take at once is kept up
-to a limit, and what is more is refused.
+Runs in the controller, and never waits for the program: content that the program does not take at
+once is kept in memory, up to ``MOST_BYTES``, and more is refused.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ STARTS_WITHIN_S = 30.0
 that may be busy."""
 
 ENDS_WITHIN_S = 1.0
-"""How long the program may take, when balloond ends, for what is kept for it."""
+"""How long, when balloond ends, the program may take to receive the content kept for it."""
 
 MOST_BYTES = 4 << 20
 """The most that is kept for the program while its disk does not take it."""
 
 
 class Scribe:
-    """One such program, which is started, and has begun, before balloond serves any VM.
+    """A program that writes a file; it is started, and has begun, before balloond serves any VM.
 
     Args:
         program: the name of the program's file in this folder.
@@ -98,7 +98,7 @@ class Scribe:
         return line.decode(errors="replace")
 
     def why_ended(self) -> str | None:
-        """Why the program writes no more; None: it does."""
+        """Why the program writes no more; None: it still writes."""
         if not self._ended:
             self._hear()
         else:
@@ -139,7 +139,7 @@ class Scribe:
             self._end()
 
     def _end(self) -> None:
-        """Notes that the program has closed its socket, or ends it."""
+        """Takes the program's last words, and ends and reaps it: it writes no more."""
         with contextlib.suppress(OSError):
             while said := self._sock.recv(4096, socket.MSG_DONTWAIT):
                 self._heard += said[: 4096 - len(self._heard)]

@@ -1,8 +1,8 @@
 """A trace: everything that the host's policy was told, one JSON object a line. Pure.
 
-A daemon writes it (``recorder``), ``balloonctl simulate`` reads it. With the same events at the
-same times, the same random draws and the same objections of drivers, ``HostPolicy`` decides the
-same again. So times and draws are written with all their digits.
+A daemon writes it (``recorder``), ``balloonctl simulate`` reads it (``trace_reader``). With the
+same events at the same times, the same random draws and the same objections of drivers,
+``HostPolicy`` decides the same again. So times and draws are written with all their digits.
 
 The first line is the header: the version, when the recording began, and the policy's numbers. Each
 further line is an ``Entry``. ``docs/simulate.md`` lists its keys.
@@ -10,42 +10,38 @@ further line is an ``Entry``. ``docs/simulate.md`` lists its keys.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, assert_never
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.records.trace_values import Content as _Content
-from balloon_daemon.records.trace_values import TraceError as TraceError
-from balloon_daemon.records.trace_values import integer as _integer
-from balloon_daemon.records.trace_values import number as _number
-from balloon_daemon.records.trace_values import or_none as _or_none
-from balloon_daemon.records.trace_values import rows as _rows
-from balloon_daemon.records.trace_values import signed as _signed
-from balloon_daemon.records.trace_values import text as _text
-from balloon_daemon.records.trace_values import truth as _truth
-from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
+from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (
     Added,
     Asked,
     Event,
+    Found,
     Halted,
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Reported,
+    Reserved,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     SettingsChanged,
+    Unreserved,
+    Wanted,
+    Withdrawn,
     Woke,
 )
-from balloon_daemon.sizing.need import Figures
-from balloon_daemon.sizing.terms import Terms
-from balloon_daemon.sizing.vm_settings import Profile, VmSettings
+from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import VmId
 
 VERSION = 1
@@ -83,7 +79,7 @@ class Lost(NamedTuple):
     entries: int
 
 
-Recorded = Event | Read | Lost
+Recorded = Event | Read | Lost | Found
 
 
 class Decided(NamedTuple):
@@ -181,6 +177,21 @@ def _encoded(event: Recorded) -> dict[str, object]:
             return {"event": "halted"}
         case Lost(entries):
             return {"event": "lost", "entries": entries}
+        case Paused(vms, for_s):
+            return {"event": "paused", "vms": [vm.number for vm in vms], "for_s": for_s}
+        case Resumed(vms):
+            return {"event": "resumed", "vms": [vm.number for vm in vms]}
+        case Found():
+            return _encoded_found(event)
+        case Wanted():
+            listed = [vm.number for vm in event.vms]
+            return {"event": "wanted", **event._asdict(), "vms": listed}
+        case Reserved():
+            return {"event": "reserved", **event._asdict()}
+        case Unreserved():
+            return {"event": "unreserved"}
+        case Withdrawn(ticket):
+            return {"event": "withdrawn", "ticket": ticket}
         case _:
             return _encoded_of_vm(event)
 
@@ -218,6 +229,27 @@ def _encoded_of_vm(
             assert_never(event)
 
 
+def _encoded_found(found: Found) -> dict[str, object]:
+    lasting = found.lasting
+    guard: dict[str, object] = {}
+    if lasting is not None:
+        guard = lasting._asdict() | {
+            "waits": [(reason.value, *times) for reason, *times in lasting.waits],
+            "left": None if lasting.left is None else lasting.left.value,
+        }
+    return {
+        "event": "found",
+        "vm": found.vm.number,
+        "name": found.vm.name,
+        **_encoded_size(found),
+        **found.state._asdict(),
+        "target": found.target_bytes,
+        "held_by": None if found.held is None else found.held.value,
+        "guard": guard or None,
+        "look_at_s": found.look_at_s,
+    }
+
+
 def _encoded_seen(seen: Seen) -> dict[str, object]:
     match seen:
         case Reading(available, margin, within):
@@ -229,7 +261,7 @@ def _encoded_seen(seen: Seen) -> dict[str, object]:
             return {"unknown": True}
 
 
-def _encoded_size(event: Added | Restored) -> dict[str, object]:
+def _encoded_size(event: Added | Restored | Found) -> dict[str, object]:
     terms = event.terms
     return {
         "memory": event.vm_mem_bytes,
@@ -247,181 +279,3 @@ def _encoded_settings(settings: VmSettings) -> dict[str, object]:
         "priority": settings.priority,
         "profile": settings.profile.value,
     }
-
-
-# --- reading ------------------------------------------------------------------------------------
-
-
-def decode_header(line: bytes) -> Header:
-    """Reads the first line.
-
-    Raises:
-        TraceError: it is none, or of another version.
-    """
-    if not line.startswith(BEGINNING):
-        raise TraceError("is no trace of balloond's; record one with balloond --record FILE")
-    content = _Content(line)
-    version = content.take("balloond_trace", _integer)
-    if version != VERSION:
-        raise TraceError(
-            f"is a trace of version {version}, and this balloonctl reads {VERSION}; "
-            "read it with the balloonctl of the balloond that wrote it"
-        )
-    began_s = content.take("began_s", _number)
-    settings = content.take("settings", _settings)
-    content.end()
-    return Header(began_s, settings)
-
-
-class Decoder:
-    """Reads entries, one after another; knows the VMs that were added."""
-
-    def __init__(self) -> None:
-        self._vms: dict[int, VmId] = {}
-
-    def entry(self, line: bytes) -> Entry:
-        """Reads one line.
-
-        Raises:
-            TraceError: it is no entry.
-        """
-        content = _Content(line)
-        at_s = content.take("t", _number)
-        event = self._event(content.take("event", _text), content)
-        entry = Entry(
-            at_s,
-            event,
-            content.take("draws", _draws, ()),
-            content.take("objections", self._objections, {}),
-            content.take("decided", self._decided, ()),
-        )
-        content.end()
-        if isinstance(event, Removed):
-            del self._vms[event.vm.number]
-        return entry
-
-    def _event(self, word: str, content: "_Content") -> Recorded:
-        match word:
-            case "looked":
-                return Looked(_seen(content))
-            case "woke":
-                return Woke(_seen(content))
-            case "read":
-                return Read(_seen(content))
-            case "halted":
-                return Halted()
-            case "lost":
-                return Lost(content.take("entries", _integer))
-        number = content.take("vm", _integer)
-        if word in ("added", "restored"):
-            self._vms[number] = VmId(number, content.take("name", _text))
-        vm = self._vm(number)
-        match word:
-            case "added":
-                memory, balloon, terms = _size(content)
-                return Added(vm, memory, balloon, terms)
-            case "restored":
-                memory, balloon, terms = _size(content)
-                state = PolicyState(
-                    content.take("level", _integer),
-                    content.take("recheck_at_s", _or_none(_number)),
-                    content.take("release_at_s", _or_none(_number)),
-                )
-                return Restored(vm, memory, state, balloon, terms)
-            case "resized":
-                return Resized(vm, content.take("memory", _integer))
-            case "removed":
-                return Removed(vm)
-            case "moved":
-                return Moved(vm, content.take("balloon", _integer))
-            case "sampled":
-                at_s = content.take("at_s", _number)
-                names = Figures._fields[1:]
-                return Sampled(
-                    vm, Figures(at_s, *(content.take(n, _integer, None) for n in names))
-                )
-            case "ran":
-                return Ran(vm, content.take("runs", _truth))
-            case "asked":
-                hold_s = content.take("hold_s", _or_none(_number))
-                return Asked(vm, content.take("balloon", _integer), hold_s)
-            case "settings-changed":
-                return SettingsChanged(vm, _vm_settings(content))
-            case "measured":
-                return Measured(vm, content.take("held", _integer))
-            case _:
-                raise TraceError(f"there is no such event: {word[:40]!r}")
-
-    def _vm(self, number: int) -> VmId:
-        vm = self._vms.get(number)
-        if vm is None:
-            raise TraceError(f"vm: no line above has added a VM {number}")
-        return vm
-
-    def _objections(self, value: object) -> dict[VmId, Reason]:
-        return dict((self._vm(_integer(vm)), _reason(why)) for vm, why in _rows(value, 2))
-
-    def _decided(self, value: object) -> tuple[Decided, ...]:
-        return tuple(
-            Decided(self._vm(_integer(vm)), _reason(why), _integer(level), _integer(target))
-            for vm, why, level, target in _rows(value, 4)
-        )
-
-
-def _draws(value: object) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise TraceError("is no list")
-    draws = tuple(_number(draw) for draw in value)
-    if any(draw >= 1 for draw in draws):
-        raise TraceError("has a number of 1 or more")
-    return draws
-
-
-def _reason(value: object) -> Reason:
-    try:
-        return Reason(value)
-    except ValueError:
-        raise TraceError("is no reason of this balloond's") from None
-
-
-def _profile(value: object) -> Profile:
-    try:
-        return Profile(value)
-    except ValueError:
-        raise TraceError("is no profile of this balloond's") from None
-
-
-def _settings(value: object) -> PolicySettings:
-    names = [field.name for field in fields(PolicySettings)]
-    if not isinstance(value, dict) or sorted(value) != sorted(names):
-        raise TraceError(f"has not the keys {', '.join(names)}")
-    steps = _integer(value["steps"])
-    try:
-        return PolicySettings(steps, *(_number(value[name]) for name in names[1:]))
-    except ConfigError as err:
-        raise TraceError(str(err)) from None
-
-
-def _seen(content: _Content) -> Seen:
-    if content.take("unknown", _truth, False):
-        return None
-    if (why := content.take("never_low", _or_none(_text), None)) is not None:
-        return NeverLow(why)
-    available, margin = content.take("available", _signed), content.take("margin", _integer)
-    return Reading(available, margin, content.take("within", _text, ""))
-
-
-def _size(content: _Content) -> tuple[int, int, Terms]:
-    settings = _vm_settings(content)
-    stats, deflates = content.take("sends_stats", _truth), content.take("deflates_on_oom", _truth)
-    memory, balloon = content.take("memory", _integer), content.take("balloon", _integer)
-    return memory, balloon, Terms(settings, stats, deflates)
-
-
-def _vm_settings(content: _Content) -> VmSettings:
-    return VmSettings(
-        content.take("floor", _or_none(_integer)),
-        content.take("ceiling", _or_none(_integer)),
-        content.take("priority", _signed),
-        content.take("profile", _profile),
-    )

@@ -9,7 +9,6 @@ Source: linux/bpf_common.h, linux/filter.h, linux/seccomp.h; Documentation/netwo
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import assert_never
 
@@ -61,22 +60,27 @@ class Jump(IntEnum):
                 assert_never(unreachable)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Return:
-    """The filter's answer: a SECCOMP_RET_* value."""
+    """The filter's answer: a SECCOMP_RET_* value. Equal to itself only."""
 
-    value: int
+    __slots__ = ("value",)
+
+    def __init__(self, value: int) -> None:
+        self.value = value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Test:
-    """Compares one 32-bit word of struct seccomp_data and goes on at ``yes`` or ``no``."""
+    """Compares one 32-bit word of struct seccomp_data and goes on at ``yes`` or ``no``. Equal to
+    itself only."""
 
-    offset: int
-    jump: Jump
-    k: int
-    yes: "Node"
-    no: "Node"
+    __slots__ = ("jump", "k", "no", "offset", "yes")
+
+    def __init__(self, offset: int, jump: Jump, k: int, yes: "Node", no: "Node") -> None:
+        self.offset = offset
+        self.jump = jump
+        self.k = k
+        self.yes = yes
+        self.no = no
 
 
 Node = Return | Test

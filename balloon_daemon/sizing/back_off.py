@@ -26,6 +26,14 @@ class BackOff:
         self.until_s = now_s + self._length_s
         return self._length_s
 
+    def state(self) -> tuple[float, float]:
+        """When the last wait ends or ended, and its length: for ``resume``."""
+        return self.until_s, self._length_s
+
+    def resume(self, state: tuple[float, float]) -> None:
+        """Goes on from another back-off's ``state``."""
+        self.until_s, self._length_s = state
+
     def lasts(self, now_s: float) -> bool:
         """Whether the wait lasts."""
         return now_s < self.until_s

@@ -15,8 +15,8 @@ Theory of operation
     not listening  LowMemoryTimer        listen again and look at once: still low is a new event
     release armed  AvailableMemoryTimer  level 0: disarm. Else re-arm, and one level down if
                                          there is room for it or the source is switched off
-    any            ``resize``            another maximum: a level whose target is not above the
-                                         target before
+    any            ``resize``            the maximum changes; the level becomes one whose target
+                                         is not above the target before
     =============  ====================  ======================================================
 
     While ``held`` gives a reason, LowMemory causes no step up; everything else stays the same.
@@ -39,6 +39,7 @@ from enum import Enum
 from typing import NamedTuple, Self, assert_never
 
 from balloon_daemon.errors import ConfigError, StateError
+from balloon_daemon.fact import fact
 
 # ``X as X`` exports these names from this module too, so that a caller needs only one import: the
 # events of this module contain readings, and the steps contain decisions.
@@ -137,8 +138,8 @@ class LowMemory(NamedTuple):
 
 
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
-@dataclass(frozen=True, slots=True)
-class LowMemoryTimer:
+@fact
+class LowMemoryTimer(NamedTuple):
     """The recheck timer fired."""
 
 
@@ -171,13 +172,13 @@ class DisarmTimer(NamedTuple):
     timer: Timer
 
 
-@dataclass(frozen=True, slots=True)
-class PauseLowMemory:
+@fact
+class PauseLowMemory(NamedTuple):
     """Stop listening to the source: send no LowMemory until ResumeLowMemory."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeLowMemory:
+@fact
+class ResumeLowMemory(NamedTuple):
     """Listen again, and read the source at once: a step up that waits for the next poll could make
     the balloon reach its maximum later than the promised 16 s."""
 
@@ -215,7 +216,7 @@ class BalloonPolicy:
 
     Args:
         max_bytes: The target at the top level, in whole pages (``max_balloon_bytes``).
-        settings: The numbers.
+        settings: The policy's count of steps and its times.
         draw: Gives a uniform number of [0, 1); called once per arming of a timer.
 
     Raises:
@@ -356,8 +357,8 @@ class BalloonPolicy:
         return Step(actions, self._decision(Reason.RESIZED, before))
 
     def adopt(self, held_bytes: int, now_s: float, hold_s: float | None = None) -> Step:
-        """Begins with a balloon of ``held_bytes``: at the highest level that asks for no more, and
-        with the release timer armed for ``hold_s``, or as if memory had been low just now."""
+        """Takes over a balloon of ``held_bytes``: goes to the highest level whose target is not
+        larger, and arms the release timer for ``hold_s``; None: as after low memory."""
         before = self.level
         s = self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
@@ -379,6 +380,7 @@ class BalloonPolicy:
         return min(((target + 1) * steps - 1) // most, steps)
 
     def _low_memory(self, reading: Reading, now_s: float) -> Step:
+        """Decides to grow the balloon by one level, where ``max_bytes`` and ``held`` allow it."""
         if not self.listening:
             raise StateError("LowMemory while the recheck is pending")
         if not reading.is_low:
@@ -428,10 +430,7 @@ class BalloonPolicy:
         # low, and no room is required.
         reason, needed_mib = Reason.SWITCHED_OFF, None
         if reading is not None:
-            # The room for a step is the margin and two increments. The increment is rounded down
-            # to MiB before it is doubled, as in crosvm's comparison.
-            increment_bytes = self.max_bytes // self.settings.steps
-            needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
+            needed_mib = self.needed_mib(reading)
             if reading.available_mib < needed_mib:
                 self._count("releases_refused")
                 decision = self._decision(Reason.NOT_ENOUGH_BACK, before, reading, needed_mib)
@@ -441,6 +440,10 @@ class BalloonPolicy:
         self._count("steps_down")
         decision = self._decision(reason, before, reading, needed_mib)
         return Step((SetTarget(self.target_bytes, self.level), arm), decision)
+
+    def needed_mib(self, reading: Reading) -> int:
+        """The room for a step down: margin and two increments, each rounded down as in crosvm."""
+        return reading.margin_mib + 2 * (self.max_bytes // self.settings.steps >> 20)
 
     def _arm(self, timer: Timer, base_s: float, jitter_s: float) -> ArmTimer:
         return ArmTimer(timer, base_s + jitter_s * self._draw())

@@ -6,17 +6,21 @@ Pure: values only. ``balloon_policy`` makes them, the controller publishes them.
 from enum import Enum
 from typing import NamedTuple
 
+from balloon_daemon.units import VmId
+
 
 class Reading(NamedTuple):
     """The reading of a low-memory source at one moment, in MiB.
 
     Attributes:
         within: The file of the cgroup limit to which the reading applies; "": the whole host.
+        reserved_mib: How much of the margin operators have reserved for a time (``reserves``).
     """
 
     available_mib: int
     margin_mib: int
     within: str = ""
+    reserved_mib: int = 0
 
     @property
     def is_low(self) -> bool:
@@ -35,7 +39,8 @@ class NeverLow(NamedTuple):
 
 
 class Reason(Enum):
-    """Why a step ended as it did; the value is the word for a log line or a metric's label."""
+    """Why a step of the policy changed a VM's target, or left it; the value is the word for a log
+    line or a metric's label."""
 
     LOW_MEMORY = "low-memory"
     AT_MAXIMUM = "at-maximum"
@@ -59,6 +64,9 @@ class Reason(Enum):
     NOT_RUNNING = "not-running"
     LIMITS_CHANGED = "limits-changed"
     ASKED = "asked"
+    PAUSED = "paused"
+    RECLAIMED = "reclaimed"
+    WITHDRAWN = "withdrawn"
 
 
 class Sign(Enum):
@@ -67,18 +75,18 @@ class Sign(Enum):
     LITTLE_AVAILABLE = "little-available"
     """Little memory is left that could be had without swapping."""
     SWAPS_IN = "swaps-in"
-    """It reads from swap what it had written there."""
+    """The guest reads from swap what it had written there."""
     READS_DISK = "reads-disk"
-    """It has no free memory, and reads far more from its disks than before the squeeze."""
+    """The guest has no free memory, and reads far more from its disks than before the squeeze."""
     FAULTS = "major-faults"
-    """It has no free memory, and has far more page faults that read a file or swap (major faults)
-    than before the squeeze."""
+    """The guest has no free memory, and has far more page faults that read a file or swap (major
+    faults) than before the squeeze."""
     STUCK = "stuck"
-    """It has no free memory, and cannot give what it is asked for."""
+    """The guest has no free memory, and its balloon does not grow towards its target."""
     KILLED = "killed"
-    """Its kernel has killed a process for lack of memory."""
+    """The guest's kernel has killed a process for lack of memory."""
     TOOK_BACK = "took-back"
-    """Its balloon has shrunk although balloond has sent no lower target."""
+    """The guest's balloon has shrunk although balloond has sent no lower target."""
 
 
 class Missing(Enum):
@@ -153,6 +161,41 @@ class Balance(NamedTuple):
 
 Finding = InNeed | Stalled | Contested | Balance
 """What was noticed about one VM."""
+
+
+class Ended(Enum):
+    """Why a reclaim or a reserve has ended; the value is the word for a log line or an answer."""
+
+    COMPLETE = "complete"
+    """All has come."""
+    TIME = "time"
+    """Its time was over."""
+    NOBODY = "nobody"
+    """Nobody can give more."""
+    WITHDRAWN = "withdrawn"
+    """Who had asked has gone."""
+    HALTED = "halted"
+    """balloond ends."""
+    SWITCHED_OFF = "switched-off"
+    """Low memory is switched off: nothing is taken, however little is available."""
+
+
+class Share(NamedTuple):
+    """A VM's share of a reclaim.
+
+    Attributes:
+        vm: the VM.
+        asked_bytes: how much it was asked for.
+        came_bytes: how much of it is in its balloon, as its driver reports.
+        objection: why it was asked for no more at last; None: nothing was against it.
+        gone: whether the VM has gone meanwhile, with all of its memory.
+    """
+
+    vm: VmId
+    asked_bytes: int
+    came_bytes: int
+    objection: Reason | None = None
+    gone: bool = False
 
 
 class Decision(NamedTuple):

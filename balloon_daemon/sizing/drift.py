@@ -58,8 +58,8 @@ class Bearing:
             self._most_bytes = self._balloon_bytes
 
     def begin_anew(self, now_s: float) -> None:
-        """Takes the balloon's next size for no drift, whatever it is: the guest was suspended or
-        reset, or has just come."""
+        """Takes the balloon's next size as it is, whatever it is, not as drift: the guest was
+        suspended or reset, or has just come."""
         self._lowered_at_s = now_s
         self._is_new = True
         self._gone_at_s = None

@@ -1,4 +1,4 @@
-"""What protects one guest: everything that speaks against squeezing it further. Pure.
+"""Decides when one guest must be asked for no more memory, or get its memory back. Pure.
 
 Theory of operation
     ===========  ===============================  ==============================================
@@ -22,6 +22,7 @@ Theory of operation
 """
 
 import math
+from typing import NamedTuple
 
 from balloon_daemon.sizing.back_off import BackOff
 from balloon_daemon.sizing.decision import (
@@ -46,8 +47,33 @@ RETURNS = 2
 taken for contested: another controller sets its targets."""
 
 
+WAITS = (Reason.CONTESTED, Reason.IN_NEED, Reason.STALLED)
+"""Why a guest may be left alone for a time that doubles."""
+
+
+class Lasting(NamedTuple):
+    """What a guard remembers for long, with which another one can go on.
+
+    A guard's windows of a few seconds are not in it: the next figures fill them again.
+
+    Attributes:
+        waits: the waits that were begun, each with its end and its length in seconds.
+        need_seen_s: when the guest was in need last; None: never.
+        left: ``Guard.left``.
+        bases: the guest's usual disk reads and major faults, each a second.
+        missing_bytes: how much of the balloon the host has not got.
+    """
+
+    waits: tuple[tuple[Reason, float, float], ...]
+    need_seen_s: float | None
+    left: Reason | None
+    bases: tuple[float, float]
+    missing_bytes: int
+
+
 class Guard:
-    """One guest's protection.
+    """Protects one guest: finds that the guest is in need, stalled, contested or not freed, and
+    says why it must not be asked for more memory.
 
     Args:
         sends_stats: whether its driver can send statistics.
@@ -58,9 +84,7 @@ class Guard:
         self._progress = Progress()
         self._bearing = Bearing()
         self.proof = Proof()
-        self.waits = {
-            reason: BackOff() for reason in (Reason.CONTESTED, Reason.IN_NEED, Reason.STALLED)
-        }
+        self.waits = {reason: BackOff() for reason in WAITS}
         self.signs = frozenset[Sign]()
         """The signs of need that the last ``judge`` found; empty: the guest was not in need."""
         self._need_seen_s = -math.inf
@@ -72,6 +96,27 @@ class Guard:
         """Why balloond does not set the balloon's size: IN_NEED (the guest takes its memory back)
         or CONTESTED (somebody else sets the size); None: balloond sets it. The next squeeze begins
         with the size that the balloon has by then."""
+
+    def lasting(self) -> Lasting:
+        """What it remembers for long, for another guard's ``resume``."""
+        states = ((reason, *wait.state()) for reason, wait in self.waits.items())
+        return Lasting(
+            tuple(state for state in states if math.isfinite(state[1])),
+            self._need_seen_s if math.isfinite(self._need_seen_s) else None,
+            self.left,
+            self._need.bases,
+            self.proof.missing_bytes,
+        )
+
+    def resume(self, lasting: Lasting) -> None:
+        """Goes on from what another guard remembers."""
+        for reason, *state in lasting.waits:
+            self.waits[reason].resume((state[0], state[1]))
+        if lasting.need_seen_s is not None:
+            self._need_seen_s = lasting.need_seen_s
+        self.left = lasting.left
+        self._need.resume(lasting.bases)
+        self.proof.missing_bytes = lasting.missing_bytes
 
     # --- reports about the guest --------------------------------------------------------------
 
@@ -110,6 +155,11 @@ class Guard:
             self._watched_since_s = now_s
 
     # --- conclusions --------------------------------------------------------------------------
+
+    @property
+    def runs(self) -> bool:
+        """Whether the guest runs, and its driver listens."""
+        return self._runs
 
     @property
     def check_at_s(self) -> float:

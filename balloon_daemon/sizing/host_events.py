@@ -1,10 +1,19 @@
 """The events that ``HostPolicy`` handles, and the results of its steps: values only. Pure."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from balloon_daemon.fact import fact
 from balloon_daemon.sizing.balloon_policy import PolicyState
-from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
+from balloon_daemon.sizing.decision import (
+    Decision,
+    Ended,
+    Finding,
+    NeverLow,
+    Reading,
+    Reason,
+    Share,
+)
+from balloon_daemon.sizing.guard import Lasting
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -106,7 +115,8 @@ class Measured(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """An operator asks for a balloon's size. Low memory may take more, a guest in need gets all.
+    """An operator asks for a balloon's size. Low memory may make the balloon larger later, and a
+    guest in need gets its whole balloon back.
 
     Attributes:
         vm: which VM.
@@ -127,13 +137,114 @@ class SettingsChanged(NamedTuple):
     settings: VmSettings
 
 
-# A dataclass, because a named tuple without fields is false and equals every other empty tuple.
-@dataclass(frozen=True, slots=True)
-class Halted:
+@fact
+class Paused(NamedTuple):
+    """An operator wants nothing more to be taken for a time.
+
+    Attributes:
+        vms: from these VMs; none: from any VM.
+        for_s: for how long.
+    """
+
+    vms: tuple[VmId, ...]
+    for_s: float
+
+
+@fact
+class Resumed(NamedTuple):
+    """An operator wants pauses to end.
+
+    Attributes:
+        vms: those of these VMs; none: all that there are.
+    """
+
+    vms: tuple[VmId, ...]
+
+
+@fact
+class Wanted(NamedTuple):
+    """An operator wants memory from guests now, and waits for the answer.
+
+    Attributes:
+        ticket: the number by which it is withdrawn and answered.
+        vms: from these VMs; none: from any.
+        size_bytes: how much.
+        within_s: how long to try.
+        hold_s: for how long nothing of it is given back, unless memory is low before.
+    """
+
+    ticket: int
+    vms: tuple[VmId, ...]
+    size_bytes: int
+    within_s: float
+    hold_s: float
+
+
+@fact
+class Reserved(NamedTuple):
+    """An operator wants memory to be available above the margin, and waits for the answer.
+
+    Attributes:
+        ticket: the number by which it is withdrawn and answered.
+        size_bytes: how much.
+        within_s: after how long it is answered at the latest.
+        for_s: for how long it is to be available.
+    """
+
+    ticket: int
+    size_bytes: int
+    within_s: float
+    for_s: float
+
+
+@fact
+class Unreserved(NamedTuple):
+    """An operator wants no reserve any more."""
+
+
+@fact
+class Withdrawn(NamedTuple):
+    """Nobody waits for an answer any more."""
+
+    ticket: int
+
+
+@fact
+class Halted(NamedTuple):
     """balloond ends: make no more decisions."""
 
 
+class Found(NamedTuple):
+    """A VM as a policy governs it at this moment; no event for ``HostPolicy.step``.
+
+    Attributes:
+        vm: the VM.
+        vm_mem_bytes: its size.
+        state: its policy's state.
+        balloon_bytes: its balloon's size.
+        terms: its settings and abilities.
+        target_bytes: the target that it was sent last.
+        held: why no step up was taken at the last low memory; None: nothing was against it.
+        lasting: what protects its guest; None: its profile is ``Profile.SEED``.
+        look_at_s: when the policy looks whether memory is low, for all VMs; None: it waits to be
+            told.
+    """
+
+    vm: VmId
+    vm_mem_bytes: int
+    state: PolicyState
+    balloon_bytes: int
+    terms: Terms
+    target_bytes: int
+    held: Reason | None
+    lasting: Lasting | None
+    look_at_s: float | None = None
+
+
 Reported = Moved | Sampled | Ran | Measured
+
+Steered = Asked | Paused | Resumed | Wanted | Reserved | Unreserved | Withdrawn
+"""What operators ask of the policy."""
 
 Event = (
     Added
@@ -143,8 +254,8 @@ Event = (
     | Looked
     | Woke
     | Reported
-    | Asked
     | SettingsChanged
+    | Steered
     | Halted
 )
 
@@ -178,6 +289,61 @@ class VmFinding(NamedTuple):
     finding: Finding
 
 
+class PauseOver(NamedTuple):
+    """The time of a pause is over.
+
+    Attributes:
+        vm: whose; None: that of all VMs.
+    """
+
+    vm: VmId | None
+
+
+class ReclaimOver(NamedTuple):
+    """A reclaim has ended.
+
+    Attributes:
+        wanted: what was wanted.
+        why: why it has ended.
+        took_s: how long it took.
+        shares: what VMs were asked for, and why not.
+    """
+
+    wanted: Wanted
+    why: Ended
+    took_s: float
+    shares: tuple[Share, ...]
+
+
+class ReserveAnswered(NamedTuple):
+    """Who has reserved memory waits no longer; the reserve goes on.
+
+    Attributes:
+        reserved: what was reserved.
+        why: why the wait has ended.
+        took_s: how long it took.
+        reading: what is available, and the margin with all reserves; None: unknown.
+        shares: where less is available: what is against asking each VM for more.
+    """
+
+    reserved: Reserved
+    why: Ended
+    took_s: float
+    reading: Reading | None
+    shares: tuple[Share, ...]
+
+
+class ReserveOver(NamedTuple):
+    """A reserve has ended."""
+
+    reserved: Reserved
+    why: Ended
+
+
+Over = PauseOver | ReclaimOver | ReserveAnswered | ReserveOver
+"""What has become of something that an operator had asked for."""
+
+
 class Watch(NamedTuple):
     """Read a VM's figures so often from now on; None: only when asked."""
 
@@ -195,6 +361,7 @@ class HostStep(NamedTuple):
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
         findings: what was noticed, before the decisions that follow from it.
         watches: how often to read VMs' figures, where that changes.
+        over: the pauses whose time is over.
         stuck: VMs with a deadline that stays in the past however often it fires, which is a bug.
             The deadline is dropped until another event queues it again.
     """
@@ -205,4 +372,5 @@ class HostStep(NamedTuple):
     listen: bool
     findings: tuple[VmFinding, ...] = ()
     watches: tuple[Watch, ...] = ()
+    over: tuple[Over, ...] = ()
     stuck: tuple[VmId, ...] = ()

@@ -22,6 +22,9 @@ Theory of operation
                   for no more
     ``Asked``     an operator asks for a balloon's size: it becomes the target, to the byte
     ``Settings…`` a VM has other settings: what is above its new maximum is given back
+    ``Paused`` …  an operator wants nothing more to be taken for a time (``steering``)
+    ``Wanted`` …  an operator wants memory now, and waits for the answer (``steering``)
+    ``Reserved``  an operator wants more to be available for a time: the margin is larger by it
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -37,16 +40,13 @@ Theory of operation
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import assert_never
 
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.balloon_policy import (
-    AvailableMemoryTimer,
     BalloonPolicy,
     LowMemory,
     LowMemoryTimer,
     PolicySettings,
-    Step,
     max_balloon_bytes,
 )
 from balloon_daemon.sizing.deadlines import Deadlines
@@ -54,7 +54,6 @@ from balloon_daemon.sizing.decision import Reading, Reason
 from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.host_events import (
     Added,
-    Asked,
     Event,
     Halted,
     HostStep,
@@ -75,6 +74,7 @@ from balloon_daemon.sizing.outcome import Outcome
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.row import Row
+from balloon_daemon.sizing.steering import Steering
 from balloon_daemon.units import PAGE_SIZE, VmId
 
 MOST_AT_ONCE = 8
@@ -111,6 +111,8 @@ class HostPolicy:
         self._protection = Protection()
         self._new_settings = NewSettings(self._priorities, self._protection)
         self._deadlines = Deadlines(self._rows)
+        self.steering = Steering(self._rows, self._protection, settings.recheck_s, self._objection)
+        """What operators have asked for, for reading."""
         self._look_at_s = math.inf
         self._halted = False
 
@@ -136,31 +138,32 @@ class HostPolicy:
                 self._priorities.remove(self._row(vm))
                 del self._rows[vm]
                 self._protection.remove(vm)
+                self.steering.remove(vm)
                 self._listening.pop(vm, None)
-            case Looked(seen):
+            case Looked() | Woke():
+                seen = self.steering.reserves.saw(event.seen, now_s)
                 self._protection.saw(seen, outcome)
-                self._look(seen, outcome)
-            case Woke(seen):
-                self._protection.saw(seen, outcome)
-                self._wake(seen, outcome)
+                if isinstance(event, Looked):
+                    self._look(seen, outcome)
+                else:
+                    self._wake(seen, outcome)
             case Moved() | Sampled() | Ran() | Measured():
                 row = self._row(event.vm)
                 if not self._halted:
                     self._protection.take(event, row, outcome)
-            case Asked():
-                if not self._halted:
-                    self._protection.ask(event, self._row(event.vm), outcome)
             case SettingsChanged():
                 if not self._halted:
                     self._new_settings.take(event, self._row(event.vm), outcome)
             case Halted():
                 self._halted = True
+                self.steering.halt(outcome)
                 self._listening.clear()
                 self._deadlines.clear()
                 self._look_at_s = math.inf
             case _:
-                assert_never(event)
-        wake_at_s = min(self._deadlines.earliest_s(), self._look_at_s)
+                self.steering.take(event, outcome, halted=self._halted)
+        self.steering.pass_time(outcome)
+        wake_at_s = min(self._deadlines.earliest_s(), self._look_at_s, self.steering.next_s)
         return outcome.step(wake_at_s, listen=bool(self._listening))
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
@@ -279,20 +282,26 @@ class HostPolicy:
         rows = listening.items()
         lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
-            held = None
-            if row.guard is not None:
-                held = self._protection.objection(vm, row, row.guard, outcome)
-            if held is None:
-                held = self._against_more(vm, row.policy.level)
-            if held is None and lowest is not None and row.priority > lowest:
+            held = self._objection(vm, row, outcome)
+            if held is None and self._priorities.must_wait(row, lowest, outcome.now_s):
                 held = Reason.LOWER_FIRST
+            row.patience.waits_down = 0
             row.policy.held = held
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
-            if row.guard is None:
+            if row.guard is None and held is not Reason.PAUSED:
                 outcome.tell_again_if_stopped(vm, row)
+
+    def _objection(self, vm: VmId, row: Row, outcome: Outcome) -> Reason | None:
+        """Why a VM must not be asked for more now; None: it may be asked."""
+        held = self.steering.pauses.objection(vm)
+        if held is None and row.guard is not None:
+            held = self._protection.objection(vm, row, row.guard, outcome)
+        return self._against_more(vm, row.policy.level) if held is None else held
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:
         now_s = outcome.now_s
+        if self._listening and self.steering.reserves.next_s <= now_s:
+            self._look_at_s = now_s
         fired = Counter[VmId]()
         while True:
             earliest_s = self._deadlines.earliest_s()
@@ -321,17 +330,4 @@ class HostPolicy:
                 # before all releases that are due.
                 self._look(seen, outcome)
             else:
-                outcome.take(vm, row, self._release(row, seen, now_s))
-
-    def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
-        """Steps a VM whose release is due. VMs of a higher priority get memory back first: for
-        this VM the memory in their balloons does not count as available."""
-        first_mib = self._priorities.mib_above(row.priority)
-        if not first_mib or not isinstance(seen, Reading):
-            return row.policy.step(AvailableMemoryTimer(seen), now_s)
-        left = seen._replace(available_mib=seen.available_mib - first_mib)
-        step = row.policy.step(AvailableMemoryTimer(left), now_s)
-        needed_mib = step.decision.needed_mib
-        if needed_mib is not None:
-            needed_mib += first_mib
-        return step._replace(decision=step.decision._replace(reading=seen, needed_mib=needed_mib))
+                outcome.take(vm, row, self._priorities.release(row, seen, now_s))

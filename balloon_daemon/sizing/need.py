@@ -1,9 +1,9 @@
 """Tells from a guest's statistics whether it needs the memory that was taken from it. Pure.
 
 Theory of operation
-    Available memory shows that programs need memory, and never that the page cache does: a guest
-    that reads the same files from its disk again and again has plenty of available memory. A page
-    cache that is too small shows in disk reads and major faults, in the second in which they
+    Little available memory shows that programs need memory, never that the page cache does: a
+    guest that reads the same files from its disk again and again has plenty of available memory. A
+    page cache that is too small shows in disk reads and major faults, in the second in which they
     begin, but only if the guest has next to no free memory: while memory is free, Linux drops no
     page cache, so the guest is reading data for the first time.
 
@@ -89,9 +89,9 @@ class Figures(NamedTuple):
         at_s: when the guest sent them, on CLOCK_MONOTONIC.
         available_bytes: memory that could be had without swapping.
         free_bytes: memory that nothing uses.
-        swap_in_bytes: read from swap, since it began.
-        major_faults: page faults that had to read a file or swap, since it began.
-        oom_kills: processes killed for lack of memory, since it began.
+        swap_in_bytes: read from swap, since the guest began.
+        major_faults: page faults that had to read a file or swap, since the guest began.
+        oom_kills: processes killed for lack of memory, since the guest began.
         disk_read_bytes: read from its disks, since its VMM or its guest began.
     """
 
@@ -126,6 +126,15 @@ class NeedRule:
     def last_at_s(self) -> float | None:
         """When the guest sent its last statistics; None: never."""
         return self._recent[-1].at_s if self._recent else None
+
+    @property
+    def bases(self) -> tuple[float, float]:
+        """The base of disk reads and that of major faults, each a second; 0: there is none."""
+        return self._disk_base, self._faults_base
+
+    def resume(self, bases: tuple[float, float]) -> None:
+        """Goes on from another rule's ``bases``."""
+        self._disk_base, self._faults_base = bases
 
     def knows_available(self, now_s: float) -> bool:
         """Whether all statistics of the last minute said how much memory is available."""
@@ -210,7 +219,8 @@ class NeedRule:
                 self._disk_base, self._faults_base = _median(disks), _median(majors)
 
     def _rate(self, name: str) -> float:
-        """A counter's growth in a second, by the mean of the last seconds; unknown is 0."""
+        """A counter's growth in a second, as a mean over the recent statistics; 0 where the
+        counter is unknown."""
         first, last = self._recent[0], self._recent[-1]
         seconds = last.at_s - first.at_s
         return _grown(first, last, name) / seconds if seconds > 0 else 0.0

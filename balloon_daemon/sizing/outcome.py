@@ -6,7 +6,14 @@ from functools import cached_property
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Finding, Reason
-from balloon_daemon.sizing.host_events import HostStep, Target, VmDecision, VmFinding, Watch
+from balloon_daemon.sizing.host_events import (
+    HostStep,
+    Over,
+    Target,
+    VmDecision,
+    VmFinding,
+    Watch,
+)
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import PAGE_SIZE, VmId
@@ -22,6 +29,7 @@ _CHANGES_NOTHING = {
     Reason.CONTESTED,
     Reason.NO_FRESH_STATS,
     Reason.NOT_RUNNING,
+    Reason.PAUSED,
 }
 
 
@@ -42,6 +50,7 @@ class Outcome:
         self._decisions: list[VmDecision] = []
         self._findings: list[VmFinding] = []
         self._watches: list[Watch] = []
+        self._over: list[Over] = []
         self._stuck: list[VmId] = []
 
     @cached_property
@@ -123,7 +132,7 @@ class Outcome:
         Args:
             vm: the VM.
             row: its row.
-            balloon_bytes: the size; of more than the policy's maximum, that.
+            balloon_bytes: the size; where it exceeds the policy's maximum, the maximum is taken.
             reason: why.
             hold_s: how long to wait with a step down, unless memory is low before; None: as long
                 as after low memory.
@@ -134,7 +143,7 @@ class Outcome:
         self.take(vm, row, step, balloon_bytes)
 
     def leave(self, vm: VmId, row: Row, reason: Reason) -> None:
-        """Sends no target any more: the policy is at level 0, and the balloon stays as it is."""
+        """Sets the policy to level 0 without sending the target: the balloon stays as it is."""
         row.told_bytes = 0
         if row.guard is not None:
             row.guard.told(0, self.now_s)
@@ -149,6 +158,10 @@ class Outcome:
     def watch(self, vm: VmId, every_s: float | None) -> None:
         """Asks a VM for its figures so often; None: only on demand."""
         self._watches.append(Watch(vm, every_s))
+
+    def note(self, over: Over) -> None:
+        """Notes that something that an operator had asked for is over."""
+        self._over.append(over)
 
     def note_stuck(self, vm: VmId) -> None:
         """Notes that a VM's deadline stays in the past."""
@@ -167,5 +180,6 @@ class Outcome:
             listen,
             tuple(self._findings),
             tuple(self._watches),
+            tuple(self._over),
             tuple(self._stuck),
         )

@@ -53,8 +53,8 @@ class Proof:
         if now_s - self._over_since_s < LONG_S:
             return None
         self.missing_bytes = over_bytes
-        # Where nothing is ever freed, a VM that has not touched all of its memory occupies too
-        # much only once its balloon has grown, and occupies no more than before. Only what has
-        # come to it since then can have been read in again.
+        # Find the cause. When the balloon last had ``_proved_bytes``, the VM did not occupy too
+        # much. If it occupies more now than it was allowed to then, freed memory was allocated
+        # again. If not, only the balloon has grown, and what the guest gave was not freed.
         grew = held_bytes - (vm_mem_bytes - self._proved_bytes) > own_bytes
         return Missing.REFILLED if grew else Missing.NEVER_FREED

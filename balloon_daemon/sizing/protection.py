@@ -19,7 +19,7 @@ from balloon_daemon.sizing.decision import (
     Stalled,
 )
 from balloon_daemon.sizing.guard import Guard
-from balloon_daemon.sizing.host_events import Asked, Measured, Moved, Ran, Sampled, Seen
+from balloon_daemon.sizing.host_events import Measured, Moved, Ran, Sampled, Seen
 from balloon_daemon.sizing.outcome import Outcome
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import PAGE_SIZE, VmId
@@ -37,7 +37,7 @@ until twice the margin is available."""
 
 
 class Protection:
-    """All careful VMs of a host."""
+    """Protects all VMs of a host whose profile is careful."""
 
     def __init__(self) -> None:
         self._rows: dict[VmId, Row] = {}
@@ -56,7 +56,7 @@ class Protection:
         self._rows.pop(vm, None)
 
     def end(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Ends the protection of a VM that is governed on."""
+        """Ends the protection of a VM whose new settings have the profile seed."""
         self.remove(vm)
         row.guard, row.watched_s, row.policy.held = None, math.inf, None
         outcome.watch(vm, None)
@@ -124,12 +124,20 @@ class Protection:
                 if row.guard is not None:
                     self._pace(vm, row, row.guard, outcome)
 
-    def ask(self, event: Asked, row: Row, outcome: Outcome) -> None:
-        """Makes the size that an operator asks for the target, of any VM."""
-        outcome.settle(event.vm, row, event.balloon_bytes, Reason.ASKED, event.hold_s)
+    def settle(
+        self,
+        vm: VmId,
+        row: Row,
+        balloon_bytes: int,
+        reason: Reason,
+        hold_s: float | None,
+        outcome: Outcome,
+    ) -> None:
+        """Makes the size that an operator asks for the target, of any VM (``Outcome.settle``)."""
+        outcome.settle(vm, row, balloon_bytes, reason, hold_s)
         if row.guard is not None:
             # A balloon whose size is read too seldom looks as if it did not grow.
-            self._pace(event.vm, row, row.guard, outcome)
+            self._pace(vm, row, row.guard, outcome)
 
     # --- acting on findings -------------------------------------------------------------------
 

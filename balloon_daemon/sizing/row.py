@@ -1,12 +1,27 @@
 """One VM of a host, as ``HostPolicy`` keeps it. Pure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from balloon_daemon.sizing.balloon_policy import BalloonPolicy
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.terms import Terms
+
+
+@dataclass(slots=True)
+class Patience:
+    """How often a VM has waited for VMs of other priorities.
+
+    Attributes:
+        waits_up: how often, at low memory, for those of lower priorities to give theirs.
+        waited_at_s: when it did so last.
+        waits_down: how often, since low memory, for those of higher priorities to get theirs back.
+    """
+
+    waits_up: int = 0
+    waited_at_s: float = -math.inf
+    waits_down: int = 0
 
 
 @dataclass(slots=True)
@@ -19,13 +34,14 @@ class Row:
         terms: its settings and abilities.
         actual_bytes: its balloon's size, as its driver reports it.
         told_bytes: the target that it was sent last.
-        last_reason: the reason of its last decision, rechecks left out.
+        last_reason: the reason of its last decision other than ``Reason.RECHECK``.
         moved_at_s: when the balloon's size last changed or a target was last sent.
         moved_to_bytes: the balloon's size after it last changed.
         most_bytes: the balloon's largest size since a target was sent.
         queued_at_s: the time of its entry among the deadlines; infinity: it has no entry.
         guard: protects its guest; None: its profile is ``Profile.SEED``.
         watched_s: how often its figures are read; infinity: never.
+        patience: how often it has waited for VMs of other priorities.
     """
 
     policy: BalloonPolicy
@@ -40,6 +56,7 @@ class Row:
     queued_at_s: float = math.inf
     guard: Guard | None = None
     watched_s: float = math.inf
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def deadline_s(self) -> float:
@@ -58,9 +75,14 @@ class Row:
         return self.terms.settings.priority
 
     @property
+    def is_held(self) -> bool:
+        """Whether something was against a step up at the last low-memory event, other than other
+        VMs' priorities."""
+        return self.policy.held is not None and self.policy.held is not Reason.LOWER_FIRST
+
+    @property
     def can_give(self) -> bool:
         """Whether the VM could step up at the last low-memory event, if other VMs' priorities did
         not matter."""
         policy = self.policy
-        free = policy.held is None or policy.held is Reason.LOWER_FIRST
-        return free and policy.max_bytes > 0 and policy.level < policy.settings.steps
+        return not self.is_held and policy.max_bytes > 0 and policy.level < policy.settings.steps

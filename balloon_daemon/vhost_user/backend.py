@@ -196,14 +196,14 @@ class Backend:
         return [*effects, Send(acknowledgement(message))] if self._wants_ack(message) else effects
 
     def vring_is_to_stop(self, message: Message) -> bool:
-        """Whether a GET_VRING_BASE already handled has not stopped its vring yet."""
+        """Whether a GET_VRING_BASE that an earlier controller handled is still to stop a vring."""
         if message.request != Request.GET_VRING_BASE:
             return False
         index = wire.decode_vring_state(message).index
         return index < MAX_QUEUES and self.vrings[index].kick is not None
 
     def reply_again(self, message: Message) -> list[bytes]:
-        """The answer to a message already handled but perhaps not answered."""
+        """The answer to a message that an earlier controller handled and perhaps answered."""
         if message.request == Request.GET_VRING_BASE:
             index = wire.decode_vring_state(message).index
             return [self.stop_vring(index) if index < MAX_QUEUES else base_reply(index, 0)]

@@ -17,6 +17,11 @@ from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.linux.passed_fds import (
+    DescriptorsSentError,
+    bytes_without_fds,
+    read_urgent_in_place,
+)
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.memory_table import Fd, FileFacts
 from balloon_daemon.vhost_user.messages import (
@@ -86,10 +91,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:
         sock.setblocking(False)
-        # SO_OOBINLINE: read urgent data (MSG_OOB) in its place in the stream. Otherwise the kernel
-        # skips urgent bytes, and this process itself closes the descriptors that came with them,
-        # which may block.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        read_urgent_in_place(sock)
         self._socket = sock
         self.foreign = foreign
         self._own = foreign.own
@@ -130,17 +132,21 @@ class Connection:
         self.foreign.close_dropped()
 
     def _hang_up(self) -> bool:
-        """Shuts the connection down; True where no descriptors wait in its queue, nor ever can."""
+        """Shuts the connection down; True where no descriptors wait in its queue, nor ever can.
+
+        Other than ``passed_fds.hang_up`` this leaves what waits in the queue: so a front-end whose
+        request was not read is told so by ECONNRESET.
+        """
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         waits = int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)), "little")
         for _ in range(2):  # The first recvmsg() may report a pending SO_ERROR instead.
-            with contextlib.suppress(OSError):
-                # A MSG_PEEK without an ancillary buffer stops at the first bytes that came with
-                # descriptors (SCM_RIGHTS), and sets MSG_CTRUNC. So if it reads all bytes without
-                # MSG_CTRUNC, no descriptor waits.
-                content, _, flags, _ = self._socket.recvmsg(waits + 1, 0, socket.MSG_PEEK)
-                return len(content) == waits and not flags & socket.MSG_CTRUNC
+            try:
+                return bytes_without_fds(self._socket, waits + 1) == waits
+            except DescriptorsSentError:
+                return False
+            except OSError:
+                continue
         return False
 
     def receive(self, no_fds: str = "") -> Received | None:
@@ -191,12 +197,16 @@ class Connection:
         size = self._wanted - len(self._received)
         try:
             if no_fds:
-                size = self._look_for_fds(size, no_fds)
+                # Read no more than these: the front-end may send further bytes, with descriptors,
+                # before that read.
+                size = bytes_without_fds(self._socket, size)
             content, ancillary, flags, _ = self._socket.recvmsg(
                 size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return False
+        except DescriptorsSentError as err:
+            raise FrontendError("message", no_fds) from err
         except ConnectionResetError:
             content, ancillary, flags = b"", [], 0
         if ancillary or flags & socket.MSG_CTRUNC:
@@ -205,19 +215,6 @@ class Connection:
             self._hung_up()
         self._received += content
         return True
-
-    def _look_for_fds(self, size: int, no_fds: str) -> int:
-        """How many of the next ``size`` bytes wait in the socket now, without descriptors.
-
-        The caller must read no more than these: the front-end may send further bytes, with
-        descriptors, before that read.
-        """
-        # As in ``_hang_up``: a MSG_PEEK without an ancillary buffer tells descriptors by
-        # MSG_CTRUNC.
-        content, _, flags, _ = self._socket.recvmsg(size, 0, socket.MSG_PEEK)
-        if flags & socket.MSG_CTRUNC:
-            raise FrontendError("message", no_fds)
-        return len(content)
 
     def _take_fds(self, ancillary: list[tuple[int, int, bytes]], *, truncated: bool) -> None:
         for level, kind, packed in ancillary:

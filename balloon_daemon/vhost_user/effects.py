@@ -1,6 +1,5 @@
 """The effects that a back-end asks its caller for, and the vrings that it offers. Pure values."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from balloon_daemon.fact import fact
@@ -10,11 +9,10 @@ from balloon_daemon.vhost_user.messages import Message, VringAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 
 
-@dataclass(frozen=True, slots=True)
-class ReadyVring:
+class ReadyVring(NamedTuple):
     """A vring that a device can be forked with; ``kick`` and ``call`` stay the back-end's."""
 
-    index: int
+    index: int  # type: ignore[assignment] # hides tuple.index(), which nobody calls
     queue: BalloonQueue
     size: int
     addr: VringAddr
@@ -34,11 +32,11 @@ class StopDevice(NamedTuple):
     """End the device, if one runs, before performing any later effect."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerVringBase:
+@fact
+class AnswerVringBase(NamedTuple):
     """Stop this vring and answer GET_VRING_BASE with the stopped device's ``used.idx``."""
 
-    index: int
+    index: int  # type: ignore[assignment] # hides tuple.index(), which nobody calls
 
 
 @fact
@@ -55,8 +53,8 @@ class ActualWritten(NamedTuple):
 
 @fact
 class NotServed(NamedTuple):
-    """A request was understood but cannot be served; the front-end was not told, so the user
-    should be.
+    """A request was understood but cannot be served. The front-end is not told that, so an event
+    should tell the user.
 
     Attributes:
         why: one line, beginning with the request's name.

@@ -18,9 +18,10 @@ the kernel's memory (a socket whose queue is full), beyond the memory that the u
 allow."""
 
 
-CLOSED_HERE_S = 0.1
-"""Seconds that this process itself spends on closing one user's descriptors, in all its life. All
-descriptors that a user may send take far less, at some 2 µs each."""
+CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
+"""Seconds that this process itself spends on closing one user's descriptors, and how much of them,
+in seconds, comes back in each second. All descriptors that a user may send take far less, at some
+2 µs each."""
 
 
 class FdAccount:
@@ -34,13 +35,36 @@ class FdAccount:
         self.parked = 0
         """Descriptors that wait for their close in the queue of a socket (SCM_RIGHTS), and so
         occupy no number of this process."""
-        self.closed_here_s = 0.0
-        """Seconds that this process itself has spent on closing descriptors (``closed_here``)."""
+        self.closed_here_s, self._at_s = 0.0, 0.0
+        """Seconds that this process itself has spent on closing descriptors (``close_here``), less
+        what is regained, and up to when that is reckoned."""
 
     @property
     def debt(self) -> int:
         """Descriptors that wait for their close, with numbers and without."""
         return self.waiting + self.parked
+
+    @property
+    def closes_here(self) -> bool:
+        """Whether ``close_here`` closes a descriptor now."""
+        now_s = time.monotonic()
+        self.closed_here_s = max(0.0, self.closed_here_s - (now_s - self._at_s) * REGAINED)
+        self._at_s = now_s
+        return self.closed_here_s < CLOSED_HERE_S
+
+    def close_here(self, fd: int) -> bool:
+        """Closes a descriptor in this process; False: this user's closes have taken
+        ``CLOSED_HERE_S``, and the descriptor stays open.
+
+        Only for a descriptor whose close is not its file's last one, and whose file has no flush
+        operation: the close then waits for nobody. But any close looks at all locks of its file,
+        of which there may be millions (fcntl(2)).
+        """
+        if not self.closes_here:
+            return False
+        os.close(fd)
+        self.closed_here_s += time.monotonic() - self._at_s
+        return True
 
 
 class Closes(Protocol):
@@ -97,10 +121,7 @@ class ForeignFds:
 
     def drop(self, fd: int) -> None:
         """Has a descriptor closed: at once inside ``closed_here``, else by ``close_dropped``."""
-        if self._here and self.account.closed_here_s < CLOSED_HERE_S:
-            began_s = time.monotonic()
-            os.close(fd)
-            self.account.closed_here_s += time.monotonic() - began_s
+        if self._here and self.account.close_here(fd):
             return
         self._dropped.append(fd)
         self.wait(1)
@@ -111,9 +132,8 @@ class ForeignFds:
 
         Only for descriptors whose files a store holds too, and of the kinds with which devices are
         forked: then no close is a file's last one, and for files of these kinds only the last
-        close can block (``_PARKED`` in ``guests/jailed/closing.py``). But any close looks at all
-        locks of its file, of which there may be millions (fcntl(2)). Once a user's closes have
-        taken ``CLOSED_HERE_S``, the rest is for ``close_dropped``.
+        close can block (``_PARKED`` in ``guests/jailed/closing.py``). What ``close_here`` leaves
+        open is for ``close_dropped``.
         """
         self._here = True
         try:

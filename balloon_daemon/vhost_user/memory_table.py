@@ -164,7 +164,7 @@ class MemoryTable:
         return False
 
     def lose(self, why: str) -> None:
-        """Forgets the whole table, after descriptors of a message about it were lost."""
+        """Forgets the whole table, after descriptors of a message about the table were lost."""
         self.unsound = why
         self._drop()
 

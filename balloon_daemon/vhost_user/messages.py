@@ -5,7 +5,6 @@ All fields are in the host's byte order; balloond runs on little-endian hosts on
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
@@ -188,22 +187,20 @@ MEMORY_HEADER = struct.Struct("<II")
 SINGLE_REGION = struct.Struct("<QQQQQ")
 
 
-@dataclass(frozen=True, slots=True)
-class VringState:
+class VringState(NamedTuple):
     """SET_VRING_NUM, _BASE, _ENABLE and GET_VRING_BASE: a ring's index and a number."""
 
-    index: int
+    index: int  # type: ignore[assignment] # hides tuple.index(), which nobody calls
     num: int
 
     def encode(self) -> bytes:
         return VRING_STATE.pack(self.index, self.num)
 
 
-@dataclass(frozen=True, slots=True)
-class VringAddr:
+class VringAddr(NamedTuple):
     """SET_VRING_ADDR: where a ring's three areas are, in the front-end's addresses."""
 
-    index: int
+    index: int  # type: ignore[assignment] # hides tuple.index(), which nobody calls
     flags: int
     descriptors: FrontendAddr
     used: FrontendAddr

@@ -97,7 +97,8 @@ class Vrings:
     # --- requests -----------------------------------------------------------------------------
 
     def _vring(self, index: int) -> Vring:
-        """The vring of this index; for an index beyond the last a ``Vring`` that nobody keeps."""
+        """The vring of this index; for an index beyond the last a new ``Vring``, which is not
+        stored."""
         return self._vrings[index] if index < MAX_QUEUES else Vring()
 
     def set_num(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:

@@ -6,10 +6,11 @@ Pure. Source: virtio 1.3, 5.5 "Traditional Memory Balloon Device"; names as in
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
 
 from balloon_daemon.units import PAGE_SIZE, NumPages
+
+NO_PAGES = NumPages(0)
 
 
 class BalloonFeature(IntFlag):
@@ -74,7 +75,6 @@ def queue_numbers(acknowledged: int) -> dict[int, BalloonQueue]:
     return dict(enumerate(queues))
 
 
-@dataclass(slots=True)
 class BalloonConfig:
     """The device's configuration space (virtio 1.3, 5.5.4); the device writes ``num_pages`` only.
 
@@ -83,13 +83,21 @@ class BalloonConfig:
         actual: 4 KiB pages that the driver says are in it.
     """
 
-    num_pages: NumPages = field(default=NumPages(0))
-    actual: NumPages = field(default=NumPages(0))
+    __slots__ = ("actual", "num_pages")
 
     # The four fields are num_pages, actual, free_page_hint_cmd_id and poison_val. The last two
     # belong to features that are not offered, and read as zero.
     _LAYOUT = struct.Struct("<IIII")
     SIZE = _LAYOUT.size
+
+    def __init__(self, num_pages: NumPages = NO_PAGES, actual: NumPages = NO_PAGES) -> None:
+        self.num_pages = num_pages
+        self.actual = actual
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BalloonConfig):
+            return NotImplemented
+        return (self.num_pages, self.actual) == (other.num_pages, other.actual)
 
     def read(self, offset: int, length: int) -> bytes:
         """Reads ``length`` bytes from ``offset``; bytes beyond the config space read as 0.

@@ -6,7 +6,6 @@ stop says where its rings stand, and another is made of what the back-end knows 
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from balloon_daemon.device.loop import DeviceLoop
 from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
@@ -103,10 +102,10 @@ class WholeDevice:
             return fd if fd is None else self._own_fds[-1]
 
         vrings = [
-            replace(vring, kick_fd=own(vring.kick_fd) or 0, call_fd=own(vring.call_fd))
+            vring._replace(kick_fd=own(vring.kick_fd) or 0, call_fd=own(vring.call_fd))
             for vring in spec.vrings
         ]
-        return replace(spec, vrings=tuple(vrings), channel_fd=own(spec.channel_fd))
+        return spec._replace(vrings=tuple(vrings), channel_fd=own(spec.channel_fd))
 
     def serve(self) -> None:
         """Lets it do all that waits."""

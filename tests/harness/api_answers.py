@@ -27,6 +27,10 @@ HOST: dict[str, Any] = {
     "next_timer_s": 13.2,
     "listens": True,
     "dry_run": False,
+    "paused_s": None,
+    "reclaims": [],
+    "reserves": [],
+    "reserved_mib": 0,
 }
 PROTECTION: dict[str, Any] = {
     "objection": None,
@@ -37,6 +41,7 @@ PROTECTION: dict[str, Any] = {
 }
 WEB: dict[str, Any] = {
     "name": "web",
+    "key": "#7",
     "kind": "cloud_hypervisor",
     "profile": "careful",
     "priority": 0,
@@ -58,6 +63,7 @@ WEB: dict[str, Any] = {
     "last_decision": DECISION,
     "next": {"recheck_in_s": None, "release_in_s": 42.0, "needed_mib": 784},
     "vmm_pid": 4711,
+    "paused_s": None,
 }
 OLD = {"name": "old", "address": "/run/old", "fault": "held", "why": "old: /run/old: it is held"}
 

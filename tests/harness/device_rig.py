@@ -10,7 +10,6 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -160,10 +159,10 @@ class DeviceRig:
     def change_vring(self, queue: BalloonQueue, **changes: object) -> None:
         """Changes a vring of the next device's spec."""
         vrings = [
-            replace(vring, **changes) if vring.queue is queue else vring  # type: ignore[arg-type] # checked by replace()
+            vring._replace(**changes) if vring.queue is queue else vring  # type: ignore[arg-type] # checked by replace()
             for vring in self.spec.vrings
         ]
-        self.spec = replace(self.spec, vrings=tuple(vrings))
+        self.spec = self.spec._replace(vrings=tuple(vrings))
 
     def start(self) -> DeviceProcess:
         """Forks a device; returns at once."""

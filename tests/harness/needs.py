@@ -5,6 +5,7 @@ other skip fails, so that somebody notices a test that no longer runs. On a host
 ``--allow-skips`` allows them all.
 """
 
+import ctypes
 import os
 import socket
 
@@ -35,7 +36,20 @@ needs_refusal = pytest.mark.skipif(
     not _refuses_descriptors(), reason="before Linux 6.16 no socket refuses descriptors"
 )
 
+
+def _landlock_version() -> int:
+    # landlock_create_ruleset(2) by its number, with LANDLOCK_CREATE_RULESET_VERSION.
+    return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))
+
+
+needs_landlock = pytest.mark.skipif(_landlock_version() < 1, reason="this kernel has no Landlock")
+
+needs_scoped_signals = pytest.mark.skipif(
+    _landlock_version() < 6, reason="before Linux 6.12 Landlock bounds no signals"
+)
+
 ALLOWED_SKIPS = (
+    "before Linux 6.12 Landlock bounds no signals",
     "before Linux 6.16 no socket refuses descriptors",
     "no /dev/kvm that this user may open",
     "no CAP_SYS_RESOURCE: nobody here can have a score below 0",

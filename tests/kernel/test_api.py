@@ -100,6 +100,23 @@ def test_status_tells_of_the_host_of_each_vm_and_of_those_that_are_not_driven(
     assert errors(daemon) == []
 
 
+def test_vm_that_nobody_watches_has_returned_what_its_balloon_holds(
+    served: Daemon, low_mem: LowMemDir, make_guest: MakeGuest, api: Path
+) -> None:
+    guest = attach(make_guest(SETTINGS), served)
+    run([guest], lambda: facts(served, "vm-attached") != [])
+    (vm,) = ask(api, "/v1/status").content["vms"]
+    assert (vm["profile"], vm["returned_bytes"]) == ("seed", 0)
+    low_mem.set_low()
+    run([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    def returned() -> int:
+        (vm,) = ask(api, "/v1/status").content["vms"]
+        return int(vm["returned_bytes"] or 0)
+
+    run([guest], lambda: returned() > 15 * STEP)
+
+
 def test_vm_is_explained_by_the_events_that_led_to_its_size(
     served: Daemon, low_mem: LowMemDir, make_guest: MakeGuest, api: Path
 ) -> None:

@@ -57,12 +57,15 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
-    status, explanation, first, last, one, everyone, told, reloaded = map(json.loads, answers)
+    status, explanation, first, last, trace, one, everyone, told, *more = map(json.loads, answers)
+    paused, resumed, reloaded, reclaimed, reserved, unreserved = more
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web"]
     check("Explanation")(explanation)
     check("Event")(first)
     assert last["vm"] == "web"
+    check("TraceLine")(trace)
+    assert trace["balloond_trace"] == 1
     for released in (one, everyone):
         check("Released")(released)
     check("Told")(told)
@@ -73,3 +76,14 @@ def test_every_example_of_the_page_is_answered(
         "target_bytes": 64 * MIB,
         "dry_run": False,
     }
+    for pauses in (paused, resumed):
+        check("Pauses")(pauses)
+    assert paused["vms"] == [{"vm": "web", "paused_s": 600.0}]
+    assert resumed == {"paused_s": None, "vms": []}
+    check("Reclaimed")(reclaimed)
+    assert reclaimed["why"] == "nobody"
+    assert [vm["vm"] for vm in reclaimed["vms"]] == ["web"]
+    check("Reserved")(reserved)
+    assert reserved["why"] == "complete"
+    check("Unreserved")(unreserved)
+    assert unreserved == {"ended_mib": 64}

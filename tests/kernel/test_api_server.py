@@ -20,13 +20,39 @@ from hypothesis import strategies as st
 from balloon_daemon.api import client as api_client
 from balloon_daemon.api import server as api_server
 from balloon_daemon.api import socket_file
+from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
-from balloon_daemon.commands import Done, NotDone, NotReloaded, Release, Reloaded, SetBalloon
-from balloon_daemon.events import ApiMisused, CallbackFailed, Event, TargetReached
+from balloon_daemon.api.traces import TOO_SLOW, Traces
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    NotReloaded,
+    Pause,
+    Reclaim,
+    Reclaimed,
+    Release,
+    Reloaded,
+    Reserve,
+    Resume,
+    SetBalloon,
+    TakeAnswer,
+    Unreserve,
+)
+from balloon_daemon.events import (
+    ApiMisused,
+    CallbackFailed,
+    Event,
+    EventsLost,
+    Stepped,
+    TargetReached,
+    TraceBegun,
+)
 from balloon_daemon.records.recent import Recent
+from balloon_daemon.sizing.decision import Ended, Share
+from balloon_daemon.sizing.host_events import Looked
 from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
 from balloon_daemon.units import MIB, VmId
 from tests.harness.api_schemas import check
@@ -38,6 +64,7 @@ from tests.harness.waiting import HANG_S
 VM = VmId(1, "web")
 GET_STATUS = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_EVENTS = b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_TRACE = b"GET /v1/trace HTTP/1.1\r\nHost: x\r\n\r\n"
 SCM_MAX_FD = 253  # include/net/scm.h
 MEMBERS_GID = 64502
 """A group that an ordinary host does not use."""
@@ -51,8 +78,11 @@ class Desk:
     def __init__(self) -> None:
         self.vms = 3
         self.asked = 0
-        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume | Unreserve, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.wanted: dict[int, tuple[Reclaim | Reserve, int, TakeAnswer]] = {}
+        self.withdrawn: list[int] = []
+        self.at_once: Reclaimed | None = None
         self.fails = False
 
     def host_status(self) -> HostStatus:
@@ -71,6 +101,36 @@ class Desk:
         self.obeyed.append((command, uid))
         return self.answer
 
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
+        self.obeyed.append((command, uid))
+        return self.answer if isinstance(self.answer, NotDone) else None
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        if isinstance(self.answer, NotDone):
+            return self.answer
+        self.wanted[len(self.wanted) + 1] = (command, uid, answer)
+        if self.at_once is not None:
+            answer(self.at_once)
+        return len(self.wanted)
+
+    def withdraw(self, ticket: int) -> None:
+        self.withdrawn.append(ticket)
+
+
+class Tracing:
+    """Publishes the beginning of a trace, of a policy without VMs; counts who records."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.traces = Traces(lambda: b'{"balloond_trace":1}\n')
+
+    def begin(self) -> None:
+        self.begun += 1
+        asyncio.get_running_loop().call_soon(self.traces, TraceBegun(1.0, self.begun, None), 0.0)
+
+    def end(self) -> None:
+        self.begun -= 1
+
 
 class World:
     """A server, its clients, and what it publishes."""
@@ -80,7 +140,9 @@ class World:
         self.recent = Recent()
         self.events: list[Event] = []
         self.socket = ApiSocket(path)
-        self.server = Server(self.socket, self.recent, self.events.append)
+        self.tracing = Tracing()
+        self.traces = self.tracing.traces
+        self.server = Server(self.socket, self.recent, self.events.append, self.traces)
 
     async def connect(self) -> socket.socket:
         """A client's end of a new connection."""
@@ -110,6 +172,18 @@ async def received(sock: socket.socket) -> bytes:
     return got
 
 
+def chunks_of(answer: bytes) -> list[bytes]:
+    """The lines of a stream in chunks that has ended as it should."""
+    body = answer.split(b"\r\n\r\n", 1)[1]
+    content = b""
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        if size == b"0":
+            return content.splitlines()
+        content += body[: int(size, 16)]
+        body = body[int(size, 16) + 2 :]
+
+
 def parsed(answer: bytes) -> tuple[int, Any]:
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)
@@ -122,7 +196,7 @@ def play(tmp_path: Path) -> Play:
     def played(scene: Callable[[World], Awaitable[None]]) -> None:
         async def whole() -> None:
             world = World(tmp_path / "api.sock")
-            world.server.start(world.desk)
+            world.server.start(world.desk, world.tracing)
             try:
                 async with asyncio.timeout(HANG_S):
                     await scene(world)
@@ -258,8 +332,102 @@ def test_follower_that_never_reads_is_dropped_and_others_get_every_event(play: P
             world.server.close()
             lines = (await reading).split(b"\r\n\r\n", 1)[1].split(b"\r\n")
             assert [json.loads(line)["actual_bytes"] for line in lines[1::2]] == list(range(sent))
-            world.server = Server(ApiSocket(world.socket.path), world.recent, world.events.append)
-            world.server.start(world.desk)
+            world.server = Server(
+                ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+            )
+            world.server.start(world.desk, world.tracing)
+
+    play(scene)
+
+
+@fault("a client that records and never reads")
+def test_recording_client_that_is_too_slow_is_told_so_and_dropped(play: Play) -> None:
+    async def scene(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        with await world.connect() as slow, await world.connect() as reader:
+            for sock in (slow, reader):
+                await loop.sock_sendall(sock, GET_TRACE)
+            reading = asyncio.create_task(received(reader))
+            await world.until(
+                lambda: [one.phase.name for one in world.server.clients()] == 2 * ["TRACING"]
+            )
+            sent = 0
+            while world.tracing.begun == 2:
+                for _ in range(100):
+                    world.traces(Stepped(float(sent), Looked(None)), 0.0)
+                    sent += 1
+                await world.until(lambda: not world.server.clients()[-1].has_more)
+            *lines, last = chunks_of(await received(slow))
+            assert json.loads(last) == {"error": TOO_SLOW}
+            assert sum(map(len, lines)) < MOST_WAITING_BYTES
+            # What it got before that has no gap.
+            assert lines[0] == b'{"balloond_trace":1}'
+            times = [json.loads(line)["t"] for line in lines[2:]]
+            assert times == [float(at) for at in range(len(times))]
+            await world.until(lambda: len(world.server.clients()) == 1)
+            world.server.close()
+            assert len(chunks_of(await reading)) == 2 + sent
+            world.server = Server(
+                ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+            )
+            world.server.start(world.desk, world.tracing)
+
+    play(scene)
+
+
+def test_client_that_has_gone_is_recorded_for_no_more(play: Play) -> None:
+    async def scene(world: World) -> None:
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_TRACE)
+            await world.until(lambda: world.tracing.begun == 1)
+        await world.until(lambda: world.server.clients() == [])
+        world.traces(Stepped(1.0, Looked(None)), 0.0)
+        assert world.tracing.begun == 0
+
+    play(scene)
+
+
+def test_trace_says_what_was_lost_before_it_could_be_told(play: Play) -> None:
+    async def scene(world: World) -> None:
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_TRACE)
+            await world.until(lambda: [one.phase.name for one in world.server.clients()] != [])
+            await world.until(lambda: world.tracing.begun == 1)
+            await asyncio.sleep(0)
+            world.traces(EventsLost(3), 0.0)
+            world.traces(Stepped(2.0, Looked(None)), 0.0)
+            await world.until(lambda: not world.server.clients()[0].has_more)
+            world.server.close()
+            *_, lost, after = chunks_of(await received(sock))
+        assert json.loads(lost) == {"t": 2.0, "event": "lost", "entries": 3}
+        assert json.loads(after)["event"] == "looked"
+        world.server = Server(
+            ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+        )
+        world.server.start(world.desk, world.tracing)
+
+    play(scene)
+
+
+@fault("a client that never reads")
+def test_stream_begins_however_fast_events_come(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Answering.work
+
+    async def scene(world: World) -> None:
+        def with_event(self: Answering) -> None:
+            world.recent(TargetReached(VM, 0, 0), 0.0)
+            work(self)
+
+        monkeypatch.setattr(Answering, "work", with_event)
+        for _ in range(3):
+            world.recent(TargetReached(VM, 0, 0), 0.0)
+        with await world.connect() as follower:
+            await asyncio.get_running_loop().sock_sendall(follower, GET_EVENTS)
+            await world.until(
+                lambda: [one.phase.name for one in world.server.clients()] == ["STREAMING"]
+            )
 
     play(scene)
 
@@ -583,7 +751,7 @@ def test_client_that_has_gone_before_its_answer_costs_nothing_and_others_get_the
 
     async def scene() -> None:
         world, reloader = World(tmp_path / "api.sock"), Reloader()
-        world.server.start(world.desk, reloader)
+        world.server.start(world.desk, world.tracing, reloader)
         gone = await world.connect()
         await asyncio.get_running_loop().sock_sendall(gone, post)
         await world.until(lambda: len(reloader.done) == 1)
@@ -605,3 +773,64 @@ def test_client_that_has_gone_before_its_answer_costs_nothing_and_others_get_the
             await scene()
 
     asyncio.run(in_time())
+
+
+RECLAIM = b'POST /v1/reclaim HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n{"size_bytes":1}'
+
+
+def test_client_that_waits_keeps_nobody_waiting_and_gets_its_answer(play: Play) -> None:
+    async def scene(world: World) -> None:
+        asking = asyncio.create_task(world.ask(RECLAIM))
+        await world.until(lambda: bool(world.desk.wanted))
+        status, _ = await world.ask()
+        assert status == 200
+        assert not asking.done()
+        _, _, answer = world.desk.wanted[1]
+        answer(Reclaimed(Ended.COMPLETE, 1, 0.5, (Share(VM, 1, 1),)))
+        status, told = await asking
+        assert status == 200
+        check("Reclaimed")(told)
+        assert told["came_bytes"] == 1
+        assert world.desk.withdrawn == []
+
+    play(scene)
+
+
+@fault("a client that waits for memory")
+def test_client_that_goes_away_withdraws_what_it_waits_for(play: Play) -> None:
+    async def scene(world: World) -> None:
+        sock = await world.connect()
+        await asyncio.get_running_loop().sock_sendall(sock, RECLAIM)
+        await world.until(lambda: bool(world.desk.wanted))
+        sock.close()
+        await world.until(lambda: world.desk.withdrawn == [1])
+        # An answer that comes all the same is nobody's.
+        _, _, answer = world.desk.wanted[1]
+        answer(Reclaimed(Ended.COMPLETE, 1, 0.5, ()))
+        assert (await world.ask())[0] == 200
+
+    play(scene)
+
+
+def test_answer_that_is_there_at_once_is_sent(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.desk.at_once = Reclaimed(Ended.NOBODY, 1, 0.0, ())
+        status, told = await world.ask(RECLAIM)
+        assert (status, told["why"]) == (200, "nobody")
+        assert world.desk.withdrawn == []
+
+    play(scene)
+
+
+def test_server_that_ends_withdraws_what_is_waited_for(play: Play) -> None:
+    worlds: list[World] = []
+    with contextlib.ExitStack() as stack:
+
+        async def scene(world: World) -> None:
+            worlds.append(world)
+            sock = stack.enter_context(await world.connect())
+            await asyncio.get_running_loop().sock_sendall(sock, RECLAIM)
+            await world.until(lambda: bool(world.desk.wanted))
+
+        play(scene)
+    assert worlds[0].desk.withdrawn == [1]

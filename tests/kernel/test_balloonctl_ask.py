@@ -19,7 +19,7 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SETTINGS, STEP, MakeGuest, StartDaemon
 from tests.harness.needs import needs_root
 from tests.harness.other_user import AS_NOBODY
-from tests.harness.waiting import HANG_S
+from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import attach, balloon_bytes, facts
 
 BALLOONCTL = str(ROOT / ".venv/bin/balloonctl")
@@ -222,3 +222,39 @@ def test_balloon_is_set_and_released_by_its_size_and_time(
     status, out, _ = balloonctl("set", "vm1", "0", "--json", *at)
     assert status == 0
     check("Told")(json.loads(out))
+
+
+def test_paused_vm_gives_nothing_more_and_goes_on_once_it_is_resumed(
+    squeezed: Daemon, api: Path
+) -> None:
+    at = ("--api", str(api))
+    assert balloonctl("pause", "vm1", "--for", "1h", *at) == (
+        0,
+        "vm1: paused for 60 min, nothing more is taken\n",
+        "",
+    )
+    wait_until(
+        lambda: any(fact["reason"] == "paused" for fact in facts(squeezed, "decided")),
+        what="low memory is seen, and nothing is taken",
+    )
+    level = facts(squeezed, "decided")[-1]["balloon_level"]
+    assert "vm1: paused by an operator for 60 min more" in balloonctl("status", *at)[1]
+    assert "an operator has paused it, for 60 min more" in balloonctl("explain", "vm1", *at)[1]
+    assert balloonctl("pause", *at)[:2] == (
+        0,
+        "all VMs: paused for 10 min, nothing more is taken from any\n",
+    )
+    refused = "balloonctl: all VMs are paused; resume all of them, naming none\n"
+    assert balloonctl("resume", "vm1", *at) == (2, "", refused)
+    assert facts(squeezed, "decided")[-1]["balloon_level"] <= level
+
+    status, out, _ = balloonctl("resume", "--json", *at)
+    assert status == 0
+    check("Pauses")(json.loads(out))
+    wait_until(
+        lambda: facts(squeezed, "decided")[-1]["reason"] == "low-memory",
+        what="memory is taken again",
+    )
+    ended = [(fact.get("vm"), fact.get("uid")) for fact in facts(squeezed, "taking-resumed")]
+    assert sorted(map(str, ended)) == sorted(map(str, [("vm1", os.getuid()), (None, os.getuid())]))
+    assert balloonctl("pause", "vm2", *at)[0] == 2

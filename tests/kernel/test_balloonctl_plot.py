@@ -152,7 +152,7 @@ def test_since_counts_from_the_end_of_the_file(tmp_path: Path) -> None:
          ".png"),
         ("vm0 -o {t}/no/x.png --history {t}/h.db", 2, "-o {t}/no/x.png: {t}/no is no directory"),
         ("vm0 -o {t}/x.png --history {t}/h.db --since 1y", 2, "--since: '1y' is no time; write it "
-         "like 500ms, 2s, 1.5m or 1h"),
+         "like 500ms, 90s, 10m, 2h or 1d"),
         ("vm0 -o {t}/x.png --history {t}/new.db", 2, "{t}/new.db: it has no samples yet; wait for "
          "a minute"),
         ("vm0 -o {t}/x.png --history {t}/none", 1, "{t}/none: No such file or directory"),

@@ -277,12 +277,12 @@ def test_no_process_to_be_had_it_is_closed_later(
 ) -> None:
     fd, tries_at_s = os.open("/dev/null", os.O_RDONLY), []
 
-    def refuse() -> int:
+    def refuse(_child: Callable[[], None]) -> int:
         tries_at_s.append(loop.time())
         raise OSError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as full:
-        full.setattr(closing_child, "clone_sharing_fds", refuse)
+        full.setattr(closing_child, "fork_sharing_fds", refuse)
         Closer(loop).close([fd])
         turn_until(loop, lambda: len(tries_at_s) == 4, "it was tried again and again")
         assert is_open(fd)
@@ -392,6 +392,24 @@ def test_sockets_that_wait_for_their_close_take_up_no_numbers(loop: Loop) -> Non
         assert account.waiting <= MAX_HANGING + 3
     turn_until(loop, lambda: account.debt == 0, "nothing is left to be closed")
     assert account.held == 0
+
+
+@fault("sends a file with many locks")
+def test_numbers_of_what_waits_are_closed_here_only_for_a_moment(loop: Loop) -> None:
+    closer, account = Closer(loop), FdAccount()
+    reader, writer = os.pipe()
+    lock_many(reader, 50_000)
+    os.close(writer)
+    waiting = [os.dup(reader) for _ in range(200)]
+    with hanging_closes(closer, account):
+        close_dropped(peer(closer, account), *waiting)
+
+        # At the moment's end the rest is left: 200 such closes take some 2 s.
+        assert account.closed_here_s >= CLOSED_HERE_S
+        assert is_open(waiting[-1])
+    turn_until(loop, lambda: account.debt == 0, "nothing is left to be closed")
+    assert not is_open(waiting[-1])
+    os.close(reader)
 
 
 def test_sockets_that_may_not_be_under_way_wait_with_their_numbers(

@@ -23,7 +23,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
-def completed(line: str, path: str = os.environ["PATH"]) -> list[str]:
+def completed(line: str, path: str = os.environ["PATH"], cwd: Path = ROOT) -> list[str]:
     """What bash offers for the last word of a line."""
     done = subprocess.run(
         [
@@ -37,7 +37,7 @@ def completed(line: str, path: str = os.environ["PATH"]) -> list[str]:
         ],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "PATH": path},
         timeout=HANG_S,
     )
@@ -82,3 +82,20 @@ def test_bash_offers_the_vms_that_there_are(
     assert completed("balloonctl explain x", path) == []
     daemon.stop()
     assert completed("balloonctl explain ", path) == []
+
+
+def test_bash_runs_nothing_of_a_vms_name_and_quotes_it(tmp_path: Path) -> None:
+    names = ["$(echo>run1)", "`echo>run2`", "we'b", "a;b", "${x}", "web"]
+    program = tmp_path / "bin/balloonctl"
+    program.parent.mkdir()
+    rows = "\n".join(f"{name}  qmp  1G" for name in names)
+    program.write_text(f"#!/bin/sh\ncat <<'END'\nVM  KIND  MEMORY\n{rows}\nEND\n")
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    offered = completed("balloonctl explain ", path, cwd=tmp_path)
+    assert completed("balloonctl explain we", path, cwd=tmp_path) == ["we\\'b", "web"]
+    # As the line's end would have the shell read the words that it was offered.
+    line = f"printf '%s\\n' {' '.join(offered)}"
+    read = subprocess.run(["bash", "-c", line], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert sorted(read.stdout.splitlines()) == sorted(names)
+    assert os.listdir(tmp_path) == ["bin"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.linux.kernel_log import find_seccomp_kill
+from balloon_daemon.linux.kernel_log import KernelLog, find_seccomp_kill
 from balloon_daemon.seccomp.filter import compile_policy, syscall_name
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig
@@ -89,6 +89,27 @@ def test_kernel_log_record_with_a_call_in_the_processs_name_is_not_taken_in() ->
     # A device may name itself. The kernel writes names with spaces in hexadecimal.
     record(NOBODY + 2, 28, comm='"syscall=59"')
     assert find_seccomp_kill(NOBODY + 2) == 28
+
+
+@writable
+@fault("device makes a forbidden system call (SIGSYS)")
+def test_kernel_log_is_read_in_parts_and_nothing_of_it_twice() -> None:
+    log = KernelLog()
+    record(NOBODY + 3, 28)
+    record(NOBODY + 3, 41)
+    assert not log.read_on(within_s=0.0)  # The log's oldest record alone.
+    while not log.read_on():
+        pass
+    assert (log.seccomp_kill(NOBODY + 3), log.seccomp_kill(NOBODY + 3)) == (41, None)
+
+    record(NOBODY + 3, 59)
+    parts = 1
+    while not log.read_on(within_s=0.0):
+        parts += 1
+    assert log.seccomp_kill(NOBODY + 3) == 59
+    # What others have written meanwhile is a few records.
+    assert parts < 100
+    log.close()
 
 
 @readable

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -221,7 +220,7 @@ def test_memory_that_the_vmm_cut_off_ends_the_device_and_nobody_else(rig: Device
 
 def test_target_becomes_a_config_change_on_the_channel(rig: DeviceRig) -> None:
     ours, theirs = socket.socketpair()
-    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
+    rig.spec = rig.spec._replace(channel_fd=rig.own(ours.detach()))
     theirs.settimeout(HANG_S)
     rig.start_ready()
     rig.running.tube.send(Target(1 << 20))
@@ -236,7 +235,7 @@ def test_channel_that_nobody_reads_gets_whole_messages_only(rig: DeviceRig) -> N
     # Far longer than the socket's buffer, so that it goes in parts.
     long = bytes(range(256)) * 4096
     ours, theirs = socket.socketpair()
-    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()), config_change=long)
+    rig.spec = rig.spec._replace(channel_fd=rig.own(ours.detach()), config_change=long)
     theirs.settimeout(HANG_S)
     rig.start_ready()
     for target in range(5):
@@ -255,7 +254,7 @@ def test_channel_that_nobody_reads_gets_whole_messages_only(rig: DeviceRig) -> N
 
 @fault("back-end channel hangs up")
 def test_channel_that_hung_up_before_costs_the_device_nothing(rig: DeviceRig) -> None:
-    rig.spec = replace(rig.spec, channel_fd=readable_for_ever(rig))
+    rig.spec = rig.spec._replace(channel_fd=readable_for_ever(rig))
     device = rig.start_ready()
     rig.running.tube.send(Target(1))
     rig.inflate([900])
@@ -267,7 +266,7 @@ def test_channel_that_hung_up_before_costs_the_device_nothing(rig: DeviceRig) ->
 @fault("back-end channel hangs up")
 def test_channel_that_hangs_up_later_costs_the_device_nothing(rig: DeviceRig) -> None:
     ours, theirs = socket.socketpair()
-    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
+    rig.spec = rig.spec._replace(channel_fd=rig.own(ours.detach()))
     device = rig.start_ready()
     theirs.close()
     rig.running.tube.send(Target(1))
@@ -279,7 +278,7 @@ def test_channel_that_hangs_up_later_costs_the_device_nothing(rig: DeviceRig) ->
 
 @fault("back-end channel hangs up")
 def test_channel_that_is_a_file_costs_the_device_nothing(rig: DeviceRig) -> None:
-    rig.spec = replace(rig.spec, channel_fd=rig.own(os.memfd_create("channel")))
+    rig.spec = rig.spec._replace(channel_fd=rig.own(os.memfd_create("channel")))
     rig.start_ready()
     rig.running.tube.send(Target(1))
     assert_alive(rig)

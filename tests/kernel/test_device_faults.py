@@ -3,7 +3,6 @@
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,7 +129,7 @@ def test_deflate_of_pages_never_inflated_is_answered_and_changes_nothing(rig: De
 @fault("same page over and over")
 def test_deflate_of_parts_never_inflated_completes_no_huge_page(rig: DeviceRig) -> None:
     (region,) = rig.spec.regions
-    rig.spec = replace(rig.spec, regions=(replace(region, page_bytes=HUGE_PAGE),))
+    rig.spec = rig.spec._replace(regions=(region._replace(page_bytes=HUGE_PAGE),))
     rig.start_ready()
     rig.offer_pfns(DEFLATEQ, [3, 700])
     assert rig.wait_used(DEFLATEQ) == [0]
@@ -294,7 +293,7 @@ def flood(rig: DeviceRig, once: Callable[[], None], seconds: float = 1.0) -> flo
     Returns:
         What share of a core the device takes meanwhile. A busy machine only makes it less.
     """
-    rig.spec = replace(rig.spec, earned=0.0)
+    rig.spec = rig.spec._replace(earned=0.0)
     pid = rig.start_ready().pid
     before, began = cpu_s(pid), time.monotonic()
     while time.monotonic() < began + seconds:
@@ -318,7 +317,7 @@ def test_flood_of_kicks_without_work_costs_little_and_honest_work_goes_on(
     # Each wake-up is charged, and its queue rests for 20 times as long (test_device_pace.py).
     # What it is taken to cost in truth makes that 0.4 ms, too short to be looked at.
     monkeypatch.setattr(pace, "WAKE_UP_S", 0.02)
-    rig.spec = replace(rig.spec, earned=0.0)
+    rig.spec = rig.spec._replace(earned=0.0)
     rig.start_ready()
     tube = rig.running.tube.fileno()
     wait_until(lambda: kick_and_look(rig, INFLATEQ), what="it lets a kick wait", woken_by=tube)

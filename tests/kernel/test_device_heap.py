@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 
@@ -161,7 +160,7 @@ def test_device_that_grew_in_every_way_goes_on_serving(rig: DeviceRig) -> None:
 @fault("device needs more memory than ever before")
 def test_device_of_the_template_lives_long_too(rig: DeviceRig, template: Template) -> None:
     rig.fork = template.fork
-    rig.spec = replace(rig.spec, rehearse=True)
+    rig.spec = rig.spec._replace(rehearse=True)
     rig.start_ready()
     rig.inflate([3])
     rig.stop()

@@ -1,23 +1,27 @@
 """The jail from outside and from inside: what a device has, and what it dies of trying."""
 
 import ctypes
+import errno
 import mmap
 import os
 import re
+import resource
 import select
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR, RegionSpec
 from balloon_daemon.device.template import Template
+from balloon_daemon.linux.jail import MAX_GROWTH_BYTES
 from balloon_daemon.seccomp.filter import compile_policy
+from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.harness.daemon import Daemon
 from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, fate_of, shipped_filter
@@ -30,6 +34,10 @@ from tests.harness.whole_vm import attach, wait_for_device
 INFLATEQ, DEFLATEQ, *_ = BalloonQueue
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nothing to give up otherwise")
 LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 PR_GET_DUMPABLE = 3  # linux/prctl.h
 PTRACE_SEIZE = 0x4206  # linux/ptrace.h
 CONTROLLER = os.getpid()
@@ -58,7 +66,7 @@ def test_jail_of_root_has_another_user_no_groups_and_an_empty_bounding_set(
 
 @as_root
 def test_jail_of_root_without_another_user_has_no_capability_all_the_same(rig: DeviceRig) -> None:
-    rig.spec = replace(rig.spec, identity=None)
+    rig.spec = rig.spec._replace(identity=None)
     seen = process_status(rig.start_ready().pid)
     assert [int(seen[held], 16) for held in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0]
 
@@ -83,6 +91,17 @@ def test_jail_has_hard_limits(rig: DeviceRig, limit: str, most: str) -> None:
     assert line.removeprefix(limit).split()[:2] == [most, most]
 
 
+def test_jail_bounds_its_stack_wherever_it_is_started(rig: DeviceRig) -> None:
+    # No mmap makes a stack grow, so no filter sees it. Most systems have no hard limit of it, and
+    # a soft one of 8 MiB, which is not to be raised.
+    limits = Path(f"/proc/{rig.start_ready().pid}/limits").read_text()
+    found = re.search(r"^Max stack size +(\d+) +(\d+) ", limits, re.M)
+    assert found is not None
+    soft, hard = map(int, found.groups())
+    outside = resource.getrlimit(resource.RLIMIT_STACK)[0] % (1 << 64)  # -1: none
+    assert soft == hard == min(outside, MAX_GROWTH_BYTES)
+
+
 def test_jail_is_not_dumpable(rig: DeviceRig) -> None:
     # Asked from inside, before the filter forbids it: from outside root sees no difference.
     rig.here.load_filter = lambda: os._exit(7 + LIBC.prctl(PR_GET_DUMPABLE))
@@ -93,7 +112,7 @@ def test_jail_is_not_dumpable(rig: DeviceRig) -> None:
 @as_root
 def test_jail_has_open_what_it_needs_and_nothing_else(rig: DeviceRig) -> None:
     ours, theirs = socket.socketpair()
-    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
+    rig.spec = rig.spec._replace(channel_fd=rig.own(ours.detach()))
     device = rig.start_ready()
     theirs.close()
     links = map(os.readlink, Path(f"/proc/{device.pid}/fd").iterdir())
@@ -143,11 +162,11 @@ def test_jail_of_a_running_daemons_device_is_an_empty_world(
 
 
 def map_executable() -> None:
-    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+    mmap.mmap(-1, 4096, PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
 
 
 def protect_executable() -> None:
-    page = mmap.mmap(-1, 4096)
+    page = mmap.mmap(-1, 4096, PRIVATE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     LIBC.mprotect(ctypes.c_void_p(address), 4096, mmap.PROT_EXEC)
 
@@ -168,7 +187,7 @@ FORBIDDEN: list[tuple[str, Callable[[], object]]] = [
     ("pidfd_open", lambda: os.pidfd_open(1)),
     ("mmap", map_executable),
     ("mprotect", protect_executable),
-    ("madvise", lambda: mmap.mmap(-1, 4096).madvise(mmap.MADV_HUGEPAGE)),
+    ("madvise", lambda: mmap.mmap(-1, 4096, PRIVATE).madvise(mmap.MADV_HUGEPAGE)),
     ("prctl", lambda: LIBC.prctl(4, 1)),  # PR_SET_DUMPABLE
     ("seccomp", lambda: LIBC.syscall(317, 1, 0, None)),
     ("setuid", lambda: os.setuid(0)),
@@ -242,8 +261,8 @@ def test_fork_in_the_jail_is_killed(rig: DeviceRig) -> None:
 
 
 ALLOWED: list[tuple[str, Callable[[], object]]] = [
-    ("anonymous mmap", lambda: mmap.mmap(-1, 1 << 20)),
-    ("MADV_DONTNEED", lambda: mmap.mmap(-1, 4096).madvise(mmap.MADV_DONTNEED)),
+    ("private mmap", lambda: mmap.mmap(-1, 1 << 20, PRIVATE)),
+    ("MADV_DONTNEED", lambda: mmap.mmap(-1, 4096, PRIVATE).madvise(mmap.MADV_DONTNEED)),
     ("its name", lambda: LIBC.prctl(15, b"renamed")),
     ("getpid", os.getpid),
     ("growing its heap", lambda: [bytearray(200_000) for _ in range(100)]),
@@ -261,7 +280,10 @@ def start_thread() -> None:
 USING_UP = [
     pytest.param(lambda: os.eventfd(0), "Too many open files", id="files"),
     pytest.param(select.epoll, "Too many open files", id="epolls"),
-    pytest.param(lambda: mmap.mmap(-1, 1 << 30), "Cannot allocate memory", id="shared memory"),
+    pytest.param(lambda: mmap.mmap(-1, 4096), "Cannot allocate memory", id="shared memory"),
+    pytest.param(
+        lambda: mmap.mmap(-1, 1 << 30, PRIVATE), "Cannot allocate memory", id="private memory"
+    ),
     pytest.param(lambda: bytearray(1 << 30), "MemoryError", id="memory"),
     # RLIMIT_NPROC does not bind the user 0; as root, the device is somebody else.
     pytest.param(start_thread, "Resource temporarily unavailable", id="threads", marks=as_root),
@@ -275,6 +297,57 @@ def test_device_that_was_taken_over_cannot_use_up(
 ) -> None:
     assert fate_of(rig, action) == EXIT_INTERNAL_ERROR
     assert rig.death_record.endswith(error)
+
+
+MAP_DROPPABLE, MAP_GROWSDOWN = 0x8, 0x100  # linux/mman.h
+
+
+def guest_mapping() -> tuple[int, int]:
+    """The address and size of the last region that the device, which calls this, has mapped."""
+    frame = sys._getframe()
+    while "loop" not in frame.f_locals:
+        assert frame.f_back is not None
+        frame = frame.f_back
+    view = frame.f_locals["loop"]._device._memory.regions[-1].view
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)), len(view)
+
+
+@fault("takes its device over")
+@pytest.mark.parametrize(
+    ("flags", "prot"),
+    [
+        pytest.param(PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, id="private"),
+        pytest.param(PRIVATE, mmap.PROT_READ, id="writable later"),
+        pytest.param(
+            mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE, id="shared"
+        ),
+        pytest.param(PRIVATE | MAP_GROWSDOWN, mmap.PROT_READ | mmap.PROT_WRITE, id="a stack"),
+        pytest.param(
+            MAP_DROPPABLE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE, id="droppable"
+        ),
+    ],
+)
+def test_device_that_was_taken_over_has_no_memory_in_place_of_its_guests(
+    rig: DeviceRig, flags: int, prot: int
+) -> None:
+    # Its guest's memory counts in RLIMIT_AS: a device that unmaps it may map as much again.
+    size = 1 << 40
+    fd = rig.own(os.memfd_create("much"))
+    os.ftruncate(fd, size)
+    much = RegionSpec(GuestAddr(1 << 41), FrontendAddr(1 << 46), size, 0, 4096, fd)
+    rig.spec = rig.spec._replace(regions=(*rig.spec.regions, much))
+
+    def map_memory_in_place_of_the_guests() -> None:
+        place, length = guest_mapping()
+        assert length == size
+        assert LIBC.munmap(place, length) == 0
+        own = LIBC.mmap(None, 1 << 30, prot, flags, -1, 0)
+        if own is None or own == ctypes.c_void_p(-1).value:
+            os._exit(ctypes.get_errno())
+        if LIBC.mprotect(ctypes.c_void_p(own), 1 << 30, mmap.PROT_READ | mmap.PROT_WRITE):
+            os._exit(ctypes.get_errno())
+
+    assert fate_of(rig, map_memory_in_place_of_the_guests) == errno.ENOMEM
 
 
 @as_root

@@ -8,7 +8,6 @@ import resource
 import signal
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,7 +131,7 @@ def with_more_regions(spec: DeviceSpec, fd: int, frontend: int) -> DeviceSpec:
         )
         for number in range(1, 100)
     )
-    return replace(spec, regions=(first, *more))
+    return spec._replace(regions=(first, *more))
 
 
 def places_of_addr(pid: int, addr: int) -> list[str]:

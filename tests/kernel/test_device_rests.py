@@ -5,7 +5,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -46,7 +45,7 @@ def rig() -> Iterator[DeviceRig]:
 
 def start_with_nothing_earned(rig: DeviceRig) -> None:
     """Starts a device whose guest has no allowance to spend first."""
-    rig.spec = replace(rig.spec, earned=0.0)
+    rig.spec = rig.spec._replace(earned=0.0)
     rig.start_ready()
 
 
@@ -172,7 +171,7 @@ def sent_through(spec: DeviceSpec) -> DeviceSpec:
 
 
 def test_what_a_guest_has_earned_goes_through_the_template(rig: DeviceRig) -> None:
-    spec = replace(rig.spec, earned=0.25)
+    spec = rig.spec._replace(earned=0.25)
     assert sent_through(spec) == spec
 
 
@@ -180,11 +179,11 @@ def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: D
     (region,) = rig.spec.regions
     regions = (
         region,
-        replace(region, guest_addr=GuestAddr(1 << 32), fd=None, freed=False),
-        replace(region, guest_addr=GuestAddr(1 << 33), freed=False),
-        replace(region, guest_addr=GuestAddr(1 << 44)),
+        region._replace(guest_addr=GuestAddr(1 << 32), fd=None, freed=False),
+        region._replace(guest_addr=GuestAddr(1 << 33), freed=False),
+        region._replace(guest_addr=GuestAddr(1 << 44)),
     )
-    spec = replace(rig.spec, regions=regions, pfns_name_pages=False)
+    spec = rig.spec._replace(regions=regions, pfns_name_pages=False)
     assert list(spec.fds())[:3] == [rig.fd] * 3
     assert sent_through(spec) == spec
 

@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -105,7 +104,7 @@ def test_template_of_many_regions_gets_more_descriptors_than_a_datagram_holds(
         )
         for number in range(255)
     ]
-    rig.spec = replace(rig.spec, regions=(first, *others))
+    rig.spec = rig.spec._replace(regions=(first, *others))
     rig.start_ready()
 
     rig.inflate([3])

@@ -3,7 +3,6 @@
 import os
 import resource
 from collections.abc import Iterator
-from dataclasses import replace
 
 import psutil
 import pytest
@@ -66,7 +65,7 @@ def with_many_regions(rig: DeviceRig) -> None:
         )
         for number in range(1, FDS_A_DATAGRAM + 1)
     ]
-    rig.spec = replace(rig.spec, regions=(first, *others))
+    rig.spec = rig.spec._replace(regions=(first, *others))
 
 
 @fault("template hangs between fork and answer, and the device dies")

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from balloon_daemon.guests.driven import lookups, unix_socket
+from balloon_daemon.guests.driven import lookups, unix_socket, vmm_process
 from balloon_daemon.guests.driven.cloud_hypervisor import CloudHypervisorControl
 from balloon_daemon.guests.driven.control import Control, ControlError, Fault
 from balloon_daemon.guests.driven.crosvm import CrosvmControl
@@ -26,7 +26,8 @@ from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.linux import fdless_socket, socket_holder
 from balloon_daemon.linux.closing_child import NAME
 from balloon_daemon.linux.credentials import Credentials, peer_of
-from balloon_daemon.linux.fdless_socket import DescriptorsSentError, LeftSockets
+from balloon_daemon.linux.fdless_socket import LeftSockets
+from balloon_daemon.linux.passed_fds import DescriptorsSentError
 from tests.fakes.listening_vmm import ListeningVmm
 from tests.harness.faults import fault
 from tests.harness.slow_close import lingering_pair
@@ -301,7 +302,9 @@ def test_vmm_that_sends_a_socket_that_lingers_holds_up_no_controller(
             older_kernel(patch)
         # Children of this process's own, which is waited for however busy the processors are.
         patch.setattr(lookups, "WITHIN_S", HANG_S)
-        patch.setattr(unix_socket, "LOOKUPS", lookups.Lookups())
+        looks = lookups.Lookups()
+        patch.setattr(unix_socket, "LOOKUPS", looks)
+        patch.setattr(vmm_process, "LOOKUPS", looks)
         kind = PassingPackets if name == "crosvm" else Passing
         async with kind(tmp_path / "vmm", flags=flags) as vmm:
             control = CONTROLS[name](str(vmm.path))

@@ -30,14 +30,15 @@ RIGHTS = ("setuid", "setgid", "setpcap", "kill", "syslog")
 """Less CAP_SYS_RESOURCE, which the tests' root itself may lack."""
 
 LOOK = """
-import json, os, subprocess, sys
+import asyncio, json, os, subprocess, sys
 from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.lookups import LOOKUPS
 from balloon_daemon.guests.libvirt.qemu_process import find_memory_file
 from balloon_daemon.linux.process_figures import ProcessFigures, files_of
 pid = int(sys.argv[1])
-host = HostSide(pid, find_memory_file(pid))
+host = HostSide(pid, asyncio.run(find_memory_file(pid)))
 seen = [host.disk_read_bytes(), host.held_bytes(), len(files_of(pid)), len(files_of(os.getppid()))]
-host.look()
+asyncio.run(host.look(LOOKUPS.ask))
 # By the child that has just read for the VMM's user.
 with subprocess.Popen(["sleep", "60"]) as own:
     seen.append(ProcessFigures(own.pid).read_bytes())

@@ -98,6 +98,21 @@ def made_history(path: Path, version: int = VERSION) -> None:
     made.close()
 
 
+def test_number_that_has_no_room_in_a_history_is_left_out_and_the_rest_is_kept(
+    tmp_path: Path,
+) -> None:
+    # Statistics have 64 bits without a sign, and whoever has a guest chooses them.
+    made, _ = open_history(str(tmp_path / "h.db"))
+    most = (1 << 63) - 1
+    sample = [1e9, "vm1", 1 << 30, 1, 2, most + 1, None, most]
+    write(made, [("samples", sample), ("events", [1e9, "vm2", "decided", "…"])])
+
+    (row,) = made.execute("SELECT vm, memory, available, held FROM samples")
+    assert row == ("vm1", 1 << 30, None, most)
+    assert made.execute("SELECT vm FROM events").fetchall() == [("vm2",)]
+    made.close()
+
+
 def damage(path: Path) -> bytes:
     """Overwrites pages of a history, not its header; returns what it has then."""
     torn = bytearray(path.read_bytes())
@@ -342,3 +357,72 @@ def test_balloonctl_says_whether_file_vm_or_output_is_at_fault(tmp_path: Path) -
     other_database(tmp_path / "other.db").close()
     other = f"balloonctl history: {tmp_path}/other.db: it is another database; is it of balloond"
     assert shown(tmp_path / "other.db") == (1, f"{other} --history?\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (
+            "DROP TABLE events; CREATE VIEW events AS "
+            "SELECT 1e9 AS at_s, 'vm1' AS vm, 'decided' AS event, 'no' AS message",
+            "it has other tables",
+        ),
+        ("CREATE TABLE more (a)", "it has other tables"),
+        ("INSERT INTO events VALUES (1e9, 'vm1', 'decided', x'00')", "it is damaged"),
+        ("INSERT INTO events VALUES (1e300, 'vm1', 'decided', 'no')", "it is damaged"),
+        ("INSERT INTO events VALUES ('now', 'vm1', 'decided', 'no')", "it is damaged"),
+        (
+            "INSERT INTO events VALUES (1e9, 'vm1', 'decided', zeroblob(17 << 20))",
+            "it is larger than 16 MiB",
+        ),
+    ],
+)
+@fault("a file that is given to balloonctl history or plot")
+def test_history_of_somebody_elses_making_is_refused_in_one_line(
+    script: str, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "h.db"
+    made_history(path)
+    made = sqlite3.connect(path)
+    made.executescript(script)
+    made.close()
+    line = f"balloonctl history: {path}: {why}; is it of balloond --history?\n"
+    assert shown(path) == (1, line)
+
+
+@fault("a file that is given to balloonctl history or plot")
+def test_pages_that_lead_back_to_themselves_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "h.db"
+    made_history(path)
+    made = sqlite3.connect(path)
+    made.execute("PRAGMA journal_mode=DELETE")
+    (root,) = made.execute("SELECT rootpage FROM sqlite_master WHERE name='events'").fetchone()
+    (page_bytes,) = made.execute("PRAGMA page_size").fetchone()
+    made.close()
+    content = bytearray(path.read_bytes())
+    at = (root - 1) * page_bytes
+    # https://sqlite.org/fileformat.html, "B-tree Pages": an interior page's cells begin with the
+    # number of a page. Each of them gets that of the second one.
+    assert content[at] == 5
+    cells = int.from_bytes(content[at + 3 : at + 5], "big")
+    places = [
+        at + int.from_bytes(content[at + 12 + 2 * cell : at + 14 + 2 * cell], "big")
+        for cell in range(cells)
+    ]
+    for place in places:
+        content[place : place + 4] = content[places[1] : places[1] + 4]
+    path.write_bytes(content)
+    line = f"balloonctl history: {path}: it is damaged; is it of balloond --history?\n"
+    assert shown(path) == (1, line)
+
+
+@fault("a file that is given to balloonctl history or plot")
+def test_no_file_is_read_as_a_history_but_a_regular_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    line = f"balloonctl history: {tmp_path}/pipe: is no file; name another\n"
+    assert shown(tmp_path / "pipe") == (1, line)
+    path = tmp_path / "h.db"
+    made_history(path)
+    os.mkfifo(tmp_path / "h.db-wal")
+    line = f"balloonctl history: {path}: is no history: the file -wal beside it is none of its\n"
+    assert shown(path) == (1, line)

@@ -338,8 +338,8 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_ask
     assert sealed.ram.check().pages_corrupt == 0
     # Its guest keeps what it has: giving more would cost it and gain nobody anything.
     lost = [r["message"] for r in daemon.records() if r["event"] in LOST]
-    assert re.fullmatch(r"[\d.]+ MiB that it gave are not freed: the kernel refused", lost[0])
-    assert lost[1:] == ["what it gives does not come back to the host: not asking it for more"]
+    assert re.fullmatch(r"[\d.]+ MiB that it gave are not freed: the kernel refused.*", lost[0])
+    assert lost[1:] == ["less than half of what it gave last was freed: not asking it for more"]
     decided = [r for r in daemon.records() if r["event"] == "decided" and r["vm"] == "vm2"]
     held = [r["reason"] for r in decided].index("fruitless")
     assert {r["target_bytes"] for r in decided[held:]} == {decided[held]["target_bytes"]}

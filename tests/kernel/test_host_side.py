@@ -1,5 +1,6 @@
 """What the kernel says of a VMM's process, asked of real processes with real memory files."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.lookups import ask_here
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB
 from tests.harness.host_setting import NR_HUGEPAGES, changed
@@ -41,6 +43,10 @@ def vmm() -> Iterator[subprocess.Popen[bytes]]:
         process.stdout.readline()
         yield process
         process.kill()
+
+
+def looked(host: HostSide) -> Fault | None:
+    return asyncio.run(host.look(ask_here))
 
 
 def test_resident_set_is_what_a_process_holds(vmm: subprocess.Popen[bytes]) -> None:
@@ -81,7 +87,7 @@ def test_process_that_has_ended_has_no_figures(vmm: subprocess.Popen[bytes]) -> 
     assert host.started > 0
     vmm.kill()
     vmm.wait()
-    assert host.look() is None
+    assert looked(host) is None
     assert (host.pid, host.held_bytes(), host.disk_read_bytes()) == (0, None, None)
     assert HostSide(vmm.pid).pid == 0
 
@@ -91,7 +97,7 @@ def test_process_that_is_not_known_has_no_figures(pid: int | None) -> None:
     host = HostSide(pid)
     assert (host.pid, host.started) == (0, 0)
     assert (host.held_bytes(), host.disk_read_bytes()) == (None, None)
-    assert host.look() is None
+    assert looked(host) is None
 
 
 def test_process_of_another_start_is_another_one(vmm: subprocess.Popen[bytes]) -> None:
@@ -103,7 +109,7 @@ def test_process_of_another_start_is_another_one(vmm: subprocess.Popen[bytes]) -
 def test_ordinary_process_pins_nothing_and_has_no_huge_pages(
     vmm: subprocess.Popen[bytes],
 ) -> None:
-    assert HostSide(vmm.pid).look() is None
+    assert looked(HostSide(vmm.pid)) is None
 
 
 def test_process_with_more_huge_pages_than_others_is_found() -> None:
@@ -117,7 +123,7 @@ def test_process_with_more_huge_pages_than_others_is_found() -> None:
             ) as process:
                 assert process.stdout is not None
                 process.stdout.readline()
-                found = HostSide(process.pid).look()
+                found = looked(HostSide(process.pid))
                 process.kill()
     except OSError as err:
         pytest.skip(f"needs root, to change {NR_HUGEPAGES}: {err.strerror}")
@@ -131,5 +137,5 @@ def test_process_with_a_device_of_vfio_is_found(
     (tmp_path / "vfio").touch()
     monkeypatch.setattr("balloon_daemon.guests.driven.host_side.PINNING", (f"{tmp_path}/",))
     with (tmp_path / "vfio").open():
-        assert HostSide(os.getpid()).look() is Fault.PINNED
-    assert HostSide(os.getpid()).look() is None
+        assert looked(HostSide(os.getpid())) is Fault.PINNED
+    assert looked(HostSide(os.getpid())) is None

@@ -1,7 +1,6 @@
 """What looks at devices from outside in campaigns: it must tell a device without a filter."""
 
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -17,7 +16,7 @@ def test_watch_tells_a_device_that_left_its_jail_from_one_that_got_its_pid(
 ) -> None:
     monkeypatch.setattr(jail_watch, "JAILED_WITHIN_S", 0.1)
     rig = make_rig(load_filter=lambda: None)
-    rig.spec = replace(rig.spec, name="balloon-vm1")
+    rig.spec = rig.spec._replace(name="balloon-vm1")
     pid = rig.start_ready().pid
     watch = JailWatch()
     # Seen in its jail: this very device, or one with its pid that was started a tick before.

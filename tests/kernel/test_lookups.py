@@ -30,7 +30,7 @@ from tests.harness.needs import needs_root
 from tests.harness.other_user import NOBODY
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
 from tests.harness.slow_close import MuteDirectory
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import facts
 
 Scene = Callable[[Lookups], Awaitable[None]]
@@ -113,6 +113,48 @@ def test_lookup_that_hangs_holds_up_no_other_directory(play: Callable[[Scene], N
         assert await slow
 
     play(scene)
+
+
+@fault("a user makes sockets over and over")
+def test_directories_take_turns_however_many_names_one_of_them_has(
+    play: Callable[[Scene], None],
+) -> None:
+    looked: list[str] = []
+
+    async def look(looks: Lookups, directory: str) -> None:
+        await who_looks(looks, directory)
+        looked.append(directory)
+
+    async def scene(looks: Lookups) -> None:
+        await asyncio.gather(*(look(looks, each) for each in [*["/a"] * 50, "/b"]))
+
+    play(scene)
+    assert looked.index("/b") <= 2
+
+
+@fault("a user makes sockets over and over")
+def test_names_that_wait_in_a_slow_directory_make_no_other_lookup_longer(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookups, "WITHIN_S", HANG_S)
+    passed: list[str] = []
+    refuses = lookups._Late.refuses
+
+    def counted(self: lookups._Late, request: lookups._Request) -> bool:
+        passed.append(request.place)
+        return refuses(self, request)
+
+    async def scene(looks: Lookups) -> None:
+        slow = [asyncio.create_task(is_late(looks, "/slow-1")) for _ in range(200)]
+        await asyncio.sleep(0)  # They are asked for first.
+        await who_looks(looks, "/b")
+        monkeypatch.setattr(lookups._Late, "refuses", counted)
+        await who_looks(looks, "/b")
+        for each in slow:
+            each.cancel()
+
+    play(scene)
+    assert 0 < len(passed) < 20
 
 
 @fault("a user keeps those waiting who look names up")

@@ -199,7 +199,9 @@ def test_task_that_does_not_end_is_left_behind(
 
     os.kill(first.pid, number)
     # Its exit status is 0, and its log says whom it left.
-    with pytest.raises(DaemonError, match=r"logged errors:\n.*'vm1'.*does not end; left behind"):
+    with pytest.raises(
+        DaemonError, match=r"logged errors:\n.*'vm1'.*does not end: ending without it"
+    ):
         first.wait_end()
 
     if number is signal.SIGUSR1:

@@ -29,7 +29,7 @@ SETTINGS = GuestSettings(
     VM_MEM_MIB * MIB, population=Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
 )
 HALF = MAXIMUM // 2
-FINDING_OUT = "its driver is in mid-life: finding out its balloon"
+FINDING_OUT = "its driver ran before balloond did: finding out its balloon's size"
 
 
 def used_idx(queue: DriverQueue) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven import qmp_process, qmp_wire
+from balloon_daemon.guests.driven import qmp_memory, qmp_wire
 from balloon_daemon.guests.driven.control import ControlError, Notice
 from balloon_daemon.guests.driven.qmp import QmpControl, least_bytes
 from balloon_daemon.guests.seam import Ability, GuestState
@@ -492,7 +492,7 @@ def test_memory_in_a_file_on_hugetlbfs_is_refused(
     """``-mem-path /dev/hugepages`` says nothing of huge pages by itself."""
     table = tmp_path / "mountinfo"
     table.write_text("1 0 0:1 / /dev/hugepages rw - hugetlbfs none rw\n")
-    monkeypatch.setattr(qmp_process, "read_mounts", lambda: mountinfo.read_mounts(table))
+    monkeypatch.setattr(qmp_memory, "read_mounts", lambda: mountinfo.read_mounts(table))
 
     async def scene(here: Scene) -> Fault:
         here.vm.properties["/objects/mem0", "type"] = "memory-backend-file"

@@ -199,7 +199,8 @@ def use_up(what: str, call: Callable[[], object], monkeypatch: pytest.MonkeyPatc
 
 
 def hint_huge_pages() -> None:
-    mmap.mmap(-1, 1 << 20).madvise(mmap.MADV_HUGEPAGE)
+    memory = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 @fault("a Python or a C library that devices die of later in life")

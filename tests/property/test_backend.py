@@ -7,7 +7,7 @@ by a table that contradicts itself.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, fields
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -349,7 +349,7 @@ def described(request: Q, index: int) -> tuple[bytes, bytes]:
         case Q.SET_VRING_BASE:
             return VringState(index, 0).encode(), VringState(index, 65536).encode()
         case Q.SET_VRING_ADDR:
-            return addr.encode(), replace(addr, used=FrontendAddr(4097)).encode()
+            return addr.encode(), addr._replace(used=FrontendAddr(4097)).encode()
         case Q.SET_VRING_ENABLE:
             return VringState(index, 1).encode(), VringState(index, 0).encode()
         case _:

@@ -9,37 +9,44 @@ from hypothesis import strategies as st
 from balloon_daemon.controller.traced import TracedPolicy
 from balloon_daemon.ctl.simulate.replay import replay
 from balloon_daemon.ctl.simulate.world import Changes, World
-from balloon_daemon.events import Event, Stepped
-from balloon_daemon.records.recorder import entry_of
+from balloon_daemon.events import Event, Stepped, TraceBegun, VmFound
+from balloon_daemon.records.entries import entries_of
 from balloon_daemon.records.trace import (
     Decided,
-    Decoder,
     Entry,
     Header,
     Lost,
     Read,
     Trace,
-    TraceError,
-    decode_header,
     encode_entry,
     encode_header,
 )
+from balloon_daemon.records.trace_reader import Decoder, decode_header
+from balloon_daemon.records.trace_values import TraceError
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
+from balloon_daemon.sizing.guard import WAITS, Lasting
 from balloon_daemon.sizing.host_events import (
     Added,
     Asked,
+    Found,
     Halted,
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
+    Reserved,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     SettingsChanged,
+    Unreserved,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -55,7 +62,7 @@ times = st.floats(0, 1e9)
 seen = (
     st.none()
     | st.builds(NeverLow, st.text())
-    | st.builds(Reading, st.integers(-9, 1 << 40), counts, st.text())
+    | st.builds(Reading, st.integers(-9, 1 << 40), counts, st.text(), st.just(0))
 )
 settings = st.builds(
     VmSettings, maybe_counts, maybe_counts, st.integers(-99, 99), st.sampled_from(Profile)
@@ -63,6 +70,27 @@ settings = st.builds(
 terms = st.builds(Terms, settings, st.booleans(), st.booleans())
 states = st.builds(PolicyState, st.integers(0, 16), st.none() | times, st.none() | times)
 figures = st.builds(Figures, times, *[maybe_counts] * (len(Figures._fields) - 1))
+vms = st.lists(st.just(VM)).map(tuple)
+lasting = st.builds(
+    Lasting,
+    st.lists(st.tuples(st.sampled_from(WAITS), times, times), max_size=3).map(tuple),
+    st.none() | times,
+    st.none() | st.sampled_from(WAITS),
+    st.tuples(times, times),
+    counts,
+)
+found = st.builds(
+    Found,
+    st.just(VM),
+    counts,
+    states,
+    counts,
+    terms,
+    counts,
+    st.none() | st.sampled_from(Reason),
+    st.none() | lasting,
+    st.none() | times,
+)
 events = st.one_of(
     st.builds(Looked, seen),
     st.builds(Woke, seen),
@@ -79,6 +107,13 @@ events = st.one_of(
     st.builds(Asked, st.just(VM), counts, st.none() | times),
     st.builds(SettingsChanged, st.just(VM), settings),
     st.builds(Removed, st.just(VM)),
+    st.builds(Paused, vms, times),
+    st.builds(Resumed, vms),
+    found,
+    st.builds(Wanted, counts, vms, counts, times, times),
+    st.builds(Withdrawn, counts),
+    st.builds(Reserved, counts, counts, times, times),
+    st.builds(Unreserved),
 )
 entries = st.builds(
     Entry,
@@ -161,10 +196,17 @@ class Host:
             self.step(Woke(seen))
         self.now_s = end_s
 
+    def begin(self, seen: Seen) -> None:
+        """Begins its trace now."""
+        self.published[:] = [
+            TraceBegun(self.now_s, 1, seen),
+            *(VmFound(self.now_s, 1, found) for found in self.policy.found()),
+        ]
+
     def trace(self) -> Trace:
         """The trace, written and read again."""
         decoder = Decoder()
-        recorded = [entry_of(event) for event in self.published if isinstance(event, Stepped)]
+        recorded = [entry for event in self.published for entry in entries_of(event)]
         return Trace(
             "a.trace",
             Header(0.0, PolicySettings()),
@@ -227,6 +269,60 @@ def test_trace_of_any_host_is_decided_the_same_again(
     modelled = World(host.trace(), Changes(PolicySettings(recheck_s=3.0)), lambda: 0.5).run()
     assert abs(modelled.seconds - replayed.sums.seconds) < 0.001
     assert modelled.peak_bytes <= len(vms) * 4 * GIB
+
+
+@given(acts, st.integers(0, 9), st.integers(1, 3), st.integers(0, 59))
+def test_trace_that_begins_at_any_moment_is_decided_the_same_again(
+    acts: list[tuple[str, int, float, int]], seed: int, vms: int, begins: int
+) -> None:
+    host = Host(seed, PolicySettings())
+    for number in range(1, vms + 1):
+        host.step(Added(VmId(number, f"vm{number}"), 2 * GIB))
+    for at, (what, number, seconds, mib) in enumerate(acts):
+        reading = Reading(mib, 400)
+        if at == begins:
+            host.begin(reading)
+        host.pass_time(seconds, reading)
+        vm = VmId(number % vms + 1, f"vm{number % vms + 1}")
+        if what == "objects":
+            host.objection = None if host.objection else Reason.NO_ROOM
+        elif what == "resizes":
+            host.step(Resized(vm, (mib + 1) * 4 * MIB))
+        else:
+            host.policy.note_actual(vm, mib * PAGE_SIZE * 256)
+            host.step(Looked(reading))
+    replayed = replay(host.trace())
+    assert replayed.first_other is None
+    assert replayed.midway is (begins < len(acts))
+
+
+def test_guest_that_is_left_alone_is_so_where_a_trace_begins() -> None:
+    host = Host(0, PolicySettings())
+    host.step(Added(VM, 2 * GIB, terms=Terms(VmSettings(profile=Profile.CAREFUL))))
+    low, little = Reading(1, 400), 50 * MIB
+    host.step(Looked(low))
+    host.step(Sampled(VM, Figures(host.now_s, little, little, 0, 0, 0, 0)))
+    host.pass_time(20.0, Reading(9999, 400))
+    host.step(Sampled(VM, Figures(host.now_s, GIB, GIB, 0, 0, 0, 0)))
+    host.pass_time(3.0, Reading(9999, 400))
+
+    host.begin(low)
+    for _ in range(60):
+        host.step(Sampled(VM, Figures(host.now_s, GIB, GIB, 0, 0, 0, 0)))
+        host.step(Looked(low))
+        host.pass_time(1.0, low)
+    trace = host.trace()
+    reasons = {decided.reason for entry in trace.entries for decided in entry.decided}
+    # Both what forbids a squeeze, and the squeeze after it.
+    assert {Reason.IN_NEED, Reason.LOW_MEMORY} <= reasons
+    assert replay(trace).first_other is None
+    found = trace.entries[1].event
+    assert isinstance(found, Found)
+    assert found.lasting is not None
+    trace.entries[1] = trace.entries[1]._replace(
+        event=found._replace(lasting=found.lasting._replace(waits=(), need_seen_s=None))
+    )
+    assert replay(trace).first_other is not None
 
 
 def test_other_decision_is_found_with_its_line() -> None:

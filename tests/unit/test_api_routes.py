@@ -14,24 +14,36 @@ from balloon_daemon.api.routes import (
     Rights,
     Routes,
     Stream,
+    TraceStream,
+    Waiting,
     WholeStatus,
 )
 from balloon_daemon.commands import (
     Done,
     NotDone,
     NotReloaded,
+    Pause,
+    Reclaim,
+    Reclaimed,
     Refusal,
     Release,
     Reloaded,
+    Reserve,
+    ReserveAnswer,
+    Resume,
     SetBalloon,
+    TakeAnswer,
+    Unreserve,
 )
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
 from balloon_daemon.sizing.decision import (
     Decision,
+    Ended,
     NeverLow,
     PolicyStatistics,
     Reading,
     Reason,
+    Share,
     Sign,
 )
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -81,8 +93,10 @@ class Desk:
     def __init__(self) -> None:
         self.vms = {WEB: FULL, DB: BARE}
         self.gone: list[VmId] = []
-        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume | Unreserve, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.wanted: dict[int, tuple[Reclaim | Reserve, int, TakeAnswer]] = {}
+        self.withdrawn: list[int] = []
         self.seen: Reading | NeverLow | None = LOW
 
     def host_status(self) -> HostStatus:
@@ -97,6 +111,19 @@ class Desk:
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
         self.obeyed.append((command, uid))
         return self.answer
+
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
+        self.obeyed.append((command, uid))
+        return self.answer if isinstance(self.answer, NotDone) else None
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        if isinstance(self.answer, NotDone):
+            return self.answer
+        self.wanted[len(self.wanted) + 1] = (command, uid, answer)
+        return len(self.wanted)
+
+    def withdraw(self, ticket: int) -> None:
+        self.withdrawn.append(ticket)
 
 
 class Events:
@@ -150,6 +177,10 @@ def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Route
         "next_timer_s": 0.25,
         "listens": True,
         "dry_run": False,
+        "paused_s": None,
+        "reclaims": [],
+        "reserves": [],
+        "reserved_mib": 0,
     }
     web = status["vms"][0]
     assert web["last_decision"]["age_s"] == 1.235
@@ -181,6 +212,29 @@ def test_figures_that_are_not_known_are_null(
     assert status["host"]["available_mib"] is None
     assert status["host"]["low"] is (None if seen is None else False)
     assert status["host"]["switched_off"] == (None if seen is None else "margin reads off")
+
+
+@pytest.mark.parametrize("target", ["/v1/vms/web", "/v1/vms/web/balloon"])
+def test_one_of_several_vms_of_a_name_is_named_by_its_key(
+    target: str, routes: Routes, desk: Desk
+) -> None:
+    other = VmId(77, "web")
+    desk.vms = {WEB: FULL, DB: BARE, other: BARE._replace(vm=other)}
+    method = "PUT" if target.endswith("balloon") else "GET"
+    body = b'{"size_bytes":0}' if method == "PUT" else b""
+
+    told = routes.answer(get(target, method, body))
+    assert isinstance(told, Answer)
+    assert told.status == 409
+    told_keys = "2 VMs are named web; name one of them by its key, which the status has: #1, #77"
+    assert json.loads(told.body)["error"] == told_keys
+
+    routes.answer(get("/v1/vms/%2377/balloon", "PUT", b'{"size_bytes":0}'))
+    assert desk.obeyed == [(SetBalloon(other, 0, 600.0), 0)]
+    explained = routes.answer(get("/v1/vms/%2377"))
+    assert isinstance(explained, Answer)
+    assert json.loads(explained.body)["vm"]["key"] == "#77"
+    assert routes.answer(get("/v1/events?vm=%2377")) == Stream("web", follow=True)
 
 
 def test_vm_that_goes_while_the_status_is_made_is_left_out(routes: Routes, desk: Desk) -> None:
@@ -254,12 +308,21 @@ def test_mistake_in_a_request_is_a_status_and_a_sentence(
     assert answer.allow == ("GET" if status == 405 else "")
 
 
-@pytest.mark.parametrize("target", ["/v1/status", "/v1/events", "/v1/vms/web", "/v1/nothing"])
+@pytest.mark.parametrize(
+    "target", ["/v1/status", "/v1/events", "/v1/trace", "/v1/vms/web", "/v1/nothing"]
+)
 def test_whoever_may_not_read_learns_nothing(target: str, routes: Routes) -> None:
     answer = routes.answer(Request("GET", target, b"", Rights.NOTHING))
     assert isinstance(answer, Answer)
     assert answer.status == 403
     assert "you may not ask" in json.loads(answer.body)["error"]
+
+
+def test_whoever_may_read_may_record(routes: Routes) -> None:
+    assert routes.answer(Request("GET", "/v1/trace", b"", Rights.READ)) == TraceStream()
+    answer = routes.answer(Request("GET", "/v1/trace?vm=web", b"", Rights.READ))
+    assert isinstance(answer, Answer)
+    assert answer.status == 400
 
 
 def test_every_path_of_the_description_is_there_and_no_other_method(routes: Routes) -> None:
@@ -435,3 +498,170 @@ def test_whoever_may_only_read_changes_nothing(
     assert answer.status == 403
     assert json.loads(answer.body)["error"].startswith("you may read, but change nothing")
     assert desk.obeyed == []
+
+
+def post(path: str, body: object, rights: Rights = Rights.CHANGE) -> Request:
+    return Request("POST", path, json.dumps(body).encode(), rights, uid=7)
+
+
+def test_vms_or_all_are_paused_for_their_time_and_resumed(routes: Routes, desk: Desk) -> None:
+    desk.vms[WEB] = FULL._replace(paused_s=90.0)
+    named = routes.answer(post("/v1/pause", {"vms": ["web", "web"], "for_s": 90}))
+    everyone = routes.answer(post("/v1/pause", {}))
+    resumed = routes.answer(post("/v1/resume", {"vms": ["d\u00e9b/1"]}))
+    assert desk.obeyed == [
+        (Pause((WEB,), 90.0), 7),
+        (Pause((), 600.0), 7),
+        (Resume((DB,)), 7),
+    ]
+    assert isinstance(named, Answer)
+    assert isinstance(everyone, Answer)
+    assert isinstance(resumed, Answer)
+    for answer in (named, everyone, resumed):
+        check("Pauses")(json.loads(answer.body))
+    assert json.loads(named.body)["vms"] == [{"vm": "web", "paused_s": 90.0}]
+    assert json.loads(everyone.body)["vms"] == []
+    assert json.loads(resumed.body)["vms"] == [{"vm": "d\u00e9b/1", "paused_s": None}]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({"vms": "web"}, 400, "vms must be a list of VMs' names"),
+        ({"vms": [1]}, 400, "vms must be a list of VMs' names"),
+        ({"vms": ["web"] * 65}, 400, "vms names more than 64 VMs; name none for all"),
+        ({"vms": ["web", "none"]}, 404, "there is no VM none; the status names all"),
+        ({"for_s": 0}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"for_s": 86_401}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"for_s": True}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"until": 1}, 400, "until is not known here; only vms, for_s may be set"),
+    ],
+)
+def test_pause_that_makes_no_sense_is_refused(
+    body: object, status: int, sentence: str, routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(post("/v1/pause", body))
+    assert isinstance(answer, Answer)
+    assert (answer.status, json.loads(answer.body)) == (status, {"error": sentence})
+    assert desk.obeyed == []
+
+
+def test_reader_pauses_nothing(routes: Routes, desk: Desk) -> None:
+    for path in ("/v1/pause", "/v1/resume"):
+        answer = routes.answer(post(path, {}, Rights.READ))
+        assert isinstance(answer, Answer)
+        assert answer.status == 403
+    assert desk.obeyed == []
+
+
+def test_vm_of_a_host_that_is_paused_does_not_resume_alone(routes: Routes, desk: Desk) -> None:
+    desk.answer = NotDone(Refusal.ALL_PAUSED)
+    answer = routes.answer(post("/v1/resume", {"vms": ["web"]}))
+    assert isinstance(answer, Answer)
+    assert answer.status == 409
+    assert b"resume all of them" in answer.body
+
+
+def test_reclaim_waits_for_its_answer(routes: Routes, desk: Desk) -> None:
+    body = {"size_bytes": 64 * MIB, "vms": ["web"], "within_s": 5, "hold_s": 60}
+    waiting = routes.answer(post("/v1/reclaim", body))
+    assert waiting == Waiting(Reclaim((WEB,), 64 * MIB, 5.0, 60.0), 7)
+    assert isinstance(waiting, Waiting)
+    answers: list[Parts] = []
+    assert routes.begin(waiting, answers.append) == 1
+    command, uid, answer = desk.wanted[1]
+    assert (command, uid) == (waiting.command, 7)
+    shares = (
+        Share(WEB, 64 * MIB, 32 * MIB, Reason.IN_NEED),
+        Share(DB, 8 * MIB, 0, None, gone=True),
+    )
+    answer(Reclaimed(Ended.TIME, 64 * MIB, 5.00004, shares))
+    (parts,) = answers
+    told = json.loads(b"".join(parts.parts))
+    check("Reclaimed")(told)
+    assert told == {
+        "why": "time",
+        "wanted_bytes": 64 * MIB,
+        "came_bytes": 32 * MIB,
+        "took_s": 5.0,
+        "dry_run": False,
+        "vms": [
+            {
+                "vm": "web",
+                "asked_bytes": 64 * MIB,
+                "came_bytes": 32 * MIB,
+                "objection": "in-need",
+                "gone": False,
+            },
+            {
+                "vm": "d\u00e9b/1",
+                "asked_bytes": 8 * MIB,
+                "came_bytes": 0,
+                "objection": None,
+                "gone": True,
+            },
+        ],
+    }
+    routes.withdraw(1)
+    assert desk.withdrawn == [1]
+
+
+def test_reclaim_from_any_vm_has_30_s_and_holds_for_10_min(routes: Routes) -> None:
+    answer = routes.answer(post("/v1/reclaim", {"size_bytes": 1}))
+    assert answer == Waiting(Reclaim((), 1, 30.0, 600.0), 7)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({}, 400, "size_bytes must be a whole number of bytes, 0 or more"),
+        ({"size_bytes": 1, "within_s": 601}, 400, "within_s must be from 1 to 600 seconds"),
+        ({"size_bytes": 1, "hold_s": 0}, 400, "hold_s must be from 1 to 86400 seconds"),
+        ({"size_bytes": 1, "vms": ["none"]}, 404, "there is no VM none; the status names all"),
+    ],
+)
+def test_reclaim_that_makes_no_sense_is_refused(
+    body: object, status: int, sentence: str, routes: Routes
+) -> None:
+    answer = routes.answer(post("/v1/reclaim", body))
+    assert isinstance(answer, Answer)
+    assert (answer.status, json.loads(answer.body)) == (status, {"error": sentence})
+
+
+def test_reclaim_beyond_those_that_wait_is_refused(routes: Routes, desk: Desk) -> None:
+    desk.answer = NotDone(Refusal.TOO_MANY)
+    refused = routes.begin(Waiting(Reclaim((), 1, 30.0, 600.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 503
+    assert b"16 requests wait for memory already" in refused.body
+
+
+def test_reserve_waits_for_its_answer_and_all_are_ended(routes: Routes, desk: Desk) -> None:
+    body = {"size_bytes": 2 * GIB, "for_s": 60}
+    waiting = routes.answer(post("/v1/reserve", body))
+    assert waiting == Waiting(Reserve(2 * GIB, 30.0, 60.0), 7)
+    assert isinstance(waiting, Waiting)
+    answers: list[Parts] = []
+    routes.begin(waiting, answers.append)
+    _, _, answer = desk.wanted[1]
+    reading = Reading(1200, 2448, reserved_mib=2048)
+    shares = (Share(WEB, 0, 0, Reason.IN_NEED),)
+    answer(ReserveAnswer(Ended.NOBODY, 2 * GIB, 4.0, 56.0, reading, shares))
+    told = json.loads(b"".join(answers[0].parts))
+    check("Reserved")(told)
+    assert (told["available_mib"], told["needed_mib"], told["left_s"]) == (1200, 2448, 56.0)
+    assert told["vms"][0]["objection"] == "in-need"
+    ended = routes.answer(post("/v1/unreserve", {}))
+    assert isinstance(ended, Answer)
+    check("Unreserved")(json.loads(ended.body))
+    assert desk.obeyed == [(Unreserve(), 7)]
+
+
+def test_reserves_beyond_those_that_a_user_may_have_are_refused(
+    routes: Routes, desk: Desk
+) -> None:
+    desk.answer = NotDone(Refusal.TOO_MANY_RESERVES)
+    refused = routes.begin(Waiting(Reserve(1, 30.0, 60.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 409
+    assert b"balloonctl unreserve" in refused.body

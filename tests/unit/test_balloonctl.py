@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon import __version__, commands
-from balloon_daemon.ctl.ask import main as ask
-from balloon_daemon.ctl.main import main
+from balloon_daemon.ctl.ask import flag_values
+from balloon_daemon.ctl.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"
@@ -17,9 +17,9 @@ POLICY = ROOT / "policies" / "balloon_device.policy"
 Output = pytest.CaptureFixture[str]
 
 COMMANDS = [
-    "", "status", "top", "explain", "events", "reload", "release", "set", "demo", "seccomp",
-    "seccomp check", "seccomp explain", "seccomp test", "seccomp compile", "seccomp run",
-    "seccomp trace", "simulate", "history", "plot", "doctor",
+    "", "status", "top", "explain", "events", "record", "reload", "release", "set", "demo",
+    "seccomp", "seccomp check", "seccomp explain", "seccomp test", "seccomp compile",
+    "seccomp run", "seccomp trace", "simulate", "history", "plot", "doctor",
 ]  # fmt: skip
 
 
@@ -47,9 +47,45 @@ def test_version_is_the_packages(capsys: Output) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str, capsys: Output) -> None:
+def test_every_command_has_help_that_fits_80_columns(
+    command: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert ended(*command.split(), "--help") == 0
-    assert capsys.readouterr().out.startswith(f"usage: balloonctl {command}".rstrip())
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: balloonctl {command}".rstrip())
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_api_is_named_before_the_command_or_after_it() -> None:
+    parser = build_parser()
+    for argv in (["--api", "/a", "status"], ["status", "--api", "/a"], ["--api", "/a", "doctor"]):
+        assert parser.parse_args(argv).api == Path("/a")
+    assert parser.parse_args(["--api", "/a", "status", "--api", "/b"]).api == Path("/b")
+    assert parser.parse_args(["status"]).api == Path("/run/balloond/api.sock")
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from balloon_daemon.ctl.main import main
+sys.exit(main(["status", "--api", "/none"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["balloon_daemon.ctl.ask.main", "balloon_daemon.ctl.plot", "h11"]
+)
+def test_ctrl_c_while_modules_are_loaded_is_no_traceback(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +123,7 @@ def test_wrong_usage_is_one_line_and_status_2(
 
 
 def test_longest_time_is_the_apis() -> None:
-    assert ask.MOST_HOLD_S == commands.MOST_HOLD_S
+    assert flag_values.MOST_HOLD_S == commands.MOST_HOLD_S
 
 
 def test_output_to_a_full_disk_is_one_line_and_status_1() -> None:

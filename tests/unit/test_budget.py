@@ -1,6 +1,15 @@
 """How many lines the VMs of one user may have, and that other users' VMs are not held to it."""
 
-from balloon_daemon.events import Connected, Disconnected, StoreLost, TakenOver
+from balloon_daemon.events import (
+    Connected,
+    Disconnected,
+    NoDriverYet,
+    StoreLost,
+    TakenOver,
+    VmDriven,
+    VmLost,
+)
+from balloon_daemon.events.driven import Fault
 from balloon_daemon.records.budget import (
     FIRST_LINES,
     FIRST_LINES_A_SECOND,
@@ -10,7 +19,7 @@ from balloon_daemon.records.budget import (
     YOUNG_S,
     UserBudgets,
 )
-from balloon_daemon.units import VmId
+from balloon_daemon.units import GIB, VmId
 from tests.harness.faults import fault
 
 GREEDY, OTHER = 1, 2
@@ -28,6 +37,21 @@ def test_lines_on_new_connections_of_a_user_are_limited_together() -> None:
     assert budgets.admit(TakenOver(ANOTHER), 0.0) == 0
 
     assert budgets.admit(TakenOver(LATER), 1 / FIRST_LINES_A_SECOND) == 7
+
+
+@fault("one user's connections would fill the log")
+def test_lines_on_driven_vms_count_as_their_vmms_users() -> None:
+    budgets = UserBudgets()
+    budgets.note(VmDriven(VM, "/run/web.qmp", GIB, 77, uid=GREEDY), 0.0)
+    budgets.note(VmDriven(ANOTHER, "/run/db.qmp", GIB, 78, uid=OTHER), 0.0)
+    admitted = [budgets.admit(NoDriverYet(VM), 0.0) for _ in range(FIRST_LINES + 1)]
+    assert admitted == [0] * FIRST_LINES + [None]
+    # The same user's VM is driven anew, under another number.
+    budgets.note(VmLost(VM, Fault.GONE), 0.0)
+    budgets.note(VmDriven(LATER, "/run/web.qmp", GIB, 77, uid=GREEDY), 0.0)
+    assert budgets.admit(NoDriverYet(LATER), 0.0) is None
+    assert budgets.admit(VmLost(VM, Fault.GONE), 0.0) is None
+    assert budgets.admit(NoDriverYet(ANOTHER), 0.0) == 0
 
 
 @fault("one user's connections would fill the log")

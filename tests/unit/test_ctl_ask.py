@@ -6,7 +6,8 @@ import pytest
 
 from balloon_daemon.ctl.ask.explanation import event_line, explained
 from balloon_daemon.ctl.ask.tables import status_table
-from balloon_daemon.ctl.ask.wording import age, brief_size
+from balloon_daemon.ctl.ask.wording import age, brief_size, reclaimed, reserved, unreserved
+from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import GIB, KIB, MIB
 from tests.harness.api_answers import HOST, PROTECTION, WEB, status
 from tests.harness.api_schemas import check
@@ -28,6 +29,7 @@ BARE = WEB | {
     "last_decision": None,
     "next": None,
     "vmm_pid": None,
+    "paused_s": None,
 }
 
 
@@ -49,7 +51,7 @@ def test_table_has_a_line_for_each_vm_and_the_host_below() -> None:
     ]
 
 
-@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("columns", [40, 60, 80, 100])
 def test_table_fits_the_terminal_whatever_a_vm_is_called(columns: int) -> None:
     long = WEB | {
         "name": "a" * 60,
@@ -61,7 +63,7 @@ def test_table_fits_the_terminal_whatever_a_vm_is_called(columns: int) -> None:
     }
     lines = status_table(status(long, WEB), columns)
     assert max(map(len, lines)) <= columns
-    assert lines[1].startswith("a" * 8)
+    assert lines[1].startswith("a" * 7)
     assert "…" in lines[1]
     assert ("a" * 60) in status_table(status(long), None)[1]
 
@@ -199,3 +201,141 @@ def test_dry_run_is_said_below_the_table() -> None:
     line = "Dry run: no VM's balloon is changed"
     assert line in dry
     assert line not in status_table(status, None)
+
+
+def test_pauses_stand_in_the_table_and_in_explanations() -> None:
+    host = HOST | {"paused_s": 600.0}
+    web = WEB | {"paused_s": 30.0}
+    lines = status_table(status(web, host=host), None)
+    assert "web: paused by an operator for 30 s more: nothing more is taken" in lines
+    assert "All VMs: paused by an operator for 10 min more: nothing more is taken" in lines
+    grows = "grows: not now, as an operator has paused it, for {} more"
+    explained_web = explained({"vm": web, "host": HOST, "events": []}, None)
+    assert grows.format("30 s") in explained_web
+    explained_host = explained({"vm": WEB, "host": host, "events": []}, None)
+    assert grows.format("10 min") in explained_host
+
+
+def test_balloond_of_before_that_tells_of_no_pauses_is_shown_all_the_same() -> None:
+    old_host = {key: value for key, value in HOST.items() if key != "paused_s"}
+    old_vm = {key: value for key, value in WEB.items() if key != "paused_s"}
+    old = {"host": old_host, "vms": [old_vm], "not_driven": []}
+    assert status_table(old, None) == status_table(old | {"host": HOST, "vms": [WEB]}, None)
+    told = {"vm": old_vm, "host": old_host, "events": []}
+    assert explained(told, None) == explained(told | {"vm": WEB, "host": HOST}, None)
+
+
+RECLAIMED: dict[str, Any] = {
+    "why": "complete",
+    "wanted_bytes": 96 * MIB,
+    "came_bytes": 96 * MIB,
+    "took_s": 2.1,
+    "dry_run": False,
+    "vms": [
+        {
+            "vm": "web",
+            "asked_bytes": 96 * MIB,
+            "came_bytes": 96 * MIB,
+            "objection": None,
+            "gone": False,
+        },
+        {
+            "vm": "db",
+            "asked_bytes": 0,
+            "came_bytes": 0,
+            "objection": "lower-priority-first",
+            "gone": False,
+        },
+    ],
+}
+
+
+def test_reclaim_that_came_names_those_that_gave() -> None:
+    check("Reclaimed")(RECLAIMED)
+    assert reclaimed(RECLAIMED) == ["96 MiB came in 2.1 s", "  web: 96 MiB"]
+
+
+def test_reclaim_that_came_short_says_why_of_each_vm() -> None:
+    web, db = RECLAIMED["vms"]
+    short = RECLAIMED | {
+        "why": "nobody",
+        "came_bytes": 32 * MIB,
+        "vms": [
+            web | {"came_bytes": 32 * MIB, "objection": "stalled"},
+            db | {"objection": "in-need"},
+            db | {"vm": "old", "objection": None, "gone": True, "asked_bytes": MIB},
+        ],
+    }
+    check("Reclaimed")(short)
+    assert reclaimed(short) == [
+        "32 MiB of 96 MiB came in 2.1 s: no VM can give more",
+        "  web: 32 MiB of 96 MiB: the guest gives no more",
+        "  db: the guest needs its memory",
+        "  old: 0 B of 1 MiB: it has gone",
+    ]
+
+
+def test_reclaim_that_goes_on_stands_below_the_table() -> None:
+    going_on = {"wanted_bytes": 96 * MIB, "came_bytes": 32 * MIB, "left_s": 12.0}
+    lines = status_table(status(WEB, host=HOST | {"reclaims": [going_on]}), None)
+    assert "An operator wants 96 MiB from guests: 32 MiB came, 12 s are left" in lines
+
+
+def test_objections_of_the_policy_have_words() -> None:
+    reasons = (
+        Reason.AT_MAXIMUM,
+        Reason.NO_BALLOON,
+        Reason.FRUITLESS,
+        Reason.NO_ROOM,
+        Reason.LOWER_FIRST,
+        Reason.IN_NEED,
+        Reason.STALLED,
+        Reason.CONTESTED,
+        Reason.NO_FRESH_STATS,
+        Reason.NOT_RUNNING,
+        Reason.PAUSED,
+    )
+    for reason in reasons:
+        share = RECLAIMED["vms"][0] | {"asked_bytes": 0, "objection": reason.value}
+        told = RECLAIMED | {"why": "nobody", "came_bytes": 0, "vms": [share]}
+        assert reclaimed(told)[1] != f"  web: {reason.value}"
+
+
+RESERVED: dict[str, Any] = {
+    "why": "complete",
+    "size_bytes": 2 * GIB,
+    "took_s": 4.0,
+    "left_s": 596.0,
+    "available_mib": 2500,
+    "needed_mib": 2448,
+    "dry_run": False,
+    "vms": [],
+}
+
+
+def test_reserve_that_is_there_and_one_that_is_not() -> None:
+    check("Reserved")(RESERVED)
+    figures = "(2.44 GiB available, 2.39 GiB with the margin and all reserves)"
+    assert reserved(RESERVED) == [f"2 GiB reserved for 10 min {figures}"]
+    db = RECLAIMED["vms"][1] | {"objection": "in-need"}
+    short = RESERVED | {"why": "nobody", "available_mib": 1200, "vms": [db]}
+    check("Reserved")(short)
+    assert reserved(short) == [
+        "2 GiB not there yet (1.17 GiB available, 2.39 GiB with the margin and all reserves): no "
+        "VM can give more; reserved for 10 min more",
+        "  db: the guest needs its memory",
+    ]
+    assert unreserved({"ended_mib": 0}) == "nothing was reserved"
+    assert unreserved({"ended_mib": 2048}) == "2 GiB are not reserved any more"
+
+
+def test_reserves_stand_below_the_table_and_count_in_an_explanation() -> None:
+    host = HOST | {
+        "reserves": [{"size_bytes": 2 * GIB, "left_s": 90.0}],
+        "reserved_mib": 2048,
+    }
+    assert "Reserved above the margin: 2 GiB, for 90 s more" in status_table(
+        status(WEB, host=host), None
+    )
+    told = {"vm": WEB, "host": host, "events": []}
+    assert "grows: at once, if less than 2.39 GiB is available" in explained(told, None)

@@ -105,3 +105,8 @@ def test_what_a_terminal_would_obey_is_escaped() -> None:
     lines = plain(screen(seen_of(status(web(1, name="a\x1b[2Jb", trouble="\x07"))), 80, 24))
     assert any(line.startswith("a\\x1b[2Jb") for line in lines)
     assert "".join(lines).isprintable()
+
+
+def test_pause_of_all_vms_stands_below_the_host() -> None:
+    lines = plain(screen(seen_of(status(WEB, host=HOST | {"paused_s": 90.0})), 80, 24))
+    assert lines[2] == "All VMs: paused by an operator for 90 s more: nothing more is taken"

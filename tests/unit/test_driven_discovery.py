@@ -4,6 +4,7 @@ import asyncio
 import glob
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.discovery import (
     MOST_OTHERS,
+    NEW_A_SECOND,
+    NEW_AT_ONCE,
     Search,
     Socket,
     is_matched,
@@ -127,7 +130,106 @@ def test_one_user_has_a_share_of_the_sockets_that_are_found(
     found = sockets([f"{tmp_path}/*.qmp"])
     assert len(found) == 2
     last = next(path for path in map(str, tmp_path.iterdir()) if path not in found)
-    assert last in search([f"{tmp_path}/*.qmp"], {last: Socket(last, (0, 0))}).found
+    assert last in search([f"{tmp_path}/*.qmp"], {last: Socket(last, (0, 0), 0)}).found
+
+
+@fault("a user makes sockets over and over")
+def test_socket_that_is_not_admitted_is_left_out_and_a_known_ones_successor_too(
+    tmp_path: Path, listen: Listen
+) -> None:
+    for name in ("new", "known", "anew"):
+        listen(tmp_path / f"{name}.qmp")
+    patterns, asked = [f"{tmp_path}/*.qmp"], []
+    known = search(patterns).found
+    del known[f"{tmp_path}/new.qmp"]
+    before = known[f"{tmp_path}/anew.qmp"] = Socket(f"{tmp_path}/anew.qmp", (0, 0), 7)
+
+    def admits(user: int) -> bool:
+        asked.append(user)
+        return False
+
+    found = asyncio.run(Search(patterns, ask_here, known, admits=admits).run())
+    assert found.found == known
+    assert found.found[f"{tmp_path}/anew.qmp"] == before
+    assert found.left_out
+    assert asked == [os.geteuid()] * 2
+
+
+@needs_root
+@fault("a user makes sockets over and over")
+def test_users_new_sockets_are_looked_at_a_few_a_second(
+    host: "Host", listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "NEW_AT_ONCE", 2)
+    monkeypatch.setattr(discovery, "NEW_A_SECOND", 0.1)
+    (host.path / "vms").mkdir()
+    for number in range(5):
+        listen(host.path / f"vms/{number}.qmp")
+        os.chown(host.path / f"vms/{number}.qmp", NOBODY, -1)
+        listen(host.path / f"vms/root{number}.qmp")
+    counts: list[int] = []
+
+    async def run() -> None:
+        driver = host.driver()
+        driver.start(host.registry)
+        for seconds in (3, 57):
+            await asyncio.sleep(seconds)
+            users = [name for name in host.registry.names() if not name.startswith("root")]
+            counts.append(len(users))
+            assert len(host.registry.names()) - len(users) == 5
+        driver.stop(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+    assert counts == [2, 5]
+
+
+@needs_root
+@fault("a user makes sockets over and over")
+def test_users_sockets_are_not_tried_again_at_each_change_of_their_directory(
+    host: "Host", listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "NEW_AT_ONCE", 2)
+    monkeypatch.setattr(discovery, "NEW_A_SECOND", 0.01)
+    (host.path / "vms").mkdir()
+    for name in ("user", "root"):
+        listen(host.path / f"vms/{name}.qmp")
+    os.chown(host.path / "vms/user.qmp", NOBODY, -1)
+    attempts = Counter[str]()
+
+    def connect(path: str, identity: SocketId | None = None) -> ScriptedControl:
+        attempts[Path(path).stem] += 1
+        control = ScriptedControl()
+        control.fails["open"] = ControlError(Fault.GONE)
+        return control
+
+    monkeypatch.setattr(host, "connect", connect)
+
+    async def run() -> None:
+        driver = host.driver()
+        driver.start(host.registry)
+        for number in range(60):
+            (host.path / f"vms/{number}").touch()
+            await asyncio.sleep(1)
+        driver.stop(leaving=False)
+
+    run_quickly(run())
+    # By itself it is tried after 1, 2, 4 … 30 s.
+    assert attempts["user"] < 12
+    assert attempts["root"] > 40
+
+
+def test_share_of_a_user_is_that_users_alone_and_comes_back() -> None:
+    shares = discovery.UserShares()
+    assert [shares.admits(1, 0.0) for _ in range(NEW_AT_ONCE + 1)] == [True] * NEW_AT_ONCE + [
+        False
+    ]
+    assert shares.admits(2, 0.0)
+    assert shares.admits(1, 0.0, again=True)
+    assert not shares.admits(1, 0.9 / NEW_A_SECOND)
+    assert shares.admits(1, 1.9 / NEW_A_SECOND)
+    assert all(shares.admits(0, 0.0) for _ in range(2 * NEW_AT_ONCE))
 
 
 @needs_root
@@ -183,7 +285,7 @@ def test_directories_of_one_user_are_bounded(
     first = search([pattern])
     assert len(first.directories) == 3
     left = next(str(each) for each in tmp_path.iterdir() if str(each) not in first.directories)
-    known = {f"{left}/qmp.sock": Socket(f"{left}/qmp.sock", (0, 0))}
+    known = {f"{left}/qmp.sock": Socket(f"{left}/qmp.sock", (0, 0), 0)}
     assert left in search([pattern], known).directories
 
 
@@ -191,7 +293,7 @@ def test_what_was_found_in_a_directory_that_hangs_stays_found(tmp_path: Path) ->
     async def ask(order: Sequence[object], take: Take, fd: int) -> None:
         raise ControlError(Fault.PATH_HANGS)
 
-    known = {f"{tmp_path}/a/web.qmp": Socket(f"{tmp_path}/a/web.qmp", (1, 2))}
+    known = {f"{tmp_path}/a/web.qmp": Socket(f"{tmp_path}/a/web.qmp", (1, 2), 0)}
     for pattern in ("a/*.qmp", "*/web.qmp"):
         found = asyncio.run(Search([f"{tmp_path}/{pattern}"], ask, known).run())
         assert found.found == known

@@ -111,12 +111,13 @@ def test_few_files_stay_open(tmp_path: Path, kept: dict[str, FigureFile]) -> Non
 
 @fault("any user puts many locks on a file that balloond reads")
 def test_closes_that_have_taken_long_are_left_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "CLOSED_HERE_S", 0.0)
     closes, before = Closes(), open_fds()
-    for _ in range(TOGETHER - 1):
+    with monkeypatch.context() as long:
+        long.setattr(figures, "CLOSED_HERE_S", 0.0)
+        for _ in range(TOGETHER - 1):
+            closes.close(os.memfd_create("figures"))
+        assert len(open_fds() - before) == TOGETHER - 1
         closes.close(os.memfd_create("figures"))
-    assert len(open_fds() - before) == TOGETHER - 1
-    closes.close(os.memfd_create("figures"))
     wait_until(
         lambda: not any("memfd:figures" in name for name in open_fds()),
         what="a child has closed them",
@@ -158,6 +159,11 @@ def test_no_file_is_opened_while_too_many_wait_for_their_close(
     closes = Closes()
     monkeypatch.setattr(closes, "_left", [-1] * MOST_LEFT)
     monkeypatch.setattr(figures, "_CLOSES", closes)
+
+    def no_process(*_arguments: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(figures, "ClosingChild", no_process)
     path = tmp_path / "stat"
     path.write_text("1")
     with pytest.raises(BlockingIOError) as caught:

@@ -4,7 +4,22 @@ from dataclasses import replace
 
 import pytest
 
-from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
+from balloon_daemon.commands import (
+    MOST_RESERVES,
+    MOST_WAITING,
+    Done,
+    NotDone,
+    Pause,
+    Reclaim,
+    Reclaimed,
+    Refusal,
+    Release,
+    Reserve,
+    ReserveAnswer,
+    Resume,
+    SetBalloon,
+    Unreserve,
+)
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import (
@@ -15,8 +30,14 @@ from balloon_daemon.events import (
     Event,
     GuestInNeed,
     ProtectionEvent,
+    ReclaimBegan,
+    ReclaimEnded,
+    ReserveEnded,
+    ReserveMet,
     SizeAsked,
     SqueezeStalled,
+    TakingPaused,
+    TakingResumed,
     VmAttached,
     VmResized,
 )
@@ -39,11 +60,13 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import (
     Decision,
+    Ended,
     Missing,
     NeverLow,
     PolicyStatistics,
     Reading,
     Reason,
+    Share,
     Sign,
 )
 from balloon_daemon.sizing.guard import Guard
@@ -53,6 +76,7 @@ from balloon_daemon.status import (
     LastDecision,
     PolicyStatus,
     ProtectionStatus,
+    ReclaimStatus,
     SourceStatus,
     VmStatus,
 )
@@ -632,3 +656,150 @@ def test_vm_that_is_governed_no_more_gets_no_target_until_it_is_gone(host: Host)
     host.governor.report(A, Gone("its task has ended"))
     assert host.governor.vm_status(A) is None
     assert host.loop.failures == []
+
+
+def test_pause_is_published_shown_and_over_once_its_time_is(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    assert host.governor.steer(Pause((A,), 30.0), 7) is None
+    host.loop.advance(10.0)
+    assert guest.targets == [0]
+    status = host.governor.vm_status(A)
+    assert status is not None
+    assert status.paused_s == 20.0
+    assert host.governor.host_status().paused_s is None
+    host.loop.advance(22.0)
+    assert guest.targets[-1] >= STEP
+    pauses = [event for event in host.events if isinstance(event, TakingPaused | TakingResumed)]
+    assert pauses == [TakingPaused(A, 7, 30.0), TakingResumed(A, None)]
+
+
+def test_all_vms_are_paused_and_resumed_together(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    assert host.governor.steer(Pause((), 60.0), 7) is None
+    assert host.governor.host_status().paused_s == 60.0
+    assert host.governor.steer(Resume((A,)), 7) == NotDone(Refusal.ALL_PAUSED)
+    host.loop.advance(2.0)
+    assert guest.targets == [0]
+    assert host.governor.steer(Resume(()), 7) is None
+    assert host.governor.steer(Resume(()), 7) is None
+    host.loop.advance(2.0)
+    assert guest.targets[-1] >= STEP
+    pauses = [event for event in host.events if isinstance(event, TakingPaused | TakingResumed)]
+    assert pauses == [TakingPaused(None, 7, 60.0), TakingResumed(None, 7)]
+
+
+def test_vm_without_a_size_and_a_balloond_that_ends_pause_nothing(host: Host) -> None:
+    host.guest(A)
+    assert host.governor.steer(Pause((A,), 60.0), 7) == NotDone(Refusal.NO_SIZE)
+    host.governor.halt()
+    assert host.governor.steer(Pause((), 60.0), 7) == NotDone(Refusal.ENDING)
+    assert not any(isinstance(event, TakingPaused) for event in host.events)
+
+
+def test_reclaim_is_answered_once_all_has_come(host: Host) -> None:
+    guest = host.attached(A)
+    guest.gives = False
+    answers: list[Reclaimed | ReserveAnswer] = []
+    command = Reclaim((), STEP, 30.0, 600.0)
+    ticket = host.governor.want(command, 7, answers.append)
+    assert isinstance(ticket, int)
+    assert guest.targets[-1] == STEP
+    assert host.governor.host_status().reclaims == (ReclaimStatus(STEP, 0, 30.0),)
+    host.loop.advance(1.0)
+    host.governor.report(A, Actual(STEP // 2, host.loop.now_s))
+    host.loop.advance(0.5)
+    assert host.governor.host_status().reclaims == (ReclaimStatus(STEP, STEP // 2, 28.5),)
+    assert answers == []
+    host.governor.report(A, Actual(STEP, host.loop.now_s))
+    host.loop.advance(0.2)
+    (answer,) = answers
+    assert (answer.why, answer.shares) == (Ended.COMPLETE, (Share(A, STEP, STEP),))
+    assert host.governor.host_status().reclaims == ()
+    host.governor.withdraw(ticket)
+    assert guest.targets[-1] == STEP
+    began, ended = (
+        event for event in host.events if isinstance(event, ReclaimBegan | ReclaimEnded)
+    )
+    assert began == ReclaimBegan(7, STEP, "", 30.0)
+    assert isinstance(ended, ReclaimEnded)
+    assert (ended.came_bytes, ended.why) == (STEP, Ended.COMPLETE)
+
+
+def test_reclaim_for_which_nobody_waits_is_not_answered(host: Host) -> None:
+    guest = host.attached(A)
+    guest.gives = False
+    answers: list[Reclaimed | ReserveAnswer] = []
+    ticket = host.governor.want(Reclaim((A,), STEP, 30.0, 600.0), 7, answers.append)
+    assert isinstance(ticket, int)
+    host.governor.withdraw(ticket)
+    host.loop.advance(40.0)
+    assert answers == []
+    assert guest.targets[-1] == 0
+    assert host.governor.host_status().reclaims == ()
+
+
+def test_reclaim_is_refused_without_a_size_for_too_many_and_at_the_end(host: Host) -> None:
+    host.guest(B)
+    answers: list[Reclaimed | ReserveAnswer] = []
+
+    def want(*vms: VmId) -> int | NotDone:
+        return host.governor.want(Reclaim(vms, 16 * STEP, 30.0, 600.0), 7, answers.append)
+
+    assert want(B) == NotDone(Refusal.NO_SIZE)
+    guest = host.attached(A)
+    guest.gives = False
+    for _ in range(MOST_WAITING):
+        assert isinstance(want(), int)
+    assert want() == NotDone(Refusal.TOO_MANY)
+    host.governor.halt()
+    assert {answer.why for answer in answers} == {Ended.HALTED}
+    assert len(answers) == MOST_WAITING
+    assert want() == NotDone(Refusal.ENDING)
+
+
+def test_reserve_is_answered_once_the_host_has_it_and_over_after_its_time(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = Reading(500, 400)
+    answers: list[Reclaimed | ReserveAnswer] = []
+    ticket = host.governor.want(Reserve(150 * MIB, 30.0, 60.0), 7, answers.append)
+    assert isinstance(ticket, int)
+    host.loop.advance(1.5)
+    assert guest.targets[-1] >= STEP
+    assert answers == []
+    host.memory.seen = Reading(550, 400)
+    host.loop.advance(0.2)
+    (answer,) = answers
+    assert isinstance(answer, ReserveAnswer)
+    assert (answer.why, answer.shares) == (Ended.COMPLETE, ())
+    assert answer.reading == Reading(550, 550, reserved_mib=150)
+    status = host.governor.host_status()
+    assert status.reserved_mib == 150
+    ((size_bytes, left_s),) = status.reserves
+    assert size_bytes == 150 * MIB
+    assert left_s == pytest.approx(58.3)
+    host.governor.withdraw(ticket)
+    assert host.governor.host_status().reserved_mib == 150
+    host.loop.advance(60.0)
+    assert host.governor.host_status().reserved_mib == 0
+    met, ended = (event for event in host.events if isinstance(event, ReserveMet | ReserveEnded))
+    assert isinstance(met, ReserveMet)
+    assert ended == ReserveEnded(7, 150 * MIB, Ended.TIME)
+
+
+def test_user_has_only_so_many_reserves_and_may_end_all(host: Host) -> None:
+    host.attached(A)
+    answers: list[Reclaimed | ReserveAnswer] = []
+    for _ in range(MOST_RESERVES):
+        assert isinstance(host.governor.want(Reserve(MIB, 30.0, 60.0), 7, answers.append), int)
+        host.loop.advance(0.2)
+    assert len(answers) == MOST_RESERVES
+    refused = NotDone(Refusal.TOO_MANY_RESERVES)
+    assert host.governor.want(Reserve(MIB, 30.0, 60.0), 7, answers.append) == refused
+    assert isinstance(host.governor.want(Reserve(MIB, 30.0, 60.0), 8, answers.append), int)
+    assert host.governor.steer(Unreserve(), 7) is None
+    assert host.governor.host_status().reserved_mib == 0
+    assert isinstance(host.governor.want(Reserve(MIB, 30.0, 60.0), 7, answers.append), int)
+    ended = [event.why for event in host.events if isinstance(event, ReserveEnded)]
+    assert ended == [Ended.WITHDRAWN] * (MOST_RESERVES + 1)

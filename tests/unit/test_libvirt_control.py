@@ -1,5 +1,6 @@
 """Of a domain's figures: which statistics are new, since when; and whose process it is."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -118,18 +119,22 @@ def test_process_of_another_host_is_none_of_ours(uri: str) -> None:
     assert find_pid(uri, "web", UUID) is None
 
 
+def memory_file_of(pid: int) -> str:
+    return asyncio.run(find_memory_file(pid))
+
+
 def test_memory_that_is_one_memfd_is_found() -> None:
-    assert find_memory_file(os.getpid()) == ""
+    assert memory_file_of(os.getpid()) == ""
     first = os.memfd_create("memory-backend-memfd")
     copy = os.dup(first)
     other = os.memfd_create("something else")
     os.truncate(first, MIB)
     try:
-        found = find_memory_file(os.getpid())
+        found = memory_file_of(os.getpid())
         assert os.stat(found).st_ino == os.stat(first).st_ino
         second = os.memfd_create("memory-backend-memfd")
         # A machine with several NUMA nodes: no one file has all of its memory.
-        assert find_memory_file(os.getpid()) == ""
+        assert memory_file_of(os.getpid()) == ""
         os.close(second)
     finally:
         for fd in (first, copy, other):
@@ -139,4 +144,4 @@ def test_memory_that_is_one_memfd_is_found() -> None:
 def test_process_that_is_gone_has_no_memory_file() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    assert find_memory_file(process.pid) == ""
+    assert memory_file_of(process.pid) == ""

@@ -20,12 +20,13 @@ from balloon_daemon.events import (
     SourceTrouble,
     TakenOver,
     TemplateStarted,
+    VmDriven,
     VmFailed,
 )
 from balloon_daemon.linux.journald import send_line
 from balloon_daemon.records.budget import FIRST_LINES
 from balloon_daemon.records.log import Log
-from balloon_daemon.units import VmId
+from balloon_daemon.units import GIB, VmId
 
 PIPE_BYTES = 4096
 """One page: the least that a pipe can be, and what a writable one has room for."""
@@ -82,7 +83,9 @@ def test_full_pipe_loses_lines_at_once_and_the_next_says_how_many(
     say(log, "and on")
 
     loss, following = pipe.read()[:2]
-    assert loss.endswith("warning: 2 lines could not be written here: lost")
+    assert loss.endswith(
+        "warning: 2 lines could not be written here (a full disk, or a slow reader): lost"
+    )
     assert following.endswith("next")
 
 
@@ -114,8 +117,11 @@ def test_lone_surrogate_in_a_message_is_written_as_an_escape(log: Log, pipe: Sma
     [
         (TakenOver(VM), "balloond: vm7: goes on where another balloond left"),
         (SourceTrouble("low"), "balloond: warning: low"),
-        (NotAccepted("why"), "balloond: error: cannot take a connection: why"),
-        (VmFailed(VM, "OSError: two\nlines"), "balloond: error: vm7: OSError: two | lines"),
+        (NotAccepted("why"), "balloond: error: cannot take a VMM's connection: why; trying again"),
+        (
+            VmFailed(VM, "OSError: two\nlines"),
+            "balloond: error: vm7: unexpected error in balloond: OSError: two | lines",
+        ),
     ],
 )
 def test_text_line_says_when_how_bad_which_vm_and_what(
@@ -233,6 +239,18 @@ def test_lines_beyond_a_users_budget_are_left_out_and_counted_in_the_next(
 
     assert len(said) == FIRST_LINES
     assert read_one(pipe).endswith(" (3 more lines on VMs of this user were left out)")
+
+
+def test_driven_vms_have_their_users_budget(
+    pipe: SmallPipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("balloon_daemon.records.log.monotonic", lambda: 0.0)
+    log = Log(pipe.writer, "text", verbose=False)
+    said = []
+    for number in range(FIRST_LINES + 3):
+        log(VmDriven(VmId(number, "web"), "/run/web.qmp", GIB, 77, uid=1000), AT_S)
+        said.append(read_one(pipe))
+    assert [bool(line) for line in said] == [True] * FIRST_LINES + [False] * 3
 
 
 def read_one(pipe: SmallPipe) -> str:

@@ -20,7 +20,7 @@ FORKS_WITHOUT_EXEC = {
     "pty": set[str](),
     "multiprocessing": set[str](),
     "libc.clone_sibling": {"device.forker"},
-    "libc.clone_sharing_fds": {"linux.apart", "linux.closing_child", "linux.reading_child"},
+    "libc.fork_sharing_fds": {"linux.apart", "linux.closing_child", "linux.reading_child"},
     # The template and the writer of a trace; all others have it start libvirt's clients, by exec.
     "apart.LowNumbers": {
         "device.template",

@@ -14,6 +14,7 @@ from balloon_daemon.cli.own_api import check_api, open_api
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.events import ApiNotOpened, Event
 from balloon_daemon.records.bus import Bus
+from balloon_daemon.sizing.balloon_policy import PolicySettings
 from tests.harness.faults import fault
 
 
@@ -22,7 +23,7 @@ def opened(named: Path | None) -> tuple[bool, list[Event]]:
     events: list[Event] = []
     bus = Bus(lambda event, at_s: events.append(event))
     with contextlib.ExitStack() as undo:
-        service = open_api(named, bus, undo)
+        service = open_api(named, PolicySettings(), bus, undo)
     bus.drain()
     return service is not None, events
 

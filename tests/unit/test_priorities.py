@@ -2,17 +2,29 @@
 
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import Reading, Reason
-from balloon_daemon.sizing.host_events import Added, HostStep, Removed, Restored, Woke
+from balloon_daemon.sizing.host_events import (
+    Added,
+    HostStep,
+    Removed,
+    Resized,
+    Restored,
+    Woke,
+)
 from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.priorities import MORE_WAITS
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import GIB, MIB, VmId
+from tests.harness.faults import fault
 
 LAST, MIDDLE, FIRST = (VmId(number, f"vm{number}") for number in (1, 2, 3))
 PRIORITY = {LAST: 10, MIDDLE: 0, FIRST: -5}
 LOW = Reading(available_mib=10, margin_mib=400)
 STEP = 32 * MIB
 """Of a VM of 1 GiB: half of it in 16 steps."""
+
+MOST_WAITS = 16 + MORE_WAITS
+"""How many times a VM waits for one other priority."""
 
 
 class Host:
@@ -32,6 +44,10 @@ class Host:
         step = self.policy.step(Woke(seen), self.now_s)
         self.now_s += 1.0
         return step
+
+    def attach_anew(self, vm: VmId) -> None:
+        self.policy.step(Removed(vm), self.now_s)
+        self.policy.step(Added(vm, GIB, terms=terms(vm)), self.now_s)
 
     @property
     def levels(self) -> list[int]:
@@ -103,3 +119,64 @@ def test_plenty_of_memory_goes_back_to_all_at_once() -> None:
     host.now_s += 20.0
     host.wake(Reading(1 << 20, 400))
     assert host.levels == [15, 15, 15]
+
+
+@fault("a VM would keep those of other priorities waiting")
+def test_vm_that_attaches_anew_over_and_over_holds_up_those_of_higher_priority_no_longer() -> None:
+    host = Host()
+    for _ in range(MOST_WAITS):
+        host.wake(LOW)
+        host.attach_anew(FIRST)
+        assert host.levels == [0, 0, 0]
+    for level in range(1, 17):
+        host.wake(LOW)
+        host.attach_anew(FIRST)
+        assert host.levels == [0, level, 0]
+    for _ in range(2 * MOST_WAITS):
+        host.wake(LOW)
+        host.attach_anew(FIRST)
+    assert host.levels == [16, 16, 0]
+
+
+@fault("a VM would keep those of other priorities waiting")
+def test_vm_whose_size_changes_over_and_over_holds_up_those_of_higher_priority_no_longer() -> None:
+    host = Host()
+    for _ in range(MOST_WAITS + 1):
+        host.wake(LOW)
+        for size in (GIB, 64 * GIB):
+            host.policy.step(Resized(FIRST, size), host.now_s)
+    assert host.levels == [0, 1, 0]
+
+
+def test_vm_waits_anew_for_lower_priorities_once_memory_was_not_low_for_a_while() -> None:
+    host = Host()
+    host.policy.step(Removed(MIDDLE), host.now_s)
+    for _ in range(MOST_WAITS - 1):
+        host.wake(LOW)
+        host.attach_anew(FIRST)
+    host.now_s += 60.0
+    for _ in range(MOST_WAITS):
+        assert reasons(host.wake(LOW))[LAST] is Reason.LOWER_FIRST
+        host.attach_anew(FIRST)
+    assert reasons(host.wake(LOW))[LAST] is Reason.LOW_MEMORY
+
+
+@fault("a VM would keep those of other priorities waiting")
+def test_vm_that_claims_more_memory_than_there_is_keeps_none_of_the_others_for_ever() -> None:
+    host = Host()
+    for vm, size in ((LAST, 1 << 50), (MIDDLE, GIB), (FIRST, GIB)):
+        host.policy.step(Removed(vm), host.now_s)
+        state = PolicyState(16, None, host.now_s + 20.0)
+        host.policy.step(Restored(vm, size, state, 0, terms(vm)), host.now_s)
+    host.now_s += 20.0
+    enough = Reading(400 + 2 * 32, 400)
+    for waits in range(MOST_WAITS):
+        assert host.levels == [16, 16, 16], waits
+        host.wake(enough)
+        host.now_s += 29.0
+    host.wake(enough)
+    assert host.levels == [16, 15, 16]
+    for _ in range(MOST_WAITS + 16):
+        host.now_s += 29.0
+        host.wake(enough)
+    assert host.levels == [16, 0, 0]

@@ -109,16 +109,16 @@ def test_vms_that_are_not_driven_are_known_with_the_last_reason_until_they_are()
     assert left.why.startswith("db: /run/db: ")
 
 
-def test_events_that_come_while_the_last_ones_are_read_are_read_too() -> None:
+def test_lines_are_made_one_in_each_step_and_later_events_are_no_more_steps() -> None:
     recent = kept(VmAttached(WEB, GIB, 0, 16))
-    lines = recent.lines()
-    next(lines)
-    recent(TargetReached(DB, 0, 0), 1.0)
-    assert next(lines)[0] == "db"
-    for number in range(KEPT_IN_ALL + 5):
-        recent(TargetReached(WEB, number, 0), 1.0)
-    last = [json.loads(line)["actual_bytes"] for _, line in lines]
-    assert last == list(range(5, KEPT_IN_ALL + 5))
+    steps = 0
+    for number, _ in enumerate(recent.word()):
+        steps += 1
+        for _ in range(KEPT_IN_ALL):
+            recent(TargetReached(DB, number, 0), 1.0)
+    assert steps == 1
+    assert [name for name, _ in recent.lines()] == ["db"] * KEPT_IN_ALL
+    assert len(list(recent.word())) == 0
 
 
 def test_name_has_lines_for_as_long_as_its_last_event_is_kept() -> None:

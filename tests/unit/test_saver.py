@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -126,7 +125,7 @@ SAID: list[tuple[Q, bytes, bool]] = [
     (Q.SET_BACKEND_REQ_FD, b"", True),
     (Q.ADD_MEM_REG, REGION.encode_single(), True),
     (Q.SET_VRING_NUM, VringState(1, 128).encode(), False),
-    (Q.SET_VRING_ADDR, replace(ADDR, index=1).encode(), False),
+    (Q.SET_VRING_ADDR, ADDR._replace(index=1).encode(), False),
     (Q.SET_VRING_BASE, VringState(1, 7).encode(), False),
     (Q.SET_VRING_ERR, U64.pack(1), True),
     (Q.SET_VRING_CALL, U64.pack(1), True),

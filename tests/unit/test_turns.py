@@ -1,4 +1,5 @@
 import asyncio
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -67,6 +68,33 @@ async def turns_of_the_loop(count: int) -> None:
 def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a turn without any time one message is taken all the same.
     monkeypatch.setattr(turns, "TURN_S", 0.0)
+
+
+@fault("any user puts many locks on a file that balloond reads")
+def test_epoll_instance_of_a_user_who_has_left_is_the_next_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[select.epoll] = []
+    epoll = select.epoll
+
+    def noted() -> select.epoll:
+        made.append(epoll())
+        return made[-1]
+
+    async def scene() -> None:
+        monkeypatch.setattr(select, "epoll", noted)
+        for _ in range(3):
+            user = Turns(Allowances())
+            crowd = Crowd(user, 1)
+            await turns_of_the_loop(3)
+            assert crowd.heard > [0]
+            crowd.close()
+            user.close()
+
+    monkeypatch.setattr(turns, "_SPARE", [])
+    asyncio.run(scene())
+    assert len(made) == 1
+    assert not made[0].closed
 
 
 @fault("one user has much to say, over however many connections")

@@ -57,6 +57,30 @@ def test_listener_waits_for_the_sources_new_descriptor_after_a_look(watched: Wat
     assert list(watched.loop.readers) == [7]
 
 
+def test_poll_looks_at_the_source_once_for_a_listener_that_listens_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(watched.memory, "wait_fd", lambda: looks.append(watched.loop.now_s))
+
+    def take(_seen: Seen) -> None:
+        watched.watch.listen(take)
+
+    watched.watch.listen(take)
+    watched.loop.advance(3.0)
+    assert looks == [1000.0, 1001.0, 1002.0, 1003.0]
+
+
+def test_listener_that_raises_is_listening_still(watched: Watched) -> None:
+    def fails(_seen: Seen) -> None:
+        watched.taken.append((watched.loop.now_s, None))
+        raise ValueError("a bug")
+
+    watched.watch.listen(fails)
+    watched.loop.advance(2.0)
+    assert [at_s for at_s, _ in watched.taken] == [1001.0, 1002.0]
+
+
 def test_source_is_polled_while_somebody_listens(watched: Watched) -> None:
     watched.watch.listen(watched.take)
     watched.loop.advance(3.0)

@@ -83,9 +83,15 @@ from balloon_daemon.events import (
     PolicyFileWarning,
     ProcessNotSeen,
     ReaderFailed,
+    ReclaimBegan,
+    ReclaimEnded,
     RecordingEnded,
     Refilled,
     RequestNotServed,
+    ReserveBegan,
+    ReserveEnded,
+    ReserveMet,
+    ReserveNotMet,
     RingsUnknown,
     Share,
     SizeAsked,
@@ -109,16 +115,20 @@ from balloon_daemon.events import (
     StoreStalled,
     Surveyed,
     TakenOver,
+    TakingPaused,
+    TakingResumed,
     TargetReached,
     TargetWithheld,
     TemplateLost,
     TemplateStarted,
     TmpfsLimited,
+    TraceBegun,
     UserIgnored,
     VmAttached,
     VmDoesNotEnd,
     VmDriven,
     VmFailed,
+    VmFound,
     VmLost,
     VmmHungUp,
     VmmRefuses,
@@ -130,8 +140,10 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
-from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
-from balloon_daemon.sizing.host_events import Removed
+from balloon_daemon.sizing.balloon_policy import PolicyState
+from balloon_daemon.sizing.decision import Decision, Ended, Missing, Reading, Reason, Sign
+from balloon_daemon.sizing.host_events import Found, Removed
+from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import GIB, MIB, VmId
 
 DEBUG, INFO, WARNING, ERROR = Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR
@@ -160,7 +172,7 @@ DEVICES: list[Row] = [
         DeviceLooks(VM, 12, ("inflateq",)),
         INFO,
         "device-looks",
-        "device 12 looks at inflateq",
+        "device 12 only reads how far these rings are: inflateq",
         {"pid": 12, "queues": ("inflateq",)},
     ),
     (DeviceReady(VM), DEBUG, "device-ready", "device is jailed and ready", {}),
@@ -189,21 +201,22 @@ DEVICES: list[Row] = [
         DeviceDoesNotStop(VM, 12),
         WARNING,
         "device-does-not-stop",
-        "device does not stop, killing it",
+        "device 12 was told to stop and has not: killing it",
         {"pid": 12},
     ),
     (
         DeviceHangs(VM, 12),
         ERROR,
         "device-hangs",
-        "device 12 was killed and does not end: the kernel holds it",
+        "device 12 was killed and does not end: the kernel is still busy with it",
         {"pid": 12},
     ),
     (
         DeviceSendsGarbage(VM, 12, "report of kind 9 with 53 bytes"),
         ERROR,
         "device-sends-garbage",
-        "device 12 sends what no device sends: report of kind 9 with 53 bytes; killing it",
+        "device 12 sends what no device sends: report of kind 9 with 53 bytes; its guest may have "
+        "taken it over: killing it",
         {"pid": 12, "found": "report of kind 9 with 53 bytes"},
     ),
     (
@@ -225,7 +238,8 @@ DEVICES: list[Row] = [
         RingsUnknown(VM, 3),
         ERROR,
         "rings-unknown",
-        "where the rings stand now cannot be learned (3 more like it)",
+        "no device could read how far its rings are (used.idx): its VMM is told what was known "
+        "last (3 more like it)",
         {"suppressed": 3},
     ),
     (
@@ -246,7 +260,7 @@ DEVICES: list[Row] = [
         HostFault(VM, 0x1000, 1),
         ERROR,
         "host-fault",
-        "the kernel refused to free guest memory at 0x1000: errno 1",
+        "the kernel refused to free guest memory at 0x1000 (MADV_REMOVE: EPERM)",
         {"addr": 0x1000, "errno": 1, "suppressed": 0},
     ),
     (
@@ -292,7 +306,8 @@ MEMORY: list[Row] = [
         WARNING,
         "gives-huge-pages",
         "huge pages that it gives up go to the host's pool, not to available memory; if the pool "
-        "has none left when it takes them back, its VMM dies of SIGBUS",
+        "has none left when it takes them back, its VMM dies of SIGBUS; keep as many free there, "
+        "or give the VM memory of small pages",
         {},
     ),
     (
@@ -325,7 +340,7 @@ MEMORY: list[Row] = [
         MemoryNotFreeable(VM),
         WARNING,
         "memory-not-freeable",
-        "none of its memory can be freed: this VM gets no balloon",
+        f"none of its memory can be freed: this VM gets no balloon; {REMEDY}",
         {},
     ),
     (
@@ -345,14 +360,14 @@ MEMORY: list[Row] = [
         PagesLost(VM, LossCause.REFUSED, MIB),
         WARNING,
         "pages-lost",
-        "1 MiB that it gave are not freed: the kernel refused",
+        "1 MiB that it gave are not freed: the kernel refused (the event host-fault says why)",
         {"cause": "refused", "lost_bytes": MIB, "reasons": (), "out_of_reach": False},
     ),
     (
         Fruitless(VM),
         WARNING,
         "fruitless",
-        "what it gives does not come back to the host: not asking it for more",
+        "less than half of what it gave last was freed: not asking it for more",
         {},
     ),
     (
@@ -433,7 +448,8 @@ VMS: list[Row] = [
         NoBackendChannel(VM),
         WARNING,
         "no-backend-channel",
-        "the VMM gives no back-end channel: no target can be signalled",
+        "the VMM gives no back-end channel (SET_BACKEND_REQ_FD), by which its guest would be told "
+        "of a new target: use a VMM that gives one",
         {},
     ),
     (
@@ -454,7 +470,7 @@ VMS: list[Row] = [
         BalloonSought(VM),
         INFO,
         "balloon-sought",
-        "its driver is in mid-life: finding out its balloon",
+        "its driver ran before balloond did: finding out its balloon's size",
         {},
     ),
     (
@@ -496,7 +512,8 @@ VMS: list[Row] = [
         StateRefused(VM, "is damaged"),
         ERROR,
         "state-refused",
-        "the state that another balloond left is damaged; closing this VMM",
+        "the state that another balloond left is damaged; closing its VMM's connection: it has no "
+        "balloon until it is started again",
         {"why": "is damaged"},
     ),
     (
@@ -510,14 +527,15 @@ VMS: list[Row] = [
         StoreShareUsed(VM, 1000, 11),
         ERROR,
         "store-share-used",
-        "is not kept for a later balloond: user 1000 has 11 VMs, its share",
+        "is not kept for a later balloond: 11 VMs of user 1000 are, as many as one user's may",
         {"uid": 1000, "vms": 11, "suppressed": 0},
     ),
     (
         StoreStalled(VM, "the store has taken nothing for 2 s"),
         ERROR,
         "store-stalled",
-        "the store has taken nothing for 2 s; going on without it",
+        "the store has taken nothing for 2 s; its VMM is answered all the same: should balloond "
+        "be killed now, this VM may lose its balloon",
         {"why": "the store has taken nothing for 2 s"},
     ),
     (
@@ -548,8 +566,89 @@ VMS: list[Row] = [
         "user 1000 asks for a balloon of 512 MiB for 600 s",
         {"uid": 1000, "balloon_bytes": 512 * MIB, "for_s": 600.0},
     ),
-    (VmDoesNotEnd(VM), ERROR, "vm-does-not-end", "does not end; left behind", {}),
-    (VmFailed(VM, "KeyError: 1"), ERROR, "vm-failed", "KeyError: 1", {"error": "KeyError: 1"}),
+    (
+        TakingPaused(VM, 1000, 600.0),
+        INFO,
+        "taking-paused",
+        "user 1000 pauses: nothing more is taken from this VM for 600 s",
+        {"uid": 1000, "for_s": 600.0},
+    ),
+    (
+        TakingResumed(VM, 1000),
+        INFO,
+        "taking-resumed",
+        "the pause is over: user 1000 ends it",
+        {"uid": 1000},
+    ),
+    (
+        VmDoesNotEnd(VM),
+        ERROR,
+        "vm-does-not-end",
+        "its task in balloond does not end: ending without it",
+        {},
+    ),
+    (
+        VmFailed(VM, "KeyError: 1"),
+        ERROR,
+        "vm-failed",
+        "unexpected error in balloond: KeyError: 1",
+        {"error": "KeyError: 1"},
+    ),
+    (
+        ReclaimBegan(1000, 512 * MIB, "web, db", 30.0),
+        INFO,
+        "reclaim-began",
+        "user 1000 asks for 512 MiB from web, db within 30 s",
+        {"uid": 1000, "wanted_bytes": 512 * MIB, "vms": "web, db", "within_s": 30.0},
+    ),
+    (
+        ReclaimEnded(1000, 512 * MIB, 96 * MIB, 2.04, Ended.NOBODY),
+        INFO,
+        "reclaim-ended",
+        "96 MiB of 512 MiB came in 2.0 s: no VM can give more",
+        {
+            "uid": 1000,
+            "wanted_bytes": 512 * MIB,
+            "came_bytes": 96 * MIB,
+            "took_s": 2.04,
+            "why": "nobody",
+        },
+    ),
+    (
+        ReserveBegan(1000, 2 * GIB, 600.0),
+        INFO,
+        "reserve-began",
+        "user 1000 reserves 2 GiB above the margin for 600 s",
+        {"uid": 1000, "size_bytes": 2 * GIB, "for_s": 600.0},
+    ),
+    (
+        ReserveMet(1000, 2 * GIB, 12.34),
+        INFO,
+        "reserve-met",
+        "2 GiB that were reserved are there after 12.3 s",
+        {"uid": 1000, "size_bytes": 2 * GIB, "took_s": 12.34},
+    ),
+    (
+        ReserveNotMet(1000, 2 * GIB, 1200, 2448, Ended.TIME),
+        WARNING,
+        "reserve-not-met",
+        "2 GiB that were reserved are not there, 1,200 of 2,448 MiB are available: the time is "
+        "over",
+        {
+            "uid": 1000,
+            "size_bytes": 2 * GIB,
+            "available_mib": 1200,
+            "needed_mib": 2448,
+            "why": "time",
+        },
+    ),
+    (
+        ReserveEnded(1000, 2 * GIB, Ended.WITHDRAWN),
+        INFO,
+        "reserve-ended",
+        "the reserve of 2 GiB is over: it was ended",
+        {"uid": 1000, "size_bytes": 2 * GIB, "why": "withdrawn"},
+    ),
 ]
 
 DAEMON: list[Row] = [
@@ -646,22 +745,23 @@ DAEMON: list[Row] = [
         StoreLost(),
         ERROR,
         "store-lost",
-        "what keeps the VMs for a later balloond is gone: should this one end, they have no "
-        "balloon until they are started again",
+        "the store (systemd's, or a keeper), which keeps the VMs for a later balloond, is gone: "
+        "should this one end, they have no balloon until they are started again",
         {},
     ),
     (
         NotAccepted("Too many open files"),
         ERROR,
         "not-accepted",
-        "cannot take a connection: Too many open files",
+        "cannot take a VMM's connection: Too many open files; trying again",
         {"error": "Too many open files"},
     ),
     (
         ConnectionRefused(1000, Share.USERS_CONNECTIONS, 768, 768),
         ERROR,
         "connection-refused",
-        "a connection of user 1000 is refused: it has 768, as many as one user may have",
+        "a connection of user 1000 is refused: it has 768 connections, as many as one user may "
+        "have",
         {
             "uid": 1000,
             "share": "users-connections",
@@ -724,14 +824,15 @@ DAEMON: list[Row] = [
         CallbackFailed("KeyError: 1"),
         ERROR,
         "callback-failed",
-        "KeyError: 1; going on",
+        "unexpected error in balloond: KeyError: 1; going on",
         {"error": "KeyError: 1"},
     ),
     (
         ReaderFailed("StoreLost", "KeyError: 1"),
         ERROR,
         "reader-failed",
-        "KeyError: 1; an event StoreLost was not read; going on",
+        "unexpected error in balloond: KeyError: 1; an event StoreLost may be missing in the log, "
+        "the API or a file; going on",
         {"event": "StoreLost", "error": "KeyError: 1"},
     ),
     (
@@ -745,7 +846,7 @@ DAEMON: list[Row] = [
         LinesLost(2),
         WARNING,
         "lines-lost",
-        "2 lines could not be written here: lost",
+        "2 lines could not be written here (a full disk, or a slow reader): lost",
         {"lost": 2},
     ),
     (
@@ -814,7 +915,7 @@ DRIVEN: list[Row] = [
         VmNotSought("web"),
         DEBUG,
         "vm-not-sought",
-        "web: it is gone, and not looked for any more",
+        "web: its socket or domain is gone; not looked for any more",
         {"name": "web"},
     ),
     (
@@ -831,11 +932,11 @@ DRIVEN: list[Row] = [
         },
     ),
     (
-        VmDriven(VM, "/run/web.qmp", GIB, 77),
+        VmDriven(VM, "/run/web.qmp", GIB, 77, uid=1000),
         INFO,
         "vm-driven",
         "VM of 1 GiB, driven by way of /run/web.qmp",
-        {"address": "/run/web.qmp", "vm_mem_bytes": GIB, "pid": 77},
+        {"address": "/run/web.qmp", "vm_mem_bytes": GIB, "pid": 77, "uid": 1000},
     ),
     (
         VmLost(VM, Fault.HANGS),
@@ -886,7 +987,7 @@ DRIVEN: list[Row] = [
         GivenBackLater(VM, GIB),
         INFO,
         "given-back-later",
-        "stands still, and takes 1 GiB back when it goes on",
+        "is paused or suspended, and takes 1 GiB back when it goes on",
         {"left_bytes": GIB},
     ),
     (
@@ -932,7 +1033,7 @@ DRIVEN: list[Row] = [
         FinderFailed("web", "KeyError: 1"),
         ERROR,
         "finder-failed",
-        "web: KeyError: 1",
+        "web: unexpected error in balloond: KeyError: 1; trying again",
         {"name": "web", "error": "KeyError: 1"},
     ),
 ]
@@ -942,6 +1043,8 @@ SILENT: list[Event] = [
     Disconnected(VM),
     Stepped(1.0, Removed(VM)),
     Surveyed(1.0, None),
+    TraceBegun(1.0, 1, None),
+    VmFound(1.0, 1, Found(VM, GIB, PolicyState(), 0, Terms(), 0, None, None)),
 ]
 
 PROTECTION: list[Row] = [
@@ -1042,12 +1145,12 @@ def message_of(event: Event) -> str:
         (
             died(1, Death.STATUS, deaths=6),
             "device 12 ended with status 1; the 6th death within 60 s: this VM's balloon stops "
-            "until its VMM reconnects",
+            "until its VMM reconnects (QEMU's: until the VM is started again)",
         ),
         (
             GuestFault(VM, "statsq", Rule.AVAIL_IDX, 900, NO_HEAD, stops_queue=True),
             "statsq: avail.idx jumped 900 ahead, more than its entries allow; the queue is "
-            "stopped",
+            "stopped, until the guest is restarted",
         ),
     ],
 )
@@ -1076,7 +1179,8 @@ def test_fault_of_a_vmm_has_words_and_none_of_a_quiet_one_for_people(fault: Faul
         ),
         (
             PagesLost(VM, LossCause.NEVER_FREED, MIB, (), out_of_reach=True),
-            "1 MiB that it gave are not freed: its page numbers cannot be trusted",
+            "1 MiB that it gave are not freed: part of its memory lies at 16 TiB or above, where "
+            "a page number of 32 bits names another page",
         ),
         (
             PagesLost(VM, LossCause.NOT_SHARED, MIB),
@@ -1125,7 +1229,7 @@ def test_words_of_memory(event: Event, message: str) -> None:
         (TargetReached(VM, 8 * MIB, MIB), "balloon is 8 MiB, of which the host has 7 MiB"),
         (TargetReached(VM, MIB, 8 * MIB), "balloon is 1 MiB, of which the host has 0 B"),
         (GivingBack(VM, None), "giving all of a balloon of unknown size back to the guest"),
-        (GivingBack(VM, 0), "the guest need not give anything"),
+        (GivingBack(VM, 0), "its balloon is empty: the guest is asked for nothing any more"),
         (
             GuestInNeed(VM, (Sign.TOOK_BACK,), 0, 60.0),
             "in need (took-back): its balloon is empty; asking for nothing, and leaving it alone "
@@ -1145,7 +1249,7 @@ def test_words_of_memory(event: Event, message: str) -> None:
             Stopping("SIGUSR1", vms_stay=True),
             "SIGUSR1: ending, the guests stay for the next balloond",
         ),
-        (LinesLost(1), "1 line could not be written here: lost"),
+        (LinesLost(1), "1 line could not be written here (a full disk, or a slow reader): lost"),
         (EventsLost(2), "2 events came too fast to be written: lost"),
     ],
 )
@@ -1156,13 +1260,13 @@ def test_words_of_balloons_and_of_the_end(event: Event, message: str) -> None:
 @pytest.mark.parametrize(
     ("share", "taken", "most", "closing", "why"),
     [
-        (Share.CONNECTIONS, 1024, 1024, 0, "there are 1024, as many as there may be"),
+        (Share.CONNECTIONS, 1024, 1024, 0, "there are 1024 connections, as many as there may be"),
         (
             Share.CLOSES,
             1025,
             1024,
             0,
-            "1025 descriptors wait for a close that does not end, 1024 may",
+            "1025 of its descriptors wait for a close that does not end, 1024 may",
         ),
         (
             Share.USERS_DESCRIPTORS,
@@ -1216,6 +1320,10 @@ def test_words_of_what_is_taken_up(
         (
             Decision(Reason.SWITCHED_OFF, 1, 0, 16, 0),
             "low memory is switched off: balloon shrinks to level 0/16, 0 B",
+        ),
+        (
+            Decision(Reason.ADOPTED, 0, 1, 16, 192 * MIB),
+            "the guest's balloon was found out: balloon goes on from level 1/16, 192 MiB",
         ),
         (
             Decision(Reason.LOW_MEMORY, 0, 1, 16, 192 * MIB, Reading(9, 26, "/vms/memory.max")),
@@ -1284,8 +1392,38 @@ def test_user_who_asks_for_an_empty_balloon_asks_for_all_memory_back() -> None:
     assert line.message == "user 0 asks for all of its memory back"
 
 
+@pytest.mark.parametrize(
+    ("event", "message", "fields"),
+    [
+        (
+            TakingPaused(None, 0, 60.0),
+            "user 0 pauses: nothing more is taken from any VM for 60 s",
+            {"uid": 0, "for_s": 60.0},
+        ),
+        (TakingResumed(None, None), "the pause of all VMs is over: its time is over", {}),
+    ],
+)
+def test_pause_of_all_vms_names_none(
+    event: Event, message: str, fields: dict[str, object]
+) -> None:
+    line = worded(event)
+    assert line is not None
+    assert (line.message, line.fields) == (message, fields)
+
+
 def test_configuration_read_anew_is_said_in_the_singular_and_where_nothing_changed() -> None:
     assert [message_of(event) for event in (ConfigReloaded(), ConfigRefused(1))] == [
         "the configuration is read anew: nothing has changed",
         "the configuration has a mistake: the one before stays in force, whole",
     ]
+
+
+def test_decision_under_a_reserve_tells_margin_and_reserve_apart() -> None:
+    reading = Reading(500, 2448, reserved_mib=2048)
+    line = worded(Decided(VM, Decision(Reason.LOW_MEMORY, 0, 1, 16, 32 * MIB, reading)))
+    assert line is not None
+    assert line.message == (
+        "low memory (500 MiB available, margin 400 MiB, 2,048 MiB reserved): balloon grows to "
+        "level 1/16, 32 MiB"
+    )
+    assert (line.fields["margin_mib"], line.fields["reserved_mib"]) == (400, 2048)

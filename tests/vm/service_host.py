@@ -87,6 +87,8 @@ class ServiceHost:
                 "--register=no",
                 "--keep-unit",
                 "--console=pipe",
+                # Its own filter has lacked them until systemd 253.
+                "--system-call-filter=landlock_create_ruleset landlock_restrict_self",
             ),
             # All that is written lies over the root, in memory.
             *("--directory", str(root), "--volatile=overlay", "--private-network", "--boot"),

@@ -1,8 +1,10 @@
-"""Asks balloond over its API, and says plainly why that is not possible."""
+"""Asks a running balloond over its API; where that fails, says why, and the remedy."""
 
 import errno
 import json
+import select
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,21 +72,27 @@ class Client:
                 raise NoAnswerError(f"{self._name} answers without end")
         return bytes(body)
 
-    def lines(self, target: str, *, follow: bool) -> Iterator[bytes]:
+    def lines(self, target: str, *, follow: bool, until_s: float | None = None) -> Iterator[bytes]:
         """The lines of a stream, as they come; raises what ``ask`` does.
 
         Args:
             target: the path, with its query.
             follow: the stream goes on for as long as balloond runs.
+            until_s: take no more from then on, on CLOCK_MONOTONIC; None: until it ends.
         """
         rest = b""
         within_s = None if follow else ANSWER_WITHIN_S
-        for some in self._answer(target, "GET", None, within_s):
+        for some in self._answer(target, "GET", None, within_s, until_s):
             *lines, rest = (rest + some).split(b"\n")
             yield from lines
 
     def _answer(
-        self, target: str, method: str, content: object, within_s: float | None
+        self,
+        target: str,
+        method: str,
+        content: object,
+        within_s: float | None,
+        until_s: float | None = None,
     ) -> Iterator[bytes]:
         http = h11.Connection(h11.CLIENT)
         body = b"" if content is None else json.dumps(content).encode()
@@ -92,11 +100,12 @@ class Client:
         try:
             with self._connect() as sock:
                 head = http.send(h11.Request(method=method, target=target, headers=headers)) or b""
-                # All at once: balloond may refuse a request by its head alone, and read no more.
+                # Send head and body in one write: balloond may refuse a request after its head,
+                # and hang up; a second write would then fail with EPIPE.
                 sock.sendall(head + (http.send(h11.Data(data=body)) or b""))
                 http.send(h11.EndOfMessage())
-                sock.settimeout(within_s or ANSWER_WITHIN_S)
-                yield from self._body(http, sock, within_s)
+                sock.settimeout(max(within_s or 0.0, ANSWER_WITHIN_S))
+                yield from self._body(http, sock, within_s, until_s)
         except (h11.RemoteProtocolError, ConnectionError) as err:
             raise NoAnswerError(
                 f"{self._name} has ended the connection; perhaps it has ended, or something else "
@@ -106,12 +115,18 @@ class Client:
             raise NoAnswerError(f"{self._name} does not answer; look at its log") from err
 
     def _body(
-        self, http: h11.Connection, sock: socket.socket, within_s: float | None
+        self,
+        http: h11.Connection,
+        sock: socket.socket,
+        within_s: float | None,
+        until_s: float | None,
     ) -> Iterator[bytes]:
         refused, refusal = None, b""
         while True:
             event = http.next_event()
             if event is h11.NEED_DATA:
+                if until_s is not None and not _comes(sock, until_s):
+                    return
                 http.receive_data(sock.recv(1 << 16))
             elif isinstance(event, h11.Response):
                 refused = None if event.status_code == 200 else event.status_code
@@ -165,3 +180,9 @@ class Client:
     @property
     def _name(self) -> str:
         return f"balloond at {printable(str(self._path))}"
+
+
+def _comes(sock: socket.socket, until_s: float) -> bool:
+    """Whether anything comes until then."""
+    left_s = max(0.0, until_s - time.monotonic())
+    return bool(select.select([sock], [], [], left_s)[0])

@@ -69,13 +69,17 @@ def _grows(vm: dict[str, Any], host: dict[str, Any]) -> str:
         return "grows: never, as this VM can have no balloon"
     if vm["level"] == vm["steps"]:
         return "grows: no more, it is at its maximum"
+    paused = [each["paused_s"] for each in (vm, host) if each.get("paused_s") is not None]
+    if paused:
+        return f"grows: not now, as an operator has paused it, for {age(max(paused))} more"
     if vm["protection"] is not None and (why := objection_said(vm["protection"])):
         return f"grows: not now, as {why}"
     recheck_s = vm["next"]["recheck_in_s"]
     when = "at once" if recheck_s is None else f"in {age(recheck_s)} at the earliest"
     if host["margin_mib"] is None:
         return f"grows: {when}, once memory is known to be low"
-    return f"grows: {when}, if less than {format_size(host['margin_mib'] * MIB)} is available"
+    low_mib = host["margin_mib"] + host.get("reserved_mib", 0)
+    return f"grows: {when}, if less than {format_size(low_mib * MIB)} is available"
 
 
 def _shrinks(vm: dict[str, Any]) -> str:

@@ -1,21 +1,21 @@
-"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``reload``,
-``release`` and ``set``.
+"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``record``,
+``reload``, ``release`` and ``set``; those of ``steering``'s commands are added by it.
 
-What they need is imported when one of them runs.
+The modules that these commands need are imported when one of the commands runs.
 """
 
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from balloon_daemon.errors import ConfigError
-from balloon_daemon.units import parse_memory_size
+from balloon_daemon.ctl.ask.flag_values import hold, pause, recording, size
+from balloon_daemon.ctl.ask.steering import add_steering_parsers
 
 if TYPE_CHECKING:
     from balloon_daemon.ctl.ask.client import Client
@@ -23,20 +23,15 @@ if TYPE_CHECKING:
 DEFAULT_API = Path("/run/balloond/api.sock")
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
 
-MOST_HOLD_S = 86_400
-"""The longest time that the API takes (``commands.MOST_HOLD_S``)."""
-
 RELOADED_WITHIN_S = 30.0
 """How long a reload may take: balloond gives up files that are not read within 10 s, and may have
 begun with another reload before."""
 
-LEAST_PAUSE_S = 0.05
-"""The shortest time between two looks of ``top``: each costs the controller some milliseconds."""
-
-_EPILOG = """\
-exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
-refuses, such as a VM that there is not, 3 no balloond answers, 4 you may not ask
-"""
+_EPILOG = (
+    "exit status: 0 answered, 1 the output cannot be written, or less memory came than was asked "
+    "for, 2 a wrong flag or something that balloond refuses, such as a VM that there is not, 3 no "
+    "balloond answers, 4 you may not ask"
+)
 
 Subparsers = Any  # argparse has no public name for it.
 
@@ -55,7 +50,7 @@ def add_parsers(subparsers: Subparsers) -> None:
         "status once."
     )
     top.add_argument(
-        "--every", type=_pause, default=1.0, metavar="TIME", help="look so often (default: 1s)"
+        "--every", type=pause, default=1.0, metavar="TIME", help="look so often (default: 1s)"
     )
     explain = _command(subparsers, "explain", "why a VM has its size", _explain)
     explain.description = (
@@ -69,6 +64,21 @@ def add_parsers(subparsers: Subparsers) -> None:
     events.add_argument(
         "-f", "--follow", action="store_true", help="go on with each event as it comes"
     )
+    record = _command(subparsers, "record", "a trace of what the policy is told", _record)
+    record.description = (
+        "Writes a trace of what the policy is told from now on, and what it decides, for "
+        "balloonctl simulate, until Ctrl-C, or for a time. FILE must not be there yet."
+    )
+    record.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the trace; - is standard output (default: balloond-DATE-TIME.trace, here)",
+    )
+    record.add_argument(
+        "--for", dest="for_s", type=recording, metavar="TIME", help="how long: 90s, 10m, 2h or 1d"
+    )
     reload = _command(subparsers, "reload", "have the configuration read anew", _reload)
     reload.description = (
         "Has balloond read its configuration anew and apply all of it, or nothing: mistakes, and "
@@ -80,74 +90,51 @@ def add_parsers(subparsers: Subparsers) -> None:
         "taken again, step by step."
     )
     release.add_argument("vm", metavar="VM", nargs="?", help="only this VM")
-    size = _command(subparsers, "set", "set a VM's balloon for a time", _set)
-    size.description = (
+    setting = _command(subparsers, "set", "set a VM's balloon for a time", _set)
+    setting.description = (
         "Makes a VM's balloon this large at once, and gives nothing of it back for a time. Low "
         "memory takes more, and a guest in need gets all back; both end it."
     )
-    size.add_argument("vm", metavar="VM", help="the VM's name, as balloonctl status has it")
-    size.add_argument("size", metavar="SIZE", type=_size, help="of the balloon: 512M, 1.5G, 0")
-    size.add_argument(
+    setting.add_argument("vm", metavar="VM", help="the VM's name, as balloonctl status has it")
+    setting.add_argument("size", metavar="SIZE", type=size, help="of the balloon: 512M, 1.5G, 0")
+    setting.add_argument(
         "--for",
         dest="for_s",
-        type=_hold,
+        type=hold,
         metavar="TIME",
-        help="90s, 10m or 2h; a day at most (default: 10m)",
+        help="90s, 10m or 1d; a day at most (default: 10m)",
     )
-
-
-def _size(text: str) -> int:
-    try:
-        return 0 if text == "0" else parse_memory_size(text)
-    except ConfigError as err:
-        raise argparse.ArgumentTypeError(str(err)) from err
-
-
-def _time(text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 10m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _pause(text: str) -> float:
-    time_s = _time(text)
-    if not LEAST_PAUSE_S <= time_s <= MOST_HOLD_S:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not from {LEAST_PAUSE_S}s to {MOST_HOLD_S // 3600}h"
-        )
-    return time_s
-
-
-def _hold(text: str) -> float:
-    time_s = _time(text)
-    if not 1 <= time_s <= MOST_HOLD_S:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
-    return time_s
+    add_steering_parsers(partial(_command, subparsers))
 
 
 def _command(
-    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], None]"
+    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], int | None]"
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=summary,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--api",
-        type=Path,
-        default=DEFAULT_API,
-        metavar="PATH",
-        help="the socket of balloond's API (default: %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
+    # Suppressed: a default here would replace what was said before the command.
+    add_api_flag(parser, argparse.SUPPRESS)
+    if run is not _record:
+        parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
     parser.set_defaults(run=lambda options: _asked(run, options))
     return parser
 
 
-def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) -> int:
+def add_api_flag(parser: argparse.ArgumentParser, default: "Path | str" = DEFAULT_API) -> None:
+    """Adds ``--api``, which may stand before a command and after it."""
+    parser.add_argument(
+        "--api",
+        type=Path,
+        default=default,
+        metavar="PATH",
+        help=f"the socket of balloond's API (default: {DEFAULT_API})",
+    )
+
+
+def _asked(run: "Callable[[Client, Any], int | None]", options: argparse.Namespace) -> int:
     from balloon_daemon.ctl.ask.client import (
         Client,
         NoAnswerError,
@@ -156,14 +143,13 @@ def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) ->
     )
 
     try:
-        run(Client(options.api), options)
+        return run(Client(options.api), options) or EXIT_OK
     except NoAnswerError as err:
         return _complain(err, EXIT_NO_DAEMON)
     except NotAllowedError as err:
         return _complain(err, EXIT_NOT_ALLOWED)
     except RefusedError as err:
         return _complain(err, EXIT_USAGE)
-    return EXIT_OK
 
 
 def _complain(err: Exception, status: int) -> int:
@@ -204,13 +190,24 @@ def _explain(client: "Client", options: argparse.Namespace) -> None:
 
 def _events(client: "Client", options: argparse.Namespace) -> None:
     from balloon_daemon.ctl.ask.explanation import event_line
+    from balloon_daemon.ctl.ask.wording import wrapped
 
     asked = {"follow": "true" if options.follow else "false"}
+    columns = terminal_columns()
     if options.vm is not None:
         asked["vm"] = options.vm
     for line in client.lines(f"/v1/events?{urlencode(asked)}", follow=options.follow):
-        # Flushed: whoever follows through a pipe wants each event when it comes.
-        print(line.decode() if options.json else event_line(json.loads(line)), flush=True)
+        # Flush each line: a reader of a pipe wants each event when it comes.
+        if options.json:
+            print(line.decode(), flush=True)
+        else:
+            print("\n".join(wrapped([event_line(json.loads(line))], columns)), flush=True)
+
+
+def _record(client: "Client", options: argparse.Namespace) -> int:
+    from balloon_daemon.ctl.ask.record import record
+
+    return record(client, options.output, options.for_s)
 
 
 def _release(client: "Client", options: argparse.Namespace) -> None:
@@ -249,4 +246,5 @@ def terminal_columns() -> int | None:
     """The terminal's width; None where the output is no terminal, and lines may be any length."""
     if not os.isatty(sys.stdout.fileno()):
         return None
-    return max(os.get_terminal_size(sys.stdout.fileno()).columns, 40)
+    # A terminal that does not know its size, as a serial line, says 0.
+    return max(os.get_terminal_size(sys.stdout.fileno()).columns or 80, 40)

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from balloon_daemon import __version__
 from balloon_daemon.ctl.ask.tables import LEAST_NAME
-from balloon_daemon.ctl.ask.wording import brief_size, host_line, vm_notes, wrapped
+from balloon_daemon.ctl.ask.wording import brief_size, host_line, host_notes, vm_notes, wrapped
 from balloon_daemon.errors import printable
 from balloon_daemon.units import format_size
 
 BLOCKS, ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
-"""The heights of a sparkline's cell, from nothing to full; the latter for other encodings."""
+"""The characters of a sparkline's cell by height, from empty to full; the second string is for
+terminals whose encoding lacks the block characters."""
 
 PLAIN, BOLD, DIM, HEAD = "", "1", "2", "7"
 RED, GREEN, YELLOW = "1;31", "32", "33"
@@ -46,7 +47,7 @@ class _Decision(NamedTuple):
 
 
 class Seen:
-    """The statuses that were seen so far, as far as the screen shows them.
+    """The parts of all statuses received so far that the screen shows.
 
     Args:
         cell_s: the time that a cell of a sparkline stands for.
@@ -72,7 +73,8 @@ class Seen:
         self._now = int(at_s // self.cell_s)
         host = status["host"]
         if host["available_mib"] is not None:
-            # Low memory may last for less than a cell: of each cell the least is shown.
+            # Low memory may last for less than a cell's time: keep each cell's least available
+            # memory.
             now = (host["available_mib"], host["low"])
             self._host[self._now] = min(now, self._host.get(self._now, now))
         names = [vm["name"] for vm in status["vms"]]
@@ -89,7 +91,8 @@ class Seen:
     def _take_decision(self, vm: str, told: dict[str, Any], at_s: float) -> None:
         new = _Decision(at_s, vm, told["reason"], told["balloon_level"], told["message"])
         before = next((other for other in self.decisions if other.vm == vm), None)
-        # Seen again, or made again, as the host is still low: the newest stands for all of them.
+        # The status repeats this decision, or the policy has made it again because the host is
+        # still low: show only the newest of equal decisions.
         if before is not None and before[1:4] == new[1:4]:
             self.decisions.remove(before)
         self.decisions = sorted([new, *self.decisions], reverse=True)[:KEPT_DECISIONS]
@@ -118,7 +121,7 @@ def spark(values: Iterable[int | None], top: int, heights: str) -> str:
         heights: ``BLOCKS`` or ``ASCII``.
     """
     most = len(heights) - 1
-    # What is more than nothing is seen.
+    # A value above 0 has a height of at least 1, so that it can be seen.
     return "".join(
         heights[min(most, max(1, round(value / top * most)))] if value and top else heights[0]
         for value in values
@@ -143,7 +146,8 @@ def screen(
         lines += [[(line, RED)] for line in wrapped([trouble], columns)]
     lines.append([])
     below = _below(vms, seen.status["not_driven"], columns)
-    # The table has at least half of what is left, and what others do not need.
+    # The table of VMs gets at least half of the remaining rows, and all that the lines below it do
+    # not need.
     room = max((rows - len(lines)) // 2, rows - len(lines) - len(below) - 4, 2)
     lines += _table(seen, columns, room, heights) if vms else [[("no VM is driven", PLAIN)]]
     lines += below
@@ -166,6 +170,7 @@ def _host(seen: Seen, columns: int, heights: str) -> list[Line]:
     lines: list[Line] = [
         [(line, style)] for line in wrapped([f"Host: {host_line(host)}"], columns)
     ]
+    lines += [[(line, YELLOW)] for line in wrapped(host_notes(host), columns)]
     if host["available_mib"] is None:
         return lines
     label = "available "
@@ -177,7 +182,7 @@ def _host(seen: Seen, columns: int, heights: str) -> list[Line]:
         if cell is None:
             graph.append((heights[0], PLAIN))
         else:
-            # A host that has nothing at all is low, which is to be seen.
+            # Show a host with no available memory at height 1: it is low, and that must be seen.
             graph.append((spark([max(cell[0], 1)], top, heights), RED if cell[1] else GREEN))
     return [*lines, [(label, DIM), *graph]]
 

@@ -3,14 +3,25 @@
 from collections.abc import Sequence
 from typing import Any
 
-from balloon_daemon.ctl.ask.wording import age, brief_size, host_line, vm_notes, wrapped
+from balloon_daemon.ctl.ask.wording import (
+    age,
+    brief_size,
+    host_line,
+    host_notes,
+    vm_notes,
+    wrapped,
+)
 from balloon_daemon.errors import printable
 
 HEADS = ("VM", "KIND", "MEMORY", "BALLOON", "TARGET", "MOST", "GUEST HAS", "RETURNED")
-"""The last two: what the guest has available, and what the host has got of the balloon."""
+"""GUEST HAS: the memory that the guest has available. RETURNED: the part of the balloon that the
+host has got back."""
 
 LEAST_NAME = 8
 """A name is cut to no fewer characters, however narrow the terminal is."""
+
+_LEFT_OUT = ("KIND", "MOST", "TARGET", "RETURNED")
+"""The columns that a narrow terminal has no room for, the first one first."""
 
 _KINDS = {"vhost_user": "vhost-user", "cloud_hypervisor": "cloud-hyp."}
 _LEFT = 2
@@ -28,8 +39,9 @@ def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
     lines = _table([HEADS, *(_row(vm) for vm in vms)], columns) if vms else ["no VM is driven"]
     notes = [f"{printable(vm['name'])}: {note}" for vm in vms for note in vm_notes(vm)]
     below = [f"Host: {host_line(host)}"]
-    if host.get("dry_run"):  # A balloond of before does not say it.
+    if host.get("dry_run"):  # An older balloond does not send this member.
         below.append("Dry run: no VM's balloon is changed")
+    below += host_notes(host)
     if (last := host["last_decision"]) is not None:
         name, message = printable(last["vm"]), printable(last["message"])
         below.append(f"Last decision: {age(last['age_s'])} ago, {name}: {message}")
@@ -57,6 +69,15 @@ def _row(vm: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
+    left = _LEFT
+    for head in _LEFT_OUT:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        least = sum(widths[1:]) + 2 * (len(widths) - 1) + min(widths[0], LEAST_NAME)
+        if columns is None or least <= columns:
+            break
+        at = rows[0].index(head)
+        left -= at < left
+        rows = [(*row[:at], *row[at + 1 :]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if columns is not None:
         others = sum(widths[1:]) + 2 * (len(widths) - 1)
@@ -67,7 +88,7 @@ def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
         cells = [name, *row[1:]]
         lines.append(
             "  ".join(
-                cell.ljust(width) if number < _LEFT else cell.rjust(width)
+                cell.ljust(width) if number < left else cell.rjust(width)
                 for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
             ).rstrip()
         )

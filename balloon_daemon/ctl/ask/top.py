@@ -1,7 +1,7 @@
 """``balloonctl top``: draws the screen on a terminal again and again, until ``q`` is pressed.
 
-It writes the terminal's control sequences itself (ECMA-48, and xterm's for the alternate screen):
-no library is needed, and where there is no terminal it is not used at all.
+It writes the terminal's control sequences itself (ECMA-48, and xterm's for the alternate screen),
+so no library is needed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from balloon_daemon.ctl.ask.client import Client, NoAnswerError
 from balloon_daemon.ctl.ask.screen import ASCII, BLOCKS, CELL_S, Line, Seen, screen
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-"""The alternate screen and no cursor; the screen as it was before."""
+"""Switches to the alternate screen and hides the cursor; restores both."""
 
 
 def is_possible() -> bool:
@@ -66,7 +66,8 @@ def watch(client: Client, every_s: float) -> None:
 
 
 def _is_end(pressed: bytes) -> bool:
-    """Whether ``q`` was pressed, or no key can be pressed any more."""
+    """Whether ``q`` was pressed, or the input has ended, so that no key can be pressed any
+    more."""
     return not pressed or b"q" in pressed.lower()
 
 
@@ -100,7 +101,7 @@ class _Terminal:
         self._colours = not os.environ.get("NO_COLOR")
         has_keys = sys.stdin is not None and os.isatty(sys.stdin.fileno())
         self.keys = [sys.stdin.fileno()] if has_keys else []
-        """What keys can be read from: standard input, if that is a terminal."""
+        """The descriptors from which keys are read: standard input, if it is a terminal."""
         self._modes = [termios.tcgetattr(fd) for fd in self.keys]
         self._handlers: dict[int, Any] = {}
 
@@ -122,7 +123,8 @@ class _Terminal:
     def draw(self, lines: list[Line]) -> None:
         """Draws all lines of the screen."""
         shown = ("".join(self._styled(text, style) for text, style in line) for line in lines)
-        # One write of all lines, each of which clears its own rest: nothing flickers.
+        # Write all lines at once, and let each line clear only the rest of its own row: clearing
+        # the whole screen first would make it flicker.
         _write("\x1b[H" + "\x1b[K\r\n".join(shown) + "\x1b[K\x1b[J")
 
     def _take(self) -> None:
@@ -143,7 +145,7 @@ class _Terminal:
 
     def _styled(self, text: str, style: str) -> str:
         if not self._colours:
-            # Bold, dim and reversed are no colours (https://no-color.org).
+            # Keep bold, dim and reversed, which are no colours (https://no-color.org).
             style = ";".join(part for part in style.split(";") if len(part) == 1)
         return f"\x1b[{style}m{text}\x1b[m" if style and text else text
 

@@ -19,6 +19,17 @@ _OBJECTIONS = {
     "fruitless": "the host does not get what it gives",
     "no-fresh-stats": "its statistics have stopped coming",
     "not-running": "it stands still, or has no driver",
+    "paused": "an operator has paused it",
+    "no-room": "its tmpfs has no room to give more back later",
+    "at-maximum": "its balloon is as large as it may be",
+    "no-balloon": "it can have no balloon",
+    "lower-priority-first": "VMs of a lower priority give first",
+}
+_ENDED = {
+    "time": "the time is over",
+    "nobody": "no VM can give more",
+    "halted": "balloond ends",
+    "switched-off": "low memory is switched off, and nothing is taken",
 }
 
 
@@ -57,8 +68,22 @@ def host_line(host: dict[str, Any]) -> str:
     return f"{available} available{within}, margin {margin} ({source}){low}"
 
 
+def host_notes(host: dict[str, Any]) -> list[str]:
+    """A line about a pause of all VMs, if there is one; an older balloond does not tell."""
+    paused_s = host.get("paused_s")
+    notes = [] if paused_s is None else [f"All VMs: {paused_note(paused_s)}"]
+    for reclaim in host.get("reclaims", []):
+        came, wanted = (format_size(reclaim[key]) for key in ("came_bytes", "wanted_bytes"))
+        left = age(reclaim["left_s"])
+        notes.append(f"An operator wants {wanted} from guests: {came} came, {left} are left")
+    for reserve in host.get("reserves", []):
+        size, left = format_size(reserve["size_bytes"]), age(reserve["left_s"])
+        notes.append(f"Reserved above the margin: {size}, for {left} more")
+    return notes
+
+
 def vm_notes(vm: dict[str, Any]) -> list[str]:
-    """What is out of the ordinary about a VM."""
+    """Lines about what is out of the ordinary with a VM."""
     notes = []
     if vm["trouble"]:
         notes.append(f"its balloon cannot be moved: {printable(vm['trouble'])}")
@@ -66,6 +91,8 @@ def vm_notes(vm: dict[str, Any]) -> list[str]:
         notes.append("its size is not known yet")
     if vm["state"] in _STATES:
         notes.append(_STATES[vm["state"]])
+    if vm.get("paused_s") is not None:
+        notes.append(paused_note(vm["paused_s"]))
     protection = vm["protection"]
     if protection is None:
         return notes
@@ -75,6 +102,11 @@ def vm_notes(vm: dict[str, Any]) -> list[str]:
         missing = format_size(protection["missing_bytes"])
         notes.append(f"the host has not got {missing} of its balloon")
     return notes
+
+
+def paused_note(paused_s: float) -> str:
+    """That an operator has paused a VM, or all."""
+    return f"paused by an operator for {age(paused_s)} more: nothing more is taken"
 
 
 def objection_said(protection: dict[str, Any]) -> str:
@@ -91,7 +123,7 @@ def objection_said(protection: dict[str, Any]) -> str:
 
 
 def released(vms: list[dict[str, Any]]) -> list[str]:
-    """What each VM gets back."""
+    """For each VM, a line with the memory that it gets back."""
     if not vms:
         return ["nothing is taken from any VM"]
     return [
@@ -102,15 +134,80 @@ def released(vms: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def pauses(told: dict[str, Any]) -> list[str]:
+    """A line for each VM that the command named: how long it is paused; else one for all VMs."""
+    everything = told["paused_s"]
+    if not told["vms"]:
+        if everything is None:
+            return ["no VM is paused"]
+        return [f"all VMs: paused for {age(everything)}, nothing more is taken from any"]
+    return [
+        f"{printable(vm['vm'])}: not paused"
+        if vm["paused_s"] is None
+        else f"{printable(vm['vm'])}: paused for {age(vm['paused_s'])}, nothing more is taken"
+        for vm in told["vms"]
+    ]
+
+
+def reclaimed(told: dict[str, Any]) -> list[str]:
+    """What came of a reclaim, and what each VM gave, or why not."""
+    came, wanted = (format_size(told[key]) for key in ("came_bytes", "wanted_bytes"))
+    why = _ENDED.get(told["why"])
+    dry_run = "; a dry run: no VM was told" if told["dry_run"] else ""
+    lines = [
+        f"{came} came in {age(told['took_s'])}{dry_run}"
+        if why is None
+        else f"{came} of {wanted} came in {age(told['took_s'])}: {why}{dry_run}"
+    ]
+    # Where all has come, a VM that was asked for nothing is of no interest.
+    lines += [_share(vm) for vm in told["vms"] if vm["asked_bytes"] or why is not None]
+    return lines
+
+
+def reserved(told: dict[str, Any]) -> list[str]:
+    """Whether a reserve is there, and why not."""
+    size, left = format_size(told["size_bytes"]), age(told["left_s"])
+    why = _ENDED.get(told["why"])
+    dry_run = "; a dry run: no VM is told" if told["dry_run"] else ""
+    figures = ""
+    if told["available_mib"] is not None:
+        available, needed = (
+            format_size(told[key] * MIB) for key in ("available_mib", "needed_mib")
+        )
+        figures = f" ({available} available, {needed} with the margin and all reserves)"
+    if why is None:
+        return [f"{size} reserved for {left}{figures}{dry_run}"]
+    first = f"{size} not there yet{figures}: {why}; reserved for {left} more{dry_run}"
+    return [first, *(_share(vm) for vm in told["vms"] if vm["objection"] is not None)]
+
+
+def unreserved(told: dict[str, Any]) -> str:
+    """What was reserved until now."""
+    if not told["ended_mib"]:
+        return "nothing was reserved"
+    return f"{format_size(told['ended_mib'] * MIB)} are not reserved any more"
+
+
+def _share(vm: dict[str, Any]) -> str:
+    came, asked = (format_size(vm[key]) for key in ("came_bytes", "asked_bytes"))
+    of = "" if vm["came_bytes"] == vm["asked_bytes"] else f" of {asked}"
+    line = f"{printable(vm['vm'])}: {came}{of}" if vm["asked_bytes"] else printable(vm["vm"])
+    objection = vm["objection"]
+    why = "" if objection is None else _OBJECTIONS.get(objection, printable(objection))
+    parts = [line, *([why] if why else []), *(["it has gone"] if vm["gone"] else [])]
+    return f"  {parts[0]}: {', '.join(parts[1:])}" if parts[1:] else f"  {parts[0]}"
+
+
 def told(vm: dict[str, Any]) -> str:
-    """What a VM's balloon is to be."""
+    """A line with the size that a VM's balloon was told."""
     target, balloon = (format_size(vm[key]) for key in ("target_bytes", "balloon_bytes"))
     dry_run = "; a dry run: its VM is not told" if vm.get("dry_run") else ""
     return f"{printable(vm['vm'])}: its balloon is to be {target}, and is {balloon} now{dry_run}"
 
 
 def wrapped(lines: Iterable[str], columns: int | None) -> list[str]:
-    """Lines that fit a terminal, with what goes on indented; None: as they are."""
+    """Lines cut to a terminal's width, their continuations indented; None: the lines as they
+    are."""
     if columns is None:
         return list(lines)
     return [

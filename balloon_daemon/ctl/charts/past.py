@@ -1,4 +1,5 @@
-"""A history's rows as a picture needs them: what host and VMs had, and what happened. Pure."""
+"""Prepares a history's rows for a picture: the memory of host and VMs over time, and events.
+Pure."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ Row = dict[str, Any]
 """A row of the tables that docs/history.md describes."""
 
 GAP = 2.5
-"""So many times the usual time between two samples without one: balloond did not run."""
+"""If no sample comes for so many times the usual time between two samples, balloond did not
+run."""
 
 
 class Kind(Enum):
@@ -30,9 +32,9 @@ class Mark(NamedTuple):
 
     Attributes:
         at_s: when it was, in seconds since the epoch.
-        vm: whose it was.
+        vm: the VM that it was about.
         kind: what it was.
-        target_bytes: the balloon's size that was decided; None: none was.
+        target_bytes: the balloon's size that was decided; None: no size was decided.
         message: the log's sentence.
     """
 
@@ -45,11 +47,11 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What is known of a time.
+    """A history's samples and events within a time.
 
     Attributes:
-        host: the samples of the host, without gaps between those of one list.
-        vms: the same of each VM, by its name.
+        host: the samples of the host, in lists without gaps (``GAP``).
+        vms: each VM's samples, in lists without gaps, by the VM's name.
         marks: what happened, in order of time.
     """
 
@@ -80,7 +82,7 @@ def past_of(samples: Iterable[Row], events: Iterable[Row]) -> Past:
 
 
 def _unbroken(rows: list[Row]) -> list[list[Row]]:
-    """Divides samples where there is none for long."""
+    """Divides samples into lists without gaps (``GAP``)."""
     steps = [after["at_s"] - before["at_s"] for before, after in pairwise(rows)]
     longest_s = GAP * median(steps) if steps else 0.0
     runs = [rows[:1]]
@@ -97,7 +99,7 @@ def _mark(row: Row) -> Mark | None:
     if row["event"] == "decided":
         step = _STEP.search(message)
         if step is None:
-            return None  # The balloon stays as it is.
+            return None  # This decision leaves the balloon as it is.
         kind = Kind.GROWS if step[1] == "grows" else Kind.SHRINKS
         return Mark(at_s, vm, kind, 0 if step[2] == "0 B" else parse_size(step[2]), message)
     if row["event"] == "vm-attached":
@@ -108,14 +110,14 @@ def _mark(row: Row) -> Mark | None:
 def staircase(runs: list[list[Row]], marks: Iterable[Mark]) -> list[list[tuple[float, float]]]:
     """A VM's target over time: (seconds since the epoch, bytes), without gaps in one list.
 
-    Samples are a minute apart and decisions a second: the steps between two samples are those of
-    the decisions.
+    Samples are a minute apart, decisions may be a second apart: so between two samples the steps
+    are taken from the decisions.
     """
     decided = [(mark.at_s, mark.target_bytes) for mark in marks if mark.target_bytes is not None]
     stairs = []
     before_s = float("-inf")
     for number, run in enumerate(runs):
-        # A VM may be asked before its first sample, and after its last one.
+        # A VM may be asked for memory before its first sample, and after its last one.
         end_s = run[-1]["at_s"] if number + 1 < len(runs) else float("inf")
         known = [(row["at_s"], row["target"]) for row in run if row["target"] is not None]
         stairs.append(sorted([*known, *(step for step in decided if before_s < step[0] <= end_s)]))

@@ -3,7 +3,8 @@
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -32,10 +33,10 @@ OTHERS, GRID = "#b9bec7", "#e6e8eb"
 
 OF_KINDS = {Kind.GROWS: TARGET, Kind.SHRINKS: AVAILABLE, Kind.FINDING: MARGIN}
 MOST_FINDINGS = 8
-"""The newest findings are told below a picture; more would not be read there."""
+"""How many of the newest findings are listed below a picture; more would be too many to read."""
 
 LEAST_TOP = 16 * MIB
-"""The least height of a panel, where nothing was taken or nothing is known."""
+"""The amount of memory that a panel's height shows at least, even if nothing was taken."""
 
 LEFT, RIGHT = 0.085, 0.835
 WIDTH, DPI = 11.0, 120
@@ -45,7 +46,7 @@ def draw(past: Past, vm: str | None, path: Path) -> None:
     """Draws a history.
 
     Args:
-        past: what is known of a time; it must not be empty.
+        past: the samples and events; must not be empty.
         vm: the VM, which must be among its VMs; None: all of them.
         path: the PNG file to write.
 
@@ -53,8 +54,32 @@ def draw(past: Past, vm: str | None, path: Path) -> None:
         OSError: the file cannot be written.
     """
     marks = [mark for mark in past.marks if vm in (None, mark.vm)]
-    findings = _told([mark for mark in marks if mark.kind is Kind.FINDING], name_vm=vm is None)
-    # A VM's name may have characters that matplotlib's font lacks, or what TeX would obey.
+    findings = told([mark for mark in marks if mark.kind is Kind.FINDING], name_vm=vm is None)
+    with plain_text():
+        height = 7.5 + 0.2 * len(findings)
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        host, guest, events = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1.35, 0.32])
+        bottom = 0.4 + 0.2 * len(findings) + (0.2 if findings else 0)
+        figure.subplots_adjust(LEFT, bottom / height, RIGHT, 1 - 1.1 / height, hspace=0.2)
+        title = f"{printable(vm)}: the host, its guest and its balloon" if vm else "All balloons"
+        entitle(figure, past.span(), title, height)
+        draw_host(host, past.host)
+        if vm is None:
+            _draw_all(guest, past)
+        else:
+            _draw_guest(guest, past.vms[vm], marks)
+        draw_marks(events, marks)
+        set_times(events, past.span())
+        for number, finding in enumerate(reversed(findings)):
+            figure.text(LEFT, (0.15 + 0.2 * number) / height, finding, fontsize=8.5)
+        figure.savefig(path)
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """The font and how texts are taken: a VM's name may have characters that matplotlib's font
+    lacks, or what TeX would obey."""
     settings: Any = {
         "font.size": 10,
         "font.family": "DejaVu Sans",
@@ -63,37 +88,22 @@ def draw(past: Past, vm: str | None, path: Path) -> None:
     }
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        height = 7.5 + 0.2 * len(findings)
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
-        FigureCanvasAgg(figure)
-        host, guest, events = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1.35, 0.32])
-        bottom = 0.4 + 0.2 * len(findings) + (0.2 if findings else 0)
-        figure.subplots_adjust(LEFT, bottom / height, RIGHT, 1 - 1.1 / height, hspace=0.2)
-        title = f"{printable(vm)}: the host, its guest and its balloon" if vm else "All balloons"
-        _entitle(figure, past.span(), title, height)
-        _draw_host(host, past.host)
-        if vm is None:
-            _draw_all(guest, past)
-        else:
-            _draw_guest(guest, past.vms[vm], marks)
-        _draw_marks(events, marks)
-        _set_times(events, past.span())
-        for number, finding in enumerate(reversed(findings)):
-            figure.text(LEFT, (0.15 + 0.2 * number) / height, finding, fontsize=8.5)
-        figure.savefig(path)
+        yield
 
 
-def _entitle(figure: Figure, span: tuple[float, float], title: str, height: float) -> None:
+def entitle(figure: Figure, span: tuple[float, float], title: str, height: float) -> None:
+    """Writes the title, and below it the time that a picture shows."""
     begin, end = (strftime("%Y-%m-%d %H:%M:%S", localtime(at_s)) for at_s in span)
     figure.text(LEFT, 1 - 0.42 / height, title, fontsize=16, fontweight="bold")
     when = f"{begin} to {end}, {strftime('UTC%z', localtime(span[0]))}; balloond {__version__}"
     figure.text(LEFT, 1 - 0.68 / height, when, color=FAINT)
 
 
-def _draw_host(axes: Axes, runs: Sequence[Sequence[Row]]) -> None:
+def draw_host(axes: Axes, runs: Sequence[Sequence[Row]]) -> None:
+    """Draws what the host had available and its margin, with the time below it in red."""
     ends: list[tuple[float, str, str]] = []
     for run in runs:
-        times = _times(row["at_s"] for row in run)
+        times = times_of(row["at_s"] for row in run)
         available, margin = ([row[name] for row in run] for name in ("available", "margin"))
         low = [has < wants for has, wants in zip(available, margin, strict=True)]
         axes.fill_between(times, available, color=AVAILABLE, alpha=0.2, linewidth=0)
@@ -106,12 +116,12 @@ def _draw_host(axes: Axes, runs: Sequence[Sequence[Row]]) -> None:
             (available[-1], f"available\n{_size(available[-1])}", AVAILABLE),
             (margin[-1], f"margin\n{_size(margin[-1])}", MARGIN),
         ]
-    _finish(axes, "The host's memory", ends)
+    finish(axes, "The host's memory", ends)
 
 
 def _draw_guest(axes: Axes, runs: list[list[Row]], marks: Iterable[Mark]) -> None:
     for run in runs:
-        times = _times(row["at_s"] for row in run)
+        times = times_of(row["at_s"] for row in run)
         balloon = [_or_nan(row["balloon"]) for row in run]
         axes.fill_between(times, balloon, color=BALLOON, alpha=0.3, linewidth=0)
         for name, colour in (
@@ -123,7 +133,7 @@ def _draw_guest(axes: Axes, runs: list[list[Row]], marks: Iterable[Mark]) -> Non
             axes.plot(times, [_or_nan(row[name]) for row in run], color=colour, linewidth=1.8)
     for stairs in staircase(runs, marks):
         axes.plot(
-            _times(at_s for at_s, _ in stairs),
+            times_of(at_s for at_s, _ in stairs),
             [target for _, target in stairs],
             color=TARGET,
             linewidth=1.1,
@@ -143,7 +153,7 @@ def _draw_guest(axes: Axes, runs: list[list[Row]], marks: Iterable[Mark]) -> Non
         for name, (label, colour) in names.items()
         if last[name] is not None
     ]
-    _finish(axes, "The guest's memory", ends)
+    finish(axes, "The guest's memory", ends)
 
 
 def _draw_all(axes: Axes, past: Past) -> None:
@@ -162,11 +172,11 @@ def _draw_all(axes: Axes, past: Past) -> None:
     names = [*named, *([""] if len(named) < len(ranked) else [])]
     colours = [*OF_VMS[: len(named)], *([OTHERS] if len(named) < len(ranked) else [])]
     points = [(at_s, [float(balloons[at_s][name]) for name in names]) for at_s in balloons]
-    # What is not a number ends an area where balloond did not run.
+    # Add NaN after each run of samples: it ends the area where balloond did not run.
     points += [(run[-1]["at_s"] + 0.001, [float("nan")] * len(names)) for run in past.host[:-1]]
     points.sort()
     heights = list(zip(*(sizes for _, sizes in points), strict=True))
-    times = _times(at_s for at_s, _ in points)
+    times = times_of(at_s for at_s, _ in points)
     if heights:
         axes.stackplot(times, *heights, colors=colours, linewidth=0)
     ends, below = [], 0.0
@@ -176,13 +186,14 @@ def _draw_all(axes: Axes, past: Past) -> None:
             label = f"{_shortened(printable(name))}, most {_size(most[name])}"
         ends.append((below + line[-1] / 2, label, colour))
         below += line[-1]
-    _finish(axes, "The balloons of all VMs", ends)
+    finish(axes, "The balloons of all VMs", ends)
 
 
-def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
+def draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
+    """Draws when balloons grew and shrank, and when something was found."""
     kinds = list(reversed(Kind))
     for lane, kind in enumerate(kinds):
-        times = _times(mark.at_s for mark in marks if mark.kind is kind)
+        times = times_of(mark.at_s for mark in marks if mark.kind is kind)
         axes.vlines(times, lane - 0.38, lane + 0.38, color=OF_KINDS[kind], linewidth=1.2)
         _name(axes, (lane + 0.7) / (len(kinds) + 0.4), f"{len(times):,}", OF_KINDS[kind])
     axes.set_ylim(-0.7, len(kinds) - 0.3)
@@ -193,7 +204,8 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
     axes.set_axisbelow(True)
 
 
-def _told(findings: Sequence[Mark], *, name_vm: bool) -> list[str]:
+def told(findings: Sequence[Mark], *, name_vm: bool) -> list[str]:
+    """The newest findings as lines."""
     lines = []
     if (earlier := len(findings) - MOST_FINDINGS) > 0:
         lines.append(f"{earlier} earlier: balloonctl history")
@@ -204,7 +216,14 @@ def _told(findings: Sequence[Mark], *, name_vm: bool) -> list[str]:
     return lines
 
 
-def _finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> None:
+def finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Gives a panel its title and its ticks, and names each line at its right end.
+
+    Args:
+        axes: the panel, whose lines are sizes in bytes.
+        label: its title.
+        ends: height, name and colour of each line.
+    """
     axes.set_title(label, loc="left", fontsize=10, fontweight="bold")
     axes.set_ylim(0, max(axes.get_ylim()[1], LEAST_TOP))
     axes.spines[["top", "right"]].set_visible(False)
@@ -219,7 +238,7 @@ def _finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> N
     )
     if not ends:
         axes.text(0.5, 0.5, "no figures", transform=axes.transAxes, ha="center", color=FAINT)
-    # Each line is named at its right end; names are as far apart as they need to be read.
+    # Write each line's name at its right end; keep the names far enough apart to be read.
     lines = max((text.count("\n") + 1 for _, text, _ in ends), default=1)
     apart = 13.5 * lines / (axes.bbox.height * 72 / axes.figure.dpi)
     heights = _spread([y / top for y, _, _ in ends], apart)
@@ -228,7 +247,7 @@ def _finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> N
 
 
 def _name(axes: Axes, height: float, text: str, colour: str) -> None:
-    """Names what ends at the right edge, at a height from 0 to 1."""
+    """Writes a line's name at the right edge, at a height from 0 to 1."""
     axes.annotate(
         text,
         (1.0, height),
@@ -270,16 +289,17 @@ def _spread(heights: Sequence[float], apart: float) -> list[float]:
     return spread
 
 
-def _set_times(axes: Axes, span: tuple[float, float]) -> None:
+def set_times(axes: Axes, span: tuple[float, float]) -> None:
+    """Gives the lowest panel its clock."""
     zone = datetime.fromtimestamp(span[0]).astimezone().tzinfo
     axes.xaxis.set_major_locator(AutoDateLocator(tz=zone, minticks=5, maxticks=10))  # type: ignore[no-untyped-call] # matplotlib's
     clock = "%H:%M" if span[1] - span[0] > 600 else "%H:%M:%S"
     axes.xaxis.set_major_formatter(DateFormatter(clock, tz=zone))  # type: ignore[no-untyped-call] # matplotlib's
-    begin, end = _times(span)
+    begin, end = times_of(span)
     axes.set_xlim(begin, max(end, begin + 1 / 86400))
 
 
-def _times(seconds: Iterable[float]) -> list[float]:
+def times_of(seconds: Iterable[float]) -> list[float]:
     """Times as matplotlib has them: in days since the epoch."""
     return [at_s / 86400 for at_s in seconds]
 

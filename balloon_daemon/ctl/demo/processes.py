@@ -79,7 +79,7 @@ class DemoDaemon:
         """Reads the new lines of its log.
 
         Raises:
-            DemoError: it has ended.
+            DemoError: balloond has ended.
         """
         *lines, self._half_line = (self._half_line + self._log.read()).split("\n")
         for line in lines:
@@ -89,7 +89,7 @@ class DemoDaemon:
         self.must_live()
 
     def must_live(self, wait_s: float = 0.0) -> None:
-        """Raises DemoError if it has ended, or ends within so many seconds."""
+        """Raises DemoError if balloond has ended, or ends within so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._process.wait(wait_s)
             raise DemoError(f"balloond ended with status {status}")
@@ -99,7 +99,7 @@ class DemoDaemon:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     def close(self) -> None:
-        """Ends it by SIGTERM, and by SIGKILL where that takes too long."""
+        """Ends balloond by SIGTERM, and by SIGKILL where that takes too long."""
         self._log.close()
         _end(self._process)
 

@@ -1,4 +1,5 @@
-"""What ``balloonctl doctor`` looks for and finds, and the facts it goes by. Pure."""
+"""The checks of ``balloonctl doctor``, its findings, and the facts about the host that it uses.
+Pure."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -65,7 +66,7 @@ class Finding:
         check: which check has found it.
         what: what is wrong, with the figures, in a sentence.
         remedy: what to do about it, in a sentence.
-        vm: the VM's name; None: it is about the host.
+        vm: the VM's name; None: the finding is about the host.
         figures: the figures, for machines; sizes in bytes.
     """
 
@@ -118,7 +119,7 @@ class HostFacts(NamedTuple):
         available_bytes: MemAvailable.
         usable_bytes: all that could be available at most: without pools of huge pages.
         idle_pool_bytes: pages of such pools that are neither in use nor reserved.
-        graphics_pool_bytes: free pages that graphics drivers keep; None: it cannot be seen.
+        graphics_pool_bytes: free pages that graphics drivers keep; None: the size is not known.
         arc: ZFS's cache; None: there is none.
         zram: swap on zram.
         rivals: names of running programs that set balloons, and hook scripts that do.

@@ -8,9 +8,9 @@ from balloon_daemon.errors import printable
 from balloon_daemon.units import MIB, format_size
 
 LARGE_SHARE, SMALL_SHARE = 2, 100
-"""A margin of half of what the host can have, or more, lets no VM keep what it was promised. One
-of less than a hundredth is used up by what a host allocates within the second between two
-readings; the default is 5.2 %."""
+"""A margin of half of the memory that the host can have available, or more, is too large: memory
+is low nearly always. A margin of less than a hundredth is too small: a host may allocate as much
+within the second between two readings. The default is 5.2 %."""
 
 
 def host_findings(facts: HostFacts) -> Iterator[Finding]:

@@ -41,9 +41,9 @@ def add_parser(subparsers: Subparsers) -> None:
     where.add_argument(
         "--api",
         type=Path,
-        default=DEFAULT_API,
+        default=argparse.SUPPRESS,  # It is that of ``balloonctl --api``.
         metavar="PATH",
-        help="the socket of balloond's API (default: %(default)s)",
+        help=f"the socket of balloond's API (default: {DEFAULT_API})",
     )
     where.add_argument(
         "--root",

@@ -1,7 +1,7 @@
 """Reads the facts about a host from /proc and /sys, or from copies of them in a directory.
 
-What cannot be read counts as not there, but for /proc/meminfo: debugfs, where TTM's pool is, is
-root's alone, and most hosts have no ZFS.
+A file that cannot be read counts as absent, except /proc/meminfo: most hosts have no ZFS, and only
+root may read debugfs, which has the size of TTM's pool.
 """
 
 import re
@@ -53,9 +53,9 @@ def read_host(root: Path = Path("/")) -> HostFacts:
 def swapped_bytes(pid: int, root: Path = Path("/")) -> int | None:
     """How much of a process's memory is in the host's swap; None: unknown.
 
-    ``VmSwap`` counts private memory alone. Shared memory, as of VMs on our own device, is only in
-    ``smaps_rollup``, for which the kernel walks the page tables: nothing to do each second, but
-    once, for a user who asks, it is.
+    ``VmSwap`` counts private memory alone. Shared memory, such as that of VMs on our own device,
+    is counted only in ``smaps_rollup``, for which the kernel walks all page tables of the process:
+    too slow to be read each second, but not for a user who asks once.
     """
     process = root / f"proc/{pid}"
     found = [

@@ -19,7 +19,7 @@ _RETURNED = {
     "never-freed": _NEVER_FREED,
     "refilled": "balloonctl release VM gives the balloon back; balloond takes it again in steps",
 }
-"""By the cause in the event ``balloon-missing``."""
+"""The remedy, by the cause in the event ``balloon-missing``."""
 
 _STATISTICS = {
     "firecracker": "set stats_polling_interval_s before the VM boots: it cannot be set later",
@@ -105,8 +105,9 @@ def _returned(vm: Vm, events: Sequence[Event]) -> Iterator[Finding]:
     if protection is not None:
         missing = protection["missing_bytes"]
     else:
-        # Nobody watches a VM of the profile seed: go by all of a balloon alone, and one that is
-        # larger than what a VMM may occupy for itself.
+        # A VM of the profile seed has no guard that finds missing memory. So report it only if the
+        # host has got nothing of the balloon, and the balloon is larger than the memory that a VMM
+        # may occupy for itself.
         own = OWN_BYTES + (vm["memory_bytes"] or 0) // OWN_SHARE
         missing = balloon if vm["returned_bytes"] == 0 and balloon > own else 0
     if missing:
@@ -161,7 +162,7 @@ def _contested(vm: Vm, events: Sequence[Event]) -> Iterator[Finding]:
 
 
 def undriven_findings(undriven: Sequence[dict[str, str]]) -> Iterator[Finding]:
-    """What is wrong with VMs that balloond knows of and does not drive."""
+    """What is wrong with VMs that balloond has found or was told of, but cannot drive."""
     for vm in undriven:
         if vm["fault"] not in _WAITING:
             yield Finding(

@@ -36,7 +36,7 @@ class EntryPoint:
 
         Raises:
             UnsupportedProgramError: not a 64-bit x86 program.
-            OSError: it is gone.
+            OSError: the program is gone.
         """
         if len(ptrace.registers(pid)) != _REGISTERS.size or os.uname().machine != "x86_64":
             raise UnsupportedProgramError(

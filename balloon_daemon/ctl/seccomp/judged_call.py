@@ -18,7 +18,7 @@ def parse_call(text: str, arch: Arch) -> tuple[int, list[int]]:
         The call's number, and as many arguments as were given.
 
     Raises:
-        PolicyFileError: it cannot be read, or has more than six arguments.
+        PolicyFileError: the text is no call, or the call has more than six arguments.
     """
     problems: list[PolicyProblem] = []
     result = None

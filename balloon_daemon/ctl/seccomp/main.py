@@ -125,7 +125,7 @@ def _with_errors(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse
             print(f"balloonctl: {printable(str(err))}", file=sys.stderr)
         except OSError as err:
             if err.filename is None:
-                raise  # no file that was named is at fault, but this host
+                raise  # the fault is this host's, not that of a file that the user named
             where = printable(f"{err.filename}: {err.strerror or err}")
             print(f"balloonctl: {where}", file=sys.stderr)
         return 2

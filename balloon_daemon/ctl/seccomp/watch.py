@@ -64,8 +64,8 @@ class Watch:
 
         Raises:
             FileNotFoundError: there is no such command.
-            OSError: it cannot be traced.
-            UnsupportedProgramError: it cannot be filtered from its entry.
+            OSError: the command cannot be traced.
+            UnsupportedProgramError: the command cannot be filtered from its entry.
         """
         path = shutil.which(self.command[0])
         if path is None:

@@ -18,7 +18,7 @@ class Guest:
     """One guest.
 
     Args:
-        careful: whether the policy is told what it reports.
+        careful: whether the policy is told the guest's reports.
         balloon_bytes: the size of its balloon.
         at_s: the time.
         samples: its recorded statistics.
@@ -79,7 +79,8 @@ class Guest:
         return self.figures(at_s)
 
     def figures(self, at_s: float) -> Figures | None:
-        """Its statistics in the model: what its balloon holds more, it has less."""
+        """Its statistics in the model: the guest has less memory by what its balloon holds more
+        than was recorded."""
         figures = self._samples.at(at_s)
         if figures is None:
             return None
@@ -94,6 +95,7 @@ class Guest:
 
     def _plan_report(self, at_s: float) -> None:
         left = abs(self._to_bytes - self.balloon_bytes(at_s))
-        # A millisecond more: the way is rounded down to whole pages.
+        # Add a millisecond: ``balloon_bytes`` rounds the distance down to whole pages, and would
+        # be a page short at the exact time.
         arrives_s = at_s + left / RATE_BYTES_S + 0.001
         self.report_at_s = min(at_s + REPORT_S, arrives_s) if left else math.inf

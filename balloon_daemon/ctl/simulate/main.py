@@ -5,9 +5,12 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from random import Random
 from time import gmtime, strftime
 
+from balloon_daemon.ctl.charts.needed import check_picture
+from balloon_daemon.ctl.simulate.course import course_of
 from balloon_daemon.ctl.simulate.overrides import NAMES, changes_of
 from balloon_daemon.ctl.simulate.replay import Replayed, replay
 from balloon_daemon.ctl.simulate.tally import Sums
@@ -15,11 +18,11 @@ from balloon_daemon.ctl.simulate.trace_file import read_trace
 from balloon_daemon.ctl.simulate.world import Changes, World
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.records.trace import Trace, encode_header
-from balloon_daemon.sizing.host_events import Added, Restored
+from balloon_daemon.sizing.host_events import Added, Found, Restored
 from balloon_daemon.sizing.vm_settings import Profile
 from balloon_daemon.units import MIB, format_size
 
-EXIT_OK, EXIT_USAGE = 0, 2
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,8 +34,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "own policy: as it was recorded, and, with --set or --profile, as it might have been. "
         "What it assumes of host and guests then is in docs/simulate.md.",
         epilog=f"NAME is one of {', '.join(NAMES)}; a time is written like 500ms, 2s or 1m, a "
-        "size like 512M. Exit status: 0 replayed; 2 an option that makes no sense, or a file that "
-        "is no trace.",
+        "size like 512M. Exit status: 0 replayed; 1 the picture cannot be written; 2 an option "
+        "that makes no sense, or a file that is no trace.",
         allow_abbrev=False,
     )
     parser.add_argument("trace", metavar="TRACE", help="the file that balloond --record wrote")
@@ -57,16 +60,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="of the random jitter, where settings are changed (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw host and VMs as they were recorded, too",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replays a trace and prints what came of it.
+    """Replays a trace and prints the results.
 
     Returns:
         The exit status.
     """
     try:
+        if args.plot is not None:
+            check_picture("--plot", args.plot)
         trace = read_trace(args.trace)
         profile = None if args.profile is None else Profile(args.profile)
         changes = changes_of(trace.header.settings, args.assignments, profile)
@@ -84,6 +95,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         named = [*args.assignments, *([] if profile is None else [f"profile={profile.value}"])]
         _print_text(trace, replayed, columns, named)
+    return EXIT_OK if args.plot is None else _draw(trace, args.plot)
+
+
+def _draw(trace: Trace, path: Path) -> int:
+    # Imported here: matplotlib takes half a second.
+    from balloon_daemon.ctl.charts.each import draw_each
+
+    try:
+        draw_each(course_of(trace), f"{Path(trace.name).name}: the host and its VMs", path)
+    except OSError as err:
+        why = f"{printable(str(path))}: {err.strerror or err}"
+        print(f"balloonctl simulate: {why}", file=sys.stderr, flush=True)
+        return EXIT_FAILURE
     return EXIT_OK
 
 
@@ -115,11 +139,13 @@ def _print_text(
     for name in named:
         print(f"changed: {printable(name)}")
     print()
+    rows = [[label, *map(said, columns.values())] for label, said in _ROWS.items()]
     if len(columns) > 1:
-        print(" " * _LABEL + "".join(f"{name:>{_WIDTH}}" for name in columns))
-    for label, said in _ROWS.items():
-        cells = "".join(f"{said(sums):>{_WIDTH}}" for sums in columns.values())
-        print(f"{label:{_LABEL}}{cells}")
+        rows.insert(0, ["", *columns])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for label, *cells in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([label.ljust(widths[0]), *numbers]))
 
 
 def _agreement(replayed: Replayed) -> str:
@@ -128,15 +154,19 @@ def _agreement(replayed: Replayed) -> str:
         return f"{decisions}; {_count(replayed.lost, 'entry', 'entries')} could not be recorded"
     if replayed.first_other is None:
         return f"{decisions}, and this version decides the same"
-    return f"{decisions}, and this version decides otherwise from line {replayed.first_other} on"
+    said = f"{decisions}, and this version decides otherwise from line {replayed.first_other} on"
+    if replayed.midway:
+        said += (
+            "\n(balloond ran before the recording began: what guests did in the seconds before is "
+            "not in it)"
+        )
+    return said
 
 
 def _vms(trace: Trace) -> list[str]:
-    added = (e.event.vm for e in trace.entries if isinstance(e.event, Added | Restored))
+    added = (e.event.vm for e in trace.entries if isinstance(e.event, Added | Restored | Found))
     return [printable(vm.name) for vm in dict.fromkeys(added)]
 
-
-_LABEL, _WIDTH = 32, 14
 
 _ROWS: dict[str, Callable[[Sums], str]] = {
     "time below the margin": lambda sums: _time(sums.low_s),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from balloon_daemon.config.values import parse_ceiling, parse_size_value
 from balloon_daemon.ctl.simulate.world import Changes
+from balloon_daemon.ctl.times import parse_duration
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
@@ -28,27 +29,11 @@ _OF_VMS: dict[str, tuple[str, Callable[[object], int]]] = {
 NAMES = ("steps", *_TIMES, "margin", *_OF_VMS)
 """The names of all settings that can be set."""
 
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)", re.ASCII)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_duration(text: str) -> float:
-    """Parses a time as people write it: ``500ms``, ``2s``, ``1.5m``, ``1h``; in seconds.
-
-    Raises:
-        ConfigError: the text is no such time.
-    """
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"{printable(text)!r} is no time; write it like 500ms, 2s, 1.5m or 1h")
-    number, unit = match.groups()
-    return float(number) * _SECONDS[unit]
-
 
 def changes_of(
     recorded: PolicySettings, assignments: Iterable[str], profile: Profile | None
 ) -> Changes:
-    """What ``--set`` and ``--profile`` change.
+    """The changes that ``--set`` and ``--profile`` make.
 
     Args:
         recorded: the policies' numbers in the trace.

@@ -5,8 +5,8 @@ from bisect import bisect_right
 from balloon_daemon.sizing.need import Figures
 
 GONE_S = 90.0
-"""A guest that has sent nothing for so long sends no statistics any more. One that is not squeezed
-is asked each 30 s."""
+"""A guest that has sent nothing for so long counts as one that sends no statistics any more. A
+guest that is not squeezed is asked each 30 s."""
 
 
 class Samples:

@@ -1,4 +1,4 @@
-"""Adds up what a host's policy did in a time: for how long memory was low, and what was taken.
+"""Adds up what a host's policy did: for how long memory was low, and how much memory was taken.
 
 Pure.
 """
@@ -13,7 +13,7 @@ from balloon_daemon.units import VmId
 
 @dataclass(slots=True)
 class Sums:
-    """What was added up, for all VMs together.
+    """The sums, for all VMs together.
 
     Attributes:
         seconds: how long the time was.
@@ -44,7 +44,7 @@ class Sums:
 
 @dataclass(slots=True)
 class Tally:
-    """Adds up.
+    """Adds up readings, balloons' sizes and decisions over time.
 
     Attributes:
         sums: the sums so far.
@@ -59,7 +59,7 @@ class Tally:
     _went_up: dict[VmId, bool] = field(default_factory=dict)
 
     def advance(self, at_s: float) -> None:
-        """Lets the clock go on; until now everything was as it was told last."""
+        """Moves the clock on; up to this time the last readings and sizes count."""
         if self._at_s is None:
             self._at_s = at_s
         passed_s = max(0.0, at_s - self._at_s)

@@ -2,7 +2,9 @@
 
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.linux.bounded_file import read_bounded, why_unreadable
-from balloon_daemon.records.trace import Decoder, Trace, TraceError, decode_header
+from balloon_daemon.records.trace import Trace
+from balloon_daemon.records.trace_reader import Decoder, decode_header
+from balloon_daemon.records.trace_values import TraceError
 
 LIMIT_BYTES = 256 << 20
 """The largest trace that is read; a daemon's recording ends at a quarter of this."""
@@ -16,7 +18,7 @@ def read_trace(path: str) -> Trace:
     """Reads a trace.
 
     Raises:
-        ConfigError: it cannot be read, or is no trace; the message names the file and the line.
+        ConfigError: the file cannot be read, or is no trace; the message names file and line.
     """
     name = printable(path)
     try:

@@ -10,8 +10,8 @@ The model is simple, so that a few sentences say what it assumes:
     - The host is read whenever it was read when the trace was recorded, whenever a balloon moves,
       and at the policy's own deadlines. Statistics come as often as the policy asks for them.
 
-What a guest would read from its disks or its swap for lack of the memory that only the model
-takes, the model does not know: those counters are the recorded ones.
+The model cannot know what a guest would read from its disks or its swap for lack of memory that
+was taken only in the model: these counters stay the recorded ones.
 """
 
 import math
@@ -28,15 +28,14 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.sizing.host_events import (
     Added,
-    Asked,
     Event,
+    Found,
     Halted,
     Looked,
     Measured,
     Moved,
     Ran,
     Removed,
-    Resized,
     Restored,
     Sampled,
     Seen,
@@ -51,7 +50,7 @@ from balloon_daemon.units import MIB, VmId
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What is otherwise than it was recorded.
+    """The settings that differ from the recorded ones.
 
     Attributes:
         settings: the policies' numbers.
@@ -68,8 +67,8 @@ class World:
     """The model of a trace's host, and a policy that governs it.
 
     Args:
-        trace: what was recorded.
-        changes: what is otherwise.
+        trace: the recorded trace.
+        changes: the changed settings.
         draw: gives the policy's random draws, uniform numbers of [0, 1).
     """
 
@@ -112,10 +111,8 @@ class World:
             case Looked(seen) | Woke(seen) | Read(seen):
                 self._seen = seen
                 self._look(at_s)
-            case Added() | Restored():
+            case Added() | Restored() | Found():
                 self._add(event, at_s)
-            case Halted() | Resized() | Asked():
-                self._step(event, at_s)
             case SettingsChanged(vm, settings):
                 changed = self._changes.of_vm(settings)
                 self._guests[vm].careful = Terms(changed).is_careful
@@ -127,6 +124,8 @@ class World:
                 if guest is None:
                     raise StateError(f"{event.vm} has not been added")
                 self._take_of_guest(event, guest, at_s)
+            case _:
+                self._step(event, at_s)
 
     def _take_of_guest(
         self, event: Moved | Measured | Ran | Removed, guest: Guest, at_s: float
@@ -146,11 +145,11 @@ class World:
                 self._tally.moved(vm, 0)
                 self._step(event, at_s)
 
-    def _add(self, event: Added | Restored, at_s: float) -> None:
+    def _add(self, event: Added | Restored | Found, at_s: float) -> None:
         vm, balloon_bytes, samples = event.vm, event.balloon_bytes, self._samples[event.vm]
         terms = Terms(
             self._changes.of_vm(event.terms.settings),
-            # Of a VM that the recording daemon did not protect, no statistics are recorded.
+            # A trace has no statistics of a VM that the recording daemon did not protect.
             event.terms.sends_stats and bool(samples),
             event.terms.deflates_on_oom,
         )
@@ -158,7 +157,8 @@ class World:
             careful=terms.is_careful, balloon_bytes=balloon_bytes, at_s=at_s, samples=samples
         )
         self._tally.moved(vm, balloon_bytes)
-        # Also where it was restored: the stored level and deadlines were those of other settings.
+        # Add even a VM that was recorded as restored or found: its stored level and deadlines
+        # came from the recorded settings, not from these.
         self._step(Added(vm, event.vm_mem_bytes, balloon_bytes, terms), at_s)
 
     # --- time ---------------------------------------------------------------------------------

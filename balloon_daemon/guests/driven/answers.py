@@ -53,8 +53,8 @@ def shown(value: object) -> str:
         case str():
             text = value
         case list() | dict():
-            # No repr(): a value that json has parsed may be nested too deeply for it, as CPython
-            # 3.14 and newer bound both by the C stack, of which each takes what it needs.
+            # Do not call repr(): a value that json has parsed may be nested too deeply for repr().
+            # CPython 3.14 and newer limit both by the C stack, of which repr() may need more.
             text = "an array" if isinstance(value, list) else "an object"
         case _:
             text = repr(value)
@@ -98,7 +98,7 @@ def whole_number(
         ControlError: the member is something else, or missing.
     """
     value = member(answer, name)
-    # Not isinstance(): bool is a subclass of int.
+    # Compare the type itself: isinstance() would take a bool, whose class is a subclass of int.
     if type(value) is not int or not least <= value <= most:
         raise nonsense(name, value)
     return value

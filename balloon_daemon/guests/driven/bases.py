@@ -28,12 +28,12 @@ from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 _VERSION = 1
 _MOST_BYTES = 4 * MIB
-"""A file with more is not ours: an entry has some 100 bytes, and at most 600, where a VM is named
-by its socket's path and all of the path's 108 bytes are escaped."""
+"""A larger file was not written by balloond: an entry has some 100 bytes, and at most 600, where a
+VM is named by its socket's path and all of the path's 108 bytes are escaped."""
 
 _MOST_ENTRIES, _AT_ONCE = 4096, 256
-"""Beyond this number entries are dropped, so many at once, as finding out which ones takes some
-milliseconds, and 40 µs for each that is root's."""
+"""The most entries, and how many are dropped together when there are more: to find out which ones
+takes some milliseconds, and 40 µs for each entry of a process of root's."""
 
 
 def bases_path(main_socket: Path, kind: Kind) -> Path:
@@ -100,10 +100,11 @@ class Bases:
 
     def _drop(self) -> None:
         """Drops entries of VMs that are not driven now: first those whose process is gone, then
-        those of whichever user has most, in each case the oldest."""
+        those of the users with the most entries; of several the oldest first."""
         over = len(self._bases) - _MOST_ENTRIES + _AT_ONCE
-        # A process that has got the number of one that is gone counts as that one: its start time
-        # is in a file for which the loop might have to wait.
+        # Check only whether a process of this number exists. To tell whether it is still the same
+        # process, its start time would be needed, and the event loop might have to wait for that
+        # file.
         gone = (key for key in self._free() if key.pid and owner_of(key.pid) < 0)
         for key in list(islice(gone, over)):
             del self._bases[key]
@@ -125,7 +126,7 @@ class Bases:
         return (key for key in self._bases if key not in self._held)
 
     def move(self, key: BaseKey, *, restored: bool) -> None:
-        """Takes the entry that a VM has of its VMM's earlier process.
+        """Moves or forgets the entry that belongs to the VM's earlier process.
 
         Args:
             key: the VM and its present process, which gets the entry if the VM was restored.

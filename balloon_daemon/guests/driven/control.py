@@ -51,9 +51,9 @@ class Found:
             VM's memory is; the file's blocks are what the memory occupies on the host. "": no
             file.
         vm_uuid: its UUID, as its VMM says it; "": unknown.
-        restored: whether its VMM's process goes on with a saved VM, and with the balloon that the
-            VM was saved with; None: its VMM does not tell. Where it is told, no other VM of the
-            host has the UUID.
+        restored: whether its VMM's process has restored a saved VM, with the balloon that the VM
+            had when it was saved; None: its VMM does not tell. VMMs that tell give no two VMs of a
+            host the same UUID.
     """
 
     vm_mem_bytes: int
@@ -76,9 +76,9 @@ class Sample:
         state: its state.
         stats: its guest's statistics, with the time at which the *guest* sent them; None where it
             has sent none, or none since the last sample.
-        at_s: when the rest was read, on CLOCK_MONOTONIC.
-        apart_bytes: the guest's memory that ``vm_mem_bytes`` does not count, such as virtio-mem's,
-            as the VMM does not count it for the balloon's size.
+        at_s: when the other figures were read, on CLOCK_MONOTONIC.
+        apart_bytes: memory of the guest's that ``vm_mem_bytes`` leaves out, such as virtio-mem's,
+            because the VMM leaves it out when it computes the balloon's size.
     """
 
     vm_mem_bytes: int

@@ -41,12 +41,10 @@ from balloon_daemon.guests.driven.control import (
     Sample,
 )
 from balloon_daemon.guests.driven.unix_socket import connect
+from balloon_daemon.guests.driven.vmm_process import open_files
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.credentials import living_peer_of
-from balloon_daemon.linux.fdless_socket import DescriptorsSentError
-from balloon_daemon.linux.file_access import as_user_of
-from balloon_daemon.linux.libc import size_of
-from balloon_daemon.linux.process_figures import files_of
+from balloon_daemon.linux.passed_fds import DescriptorsSentError
 from balloon_daemon.units import MOST_MEMORY_BYTES
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -106,7 +104,8 @@ class PacketConnection:
         return None
 
     def close(self, why: ControlError | None = None) -> None:
-        """Disconnects at once; ``why``: None where crosvm has ended, or nobody needs it more."""
+        """Disconnects at once; ``why``: None where crosvm has ended, or the connection is not
+        needed any more."""
         if not self.lost.done():
             self._loop.remove_reader(self._socket)
             self._socket.close()
@@ -162,7 +161,7 @@ class CrosvmControl:
     async def open(self, noticed: Noticed) -> Found:
         self._orders = PacketConnection(await connect(self._path, socket.SOCK_SEQPACKET))
         self._stats = PacketConnection(await connect(self._path, socket.SOCK_SEQPACKET))
-        self._memory_file, self._memory_bytes = _memory_of(self._orders.pid)
+        self._memory_file, self._memory_bytes = await _memory_of(self._orders.pid)
         sample = await self.sample()
         return Found(
             sample.vm_mem_bytes,
@@ -245,10 +244,7 @@ def _has_driver(answer: object) -> bool:
     return True
 
 
-def _memory_of(pid: int) -> tuple[str, int]:
+async def _memory_of(pid: int) -> tuple[str, int]:
     """The file that a crosvm keeps its VM's memory in, and its size; "" and 0 where not seen."""
-    found = [path for path, link in files_of(pid) if link.startswith(_MEMORY_FILE)]
-    with as_user_of(pid):
-        # Not os.stat(): it may have a file of FUSE of that name, whose server may never answer.
-        sizes = [(path, size_of(path) or 0) for path in found]
-    return next(((path, size_bytes) for path, size_bytes in sizes if size_bytes), ("", 0))
+    files = (await open_files(pid, [_MEMORY_FILE])).found
+    return next(((each.path, each.size_bytes) for each in files if each.size_bytes), ("", 0))

@@ -1,8 +1,9 @@
-"""Finds the sockets of VMs that patterns describe, as they come and go.
+"""Finds the sockets of VMs that match the configured patterns, as they come and go.
 
-Runs in the controller. Nothing is looked up here: children list directories (``lookups.py``), and
-``finder.py`` finds out what listens at a socket. Whoever may write to a directory may make any
-number of names there: so one user has a share of what is found.
+Runs in the controller. No path is looked up in this process: children list the directories
+(``lookups.py``), and ``finder.py`` finds out which VMM listens at a socket. A user who may write
+to a directory can make any number of sockets there, so only a limited number of sockets of one
+user is found.
 """
 
 import asyncio
@@ -20,16 +21,25 @@ from balloon_daemon.guests.driven.lookups import Ask, ask_here
 from balloon_daemon.guests.driven.path_orders import Match
 from balloon_daemon.guests.driven.unix_socket import socket_at
 from balloon_daemon.guests.driven.waking import Bell
+from balloon_daemon.rate_limit import LineBudget
 
 MOST_SOCKETS, MOST_OF_ONE_USER = 1024, 768
-"""How many sockets are found at most, and how many that belong to one user; the same for the
-directories in which wildcards of a directory's name lead to them."""
+"""The most sockets that are found, and the most that belong to one user; the same limits hold for
+directories that match a wildcard in a directory's name."""
 
 MOST_OTHERS = 1024
-"""How many files that are no sockets are told at most."""
+"""The most files that match a pattern but are no sockets, and are listed in ``Search.others``."""
 
 AGAIN_S = 10.0
-"""When to search again where a directory could not be looked at."""
+"""When to search again where a directory could not be looked at, or sockets were left out."""
+
+NEW_AT_ONCE, NEW_A_SECOND = MOST_OF_ONE_USER, 4.0
+"""How many sockets that are new one user may have looked at: so many at first, then so many a
+second. Each takes a millisecond or so of the thread that serves all VMs, and some lines of the
+log; whoever may write to a directory can make thousands a second. The same for sockets that are
+tried again as something in their directory has changed."""
+
+_MOST_USERS = 1024
 
 
 class Socket(NamedTuple):
@@ -38,10 +48,44 @@ class Socket(NamedTuple):
     Attributes:
         path: its path, as the pattern has it.
         identity: its device and inode numbers.
+        owner: the user whose it is.
     """
 
     path: str
     identity: SocketId
+    owner: int
+
+
+class UserShares:
+    """How many sockets of each user may be looked at by now. Root's are not limited, nor are those
+    of the user that balloond runs as."""
+
+    def __init__(self) -> None:
+        self._budgets: dict[tuple[int, bool], LineBudget] = {}
+
+    def admits(self, user: int, now_s: float, *, again: bool = False) -> bool:
+        """Whether one more socket of a user may be looked at, which then counts.
+
+        Args:
+            user: the user.
+            now_s: the clock.
+            again: the socket is not new; such sockets have a share of their own.
+        """
+        if user in (0, os.geteuid()):
+            return True
+        key = (user, again)
+        budget = self._budgets.pop(key, None) or LineBudget(NEW_AT_ONCE, NEW_A_SECOND)
+        self._budgets[key] = budget
+        if len(self._budgets) > _MOST_USERS:
+            del self._budgets[next(iter(self._budgets))]
+        return budget.has_one(now_s)
+
+
+class _Counts(NamedTuple):
+    """How many sockets and directories of each user were found."""
+
+    sockets: Counter[int]
+    directories: Counter[int]
 
 
 class Search:
@@ -50,9 +94,10 @@ class Search:
     Args:
         patterns: absolute paths with wildcards, as of glob(7).
         ask: looks paths up.
-        known: what an earlier search has found: found again, however many sockets there are by
-            now, and kept where a directory cannot be looked at now.
-        named: paths of sockets that are not to be found.
+        known: the sockets that an earlier search has found. They are found again beyond the limits
+            on numbers, and are kept if their directory cannot be listed now.
+        named: paths of sockets that are left out of what is found.
+        admits: whether one more new socket of this user may be found now; it then counts.
 
     Attributes:
         patterns: the patterns.
@@ -60,8 +105,9 @@ class Search:
             its own, where that matches.
         others: paths of files that are no sockets.
         directories: where a new name could make a new match of a pattern.
-        unseen: those of them that cannot be looked at now.
-        named: the resolved paths of the sockets that were not to be found.
+        unseen: those of ``directories`` that cannot be listed now.
+        named: the resolved paths of the sockets that were left out.
+        left_out: whether a new socket was left out that ``admits`` did not admit.
     """
 
     def __init__(
@@ -70,16 +116,18 @@ class Search:
         ask: Ask,
         known: Mapping[str, Socket] | None = None,
         named: Iterable[str] = (),
+        admits: Callable[[int], bool] = lambda user: True,
     ) -> None:
         self.found = dict[str, Socket]()
         self.others = set[str]()
         self.directories = set[str]()
         self.named = set[str]()
+        self.left_out = False
         self.patterns, self._ask, self._named = patterns, ask, named
+        self._admits = admits
         self._known = known or {}
-        self._known_directories = {os.path.dirname(known.path) for known in self._known.values()}
         self.unseen = set[str]()
-        self._of_users, self._places = Counter[int](), Counter[int]()
+        self._counts = _Counts(Counter(), Counter())
 
     async def run(self) -> "Search":
         """Searches; returns this object."""
@@ -98,16 +146,18 @@ class Search:
         if not glob.has_magic(pattern):
             return [pattern]
         found = dict[str, None]()
+        known_directories = {os.path.dirname(known.path) for known in self._known.values()}
 
         def take(match: Match) -> None:
             user = match.owner
-            room = self._places.total() < MOST_SOCKETS and self._places[user] < MOST_OF_ONE_USER
-            known = any(
-                f"{each}/".startswith(f"{match.path}/") for each in self._known_directories
+            room = (
+                self._counts.directories.total() < MOST_SOCKETS
+                and self._counts.directories[user] < MOST_OF_ONE_USER
             )
+            known = any(f"{each}/".startswith(f"{match.path}/") for each in known_directories)
             if stat.S_ISDIR(match.mode) and (room or known):
                 found[match.path] = None
-                self._places[user] += 1
+                self._counts.directories[user] += 1
 
         head, name = os.path.split(pattern)
         for directory in await self._matching_directories(head):
@@ -133,15 +183,24 @@ class Search:
                 self.others.add(match.path)
             return
         resolved, user = match.resolved, match.owner
+        socket = Socket(match.path, match.identity, user)
         if resolved in self.found:
             if match.path == resolved:
-                # Another name may be led elsewhere by whoever made it.
-                self.found[resolved] = Socket(match.path, match.identity)
+                # Prefer the socket's own path: a symbolic link to it may be changed by its maker.
+                self.found[resolved] = socket
             return
-        room = len(self.found) < MOST_SOCKETS and self._of_users[user] < MOST_OF_ONE_USER
-        if room or resolved in self._known:
-            self.found[resolved] = Socket(match.path, match.identity)
-            self._of_users[user] += 1
+        known = self._known.get(resolved)
+        room = len(self.found) < MOST_SOCKETS and self._counts.sockets[user] < MOST_OF_ONE_USER
+        if known is None and not room:
+            return
+        if (known is None or known.identity != match.identity) and not self._admits(user):
+            self.left_out = True
+            if known is None:
+                return
+            # Nothing connects to the new socket: it is not the known one.
+            socket = known
+        self.found[resolved] = socket
+        self._counts.sockets[user] += 1
 
     async def _leave_out(self, path: str) -> None:
         try:
@@ -160,9 +219,13 @@ class Searches:
     Args:
         new: makes a search.
         done: takes each search that is over.
+
+    Attributes:
+        shares: how many sockets of each user may be looked at.
     """
 
     def __init__(self, new: Callable[[], Search], done: Callable[[Search], None]) -> None:
+        self.shares = UserShares()
         self._new = new
         self._done = done
         self._task: asyncio.Task[None] | None = None
@@ -187,14 +250,16 @@ class Searches:
             self._again = False
             search = await self._new().run()
             self._done(search)
-            if search.unseen and not self._again:
-                # No directory has to change once more before it can be looked at.
+            if (search.unseen or search.left_out) and not self._again:
+                # Search again after a while, without any change of a directory's mtime that would
+                # begin a search: a directory that could not be listed may be listed by then, and
+                # sockets that were left out may be found.
                 await self._bell.wait_until(loop.time() + AGAIN_S)
                 self._again = True
 
 
 async def search_all(patterns: Iterable[str], named: Iterable[str] = ()) -> Search:
-    """A search that is over; for a process that serves no VMs."""
+    """Runs one search to its end; for a process that serves no VMs."""
     return await Search(patterns, ask_here, named=named).run()
 
 

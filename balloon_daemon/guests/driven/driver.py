@@ -1,4 +1,4 @@
-"""All VMs that are driven through a socket of their own VMM's.
+"""Finds and drives all VMs whose balloon is reached through a socket of their own VMM's.
 
 Runs in the controller.
 """
@@ -33,8 +33,8 @@ from balloon_daemon.rate_limit import LineBudget, OnceEach
 from balloon_daemon.sizing.vm_settings import VmSettings
 
 NewControl = Callable[..., Control]
-"""Makes a connection to the VMM whose socket has this path; QEMU's takes an ``identity`` as well,
-of the socket that was found there."""
+"""Makes a connection to the VMM whose socket has this path; QEMU's function also takes an
+``identity``, the device and inode numbers of the socket that was found there."""
 
 IGNORED = 256
 """How many paths that are no sockets are published, each once."""
@@ -150,7 +150,7 @@ class DrivenVms:
             finder.stop()
 
     async def close(self, *, leaving: bool) -> None:
-        """Stores what another balloond has to know."""
+        """Stores the VMs' bases for another balloond."""
         self._bases.store()
         LOOKUPS.close()
 
@@ -186,13 +186,18 @@ class DrivenVms:
             if os.path.dirname(finder.config.address) in changed:
                 finder.wake()
         if self._wanted.qmp:
-            # Also where a named VM's socket may have come: it is not to be found once more.
+            # Search even if only a named VM's socket may have come: the search must know of that
+            # socket, to leave it out.
             self._searches.begin()
 
     def _new_search(self, ask: Ask) -> Search:
         # Leave out the sockets of named VMs, which have settings of their own.
         named = [vm.address for vm in self._wanted.vms]
-        return Search(self._wanted.qmp, ask, self._last.found, named)
+        return Search(self._wanted.qmp, ask, self._last.found, named, self._admits)
+
+    def _admits(self, user: int, *, again: bool = False) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        return self._searches.shares.admits(user, now_s, again=again)
 
     def _searched(self, search: Search) -> None:
         if search.patterns is not self._wanted.qmp:
@@ -217,7 +222,8 @@ class DrivenVms:
         taken = {finder.config.name for finder in self._discovered.values()} | self._wanted.taken
         for resolved, found in sorted(search.found.items(), key=itemgetter(1)):
             if (finder := self._discovered.get(resolved)) is not None:
-                finder.wake()
+                if finder.is_absent and self._admits(found.owner, again=True):
+                    finder.wake()
                 continue
             name = printable(name_of(found.path, taken))
             taken |= {name}

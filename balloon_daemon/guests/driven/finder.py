@@ -31,6 +31,7 @@ from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.guests.waiting import is_done_within
+from balloon_daemon.linux.process_figures import user_of
 from balloon_daemon.units import VmId
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
@@ -72,12 +73,14 @@ class Pause:
         self._pause_s = min(2 * pause_s, AGAIN_MOST_S)
         return pause_s * (1 - JITTER * random())
 
-    def start_anew(self) -> bool:
-        """Returns to the shortest pause if the VM was not there; False: the VM was there."""
-        absent = self._fault in (Fault.NOT_THERE, Fault.NO_VM, Fault.GONE)
-        if absent:
-            self._pause_s = AGAIN_S
-        return absent
+    @property
+    def is_absent(self) -> bool:
+        """Whether the VM was not there at the last attempt."""
+        return self._fault in (Fault.NOT_THERE, Fault.NO_VM, Fault.GONE)
+
+    def start_anew(self) -> None:
+        """Returns to the shortest pause."""
+        self._pause_s = AGAIN_S
 
 
 async def opened(
@@ -100,7 +103,8 @@ async def opened(
         try:
             found = await _answer_of(control.open(noticed))
         except ControlError:
-            # A monitor serves one client: here it may serve the VM's other name meanwhile.
+            # A monitor serves one client. That may be balloond itself, which has begun meanwhile
+            # to drive this VM by its other name: then say that, not that the monitor is busy.
             _check_claim(claim, shared)
             raise
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
@@ -108,7 +112,7 @@ async def opened(
             host = HostSide(found.pid, found.memory_file)
         except OSError as err:
             raise ControlError(Fault.HANGS, f"{err.filename}: {err.strerror}") from err
-        check_process(host, shared)
+        await check_process(host, shared)
         claim = claim._replace(pid=host.pid, vm_uuid=found.vm_uuid)
         _check_claim(claim, shared)
     except BaseException:
@@ -150,7 +154,8 @@ class Finder:
 
     def wake(self) -> None:
         """Tries at once if the VM was not there: its socket or domain may just have appeared."""
-        if self._pause.start_anew():
+        if self.is_absent:
+            self._pause.start_anew()
             self._bell.ring()
 
     def change(self, config: VmConfig, new_control: Callable[[], Control] | None = None) -> None:
@@ -172,6 +177,11 @@ class Finder:
         self._shared.publish(VmNotWanted(self.config.name))
         if self._vm is not None:
             self._registry.dismiss(self._vm)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the VM was not there at the last attempt."""
+        return self._pause.is_absent
 
     def retire(self) -> None:
         """Ends the search: a VM that is driven now is not looked for again after its end."""
@@ -222,7 +232,8 @@ class Finder:
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1
         address, size = self.config.address, found.vm_mem_bytes
-        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet))
+        user = user_of(host.pid) if host.pid else -1
+        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet, user))
         if host.is_closed:
             self._shared.publish(ProcessNotSeen(vm, host.pid, quiet))
         self._shared.claims.claim(claim)

@@ -156,8 +156,8 @@ class FirecrackerControl:
         self._listens, self._refused_mib, self._target_mib = True, None, amount_mib
 
     async def _set_interval(self) -> None:
-        # Only while a driver listens: at this change Firecracker returns the driver's statistics
-        # buffer to it, and the driver fills the buffer anew at once.
+        # Set the period only while a driver listens: Firecracker then returns the statistics
+        # buffer to the driver, which fills the buffer anew at once.
         if self._wanted_s is None or not (self._interval_s and self._listens):
             return
         wanted_s, self._wanted_s = self._wanted_s, None

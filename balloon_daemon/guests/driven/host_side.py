@@ -2,15 +2,17 @@
 
 Runs in the controller. All figures are None, and all answers "no", for a process that is gone or
 may not be examined, and for one that keeps its readers waiting: that is for a moment only
-(``reading_child.py``), all else the kernel answers by itself.
+(``reading_child.py``). What it has open children list (``vmm_process.py``); all else the kernel
+answers by itself.
 """
 
 from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.lookups import Ask
+from balloon_daemon.guests.driven.vmm_process import open_files
 from balloon_daemon.linux.file_access import as_user_of
 from balloon_daemon.linux.libc import blocks_of
 from balloon_daemon.linux.process_figures import (
     ProcessFigures,
-    files_of,
     huge_page_bytes_of,
     start_time_of,
 )
@@ -32,7 +34,7 @@ class HostSide:
         memory_file: the path of the file that the VM's memory is (``/proc/PID/fd/N``); "": none.
 
     Raises:
-        OSError: the process is there, and cannot be looked at now.
+        OSError: the process exists, but its figures cannot be read now.
     """
 
     def __init__(self, pid: int | None, memory_file: str = "") -> None:
@@ -56,7 +58,7 @@ class HostSide:
 
     @property
     def tells_disk_reads(self) -> bool:
-        """Whether ``disk_read_bytes`` can be known, be it not now."""
+        """Whether ``disk_read_bytes`` can be known, now or later."""
         return self._figures.may_tell_reads()
 
     @property
@@ -80,19 +82,25 @@ class HostSide:
         disk reads."""
         return self._figures.read_bytes()
 
-    def look(self) -> Fault | None:
+    async def look(self, ask: Ask) -> Fault | None:
         """Looks for a reason why this VM's balloon would free nothing; None: there is none.
 
-        Reads the link of each of the process's descriptors: call this only now and then.
+        A child reads the link of each of the process's descriptors: call this only now and then.
+
+        Args:
+            ask: has a child look.
+
+        Raises:
+            ControlError: ``HANGS``: what the process has open cannot be listed now.
         """
         if self._pid and not self._is_there():
-            # The number may be another process's by now.
+            # The VMM has ended, and another process may have its number by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
-        files = files_of(self._pid)
+        files = await open_files(self._pid, PINNING, ask)
         # A VMM has its socket open at least; a process that is ending has no memory any more.
-        self.is_closed = not files and self._figures.resident_bytes() is not None
-        if any(link.startswith(PINNING) for _, link in files):
+        self.is_closed = not files.are_seen and self._figures.resident_bytes() is not None
+        if files.found:
             return Fault.PINNED
         # The resident set does not count pages of hugetlbfs. Where the guest's memory is in such
         # pages, the resident set is only the VMM's own memory, which is less.
@@ -105,4 +113,4 @@ class HostSide:
         try:
             return start_time_of(self._pid) == self._started
         except OSError:
-            return True  # It is, and cannot be looked at now.
+            return True  # The process exists, but its start time cannot be read now.

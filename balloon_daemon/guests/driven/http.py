@@ -16,7 +16,7 @@ from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fa
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.linux.credentials import living_peer_of
-from balloon_daemon.linux.fdless_socket import DescriptorsSentError
+from balloon_daemon.linux.passed_fds import DescriptorsSentError
 
 
 class HttpConnection(asyncio.Protocol):

@@ -1,9 +1,10 @@
-"""Has paths looked up by children, so that no lookup of a name holds the controller up.
+"""Has paths and VMMs' processes looked at by children, so that no lookup holds the controller up.
 
 Runs in the controller. As a rule there is one child, for as long as something is looked up. A
 request that has had no answer for a moment may be waiting for a directory's lock: then another
-child carries out the requests about other directories. After a second the child is killed; it may
-live on, as some of the kernel's waits end for no signal.
+child carries out the requests about other places. A place is a directory, or all processes of one
+user. After a second the child is killed; it may live on, as some of the kernel's waits end for no
+signal.
 """
 
 import asyncio
@@ -19,23 +20,32 @@ from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.path_orders import answers
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.asked_child import Answers, AskedChild
+from balloon_daemon.linux.user_time import UserTime
 
 WITHIN_S = 1.0
-"""How long a child may say nothing; a lookup takes some 0.1 ms."""
+"""How long a child may send no message; a lookup takes some 0.1 ms."""
 
 LATE_S = 0.05
-"""After this time without a word from a child, other directories' requests get another child."""
+"""After this time without a word from a child, other places' requests get another child."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
-"""How long a directory is left alone after a late lookup: twice as long after each further one."""
+"""How long a place is left alone after a late lookup: twice as long after each further one."""
+
+QUICK_S = 0.005
+"""Seconds of processor time that any look at a process may take: 500 descriptors take as long."""
+
+TAKEN_S, REGAINED = 1.0, 1 / 50
+"""Seconds of processor time that looks which are not quick may take for one user's processes; when
+they are used up, none of that user's is looked at. ``REGAINED`` of a second comes back in each
+second. A look at 4,096 descriptors takes 35 ms at most."""
 
 MOST_CHILDREN, MOST_OF_ONE_OWNER = 16, 4
-"""How many children live, late ones included, and how many late ones there may be for directories
-of one owner."""
+"""The most children, with those that are late; and the most late children in directories of one
+owner."""
 
 IDLE_S = 3.0
-"""A child that has looked nothing up for so long is ended: it keeps old copies of its parent's
-pages."""
+"""A child that has looked up nothing for so long is ended: while it lives, each page that the
+controller has written since the fork exists twice."""
 
 _MOST_NOTED = 1024
 _Noted = TypeVar("_Noted")
@@ -46,22 +56,33 @@ Take = Callable[[object], None]
 """Takes a part of an answer."""
 
 Ask = Callable[[Sequence[object], Take, int], Awaitable[None]]
-"""Has an order of ``path_orders.py`` carried out: takes the order, what takes its answer's parts,
-and the socket to connect or -1. Raises OSError, or ControlError where that takes too long."""
+"""Has an order of ``path_orders.py`` carried out. Takes the order, the function that gets the
+parts of the answer, and the socket to connect or -1. Raises OSError, or ControlError where the
+order takes too long."""
 
 
 async def ask_here(order: Sequence[object], take: Take, fd: int = -1) -> None:
-    """An ``Ask`` that carries orders out in this process, for one that serves no VMs."""
+    """An ``Ask`` that carries orders out in this process; for a process that serves no VMs."""
     for part in answers(order, fd, lambda owner: None):
         take(part)
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A request, about a name in a directory; ``done`` has the error, if there is one."""
+    """A request.
+
+    Attributes:
+        order: what a child is to do.
+        place: the directory that a name is looked up in, or all processes of ``user``.
+        user: whose process is looked at; None: no process is.
+        take: takes the answer's parts.
+        fd: the socket to connect; -1: none.
+        done: has the error, if there is one.
+    """
 
     order: Sequence[object]
-    directory: str
+    place: str
+    user: int | None
     take: Take
     fd: int
     done: "asyncio.Future[Exception | None]"
@@ -74,7 +95,7 @@ class _Turn:
     Attributes:
         request: the request; None: the child is being started.
         began_s: when the child began.
-        heard_s: when the child began, or said something.
+        heard_s: when the child began, or last sent a message.
         overdue: ends the child.
     """
 
@@ -85,41 +106,46 @@ class _Turn:
 
 
 class _Late:
-    """Which directories are not looked at for now, as a lookup there was late."""
+    """Which places are not looked at for now, as a lookup there was late, or many were slow."""
 
     def __init__(self) -> None:
         self._pauses: dict[str, tuple[float, float]] = {}
-        """By directory: until when it is left alone, and for how long that is."""
+        """By place: until when it is left alone, and for how long that is."""
         self._owners: dict[str, int] = {}
         self._children: list[tuple[AskedChild, str]] = []
+        self._taken = UserTime(TAKEN_S, REGAINED)
 
     def __len__(self) -> int:
         return len(self._children)
 
-    def owned(self, directory: str, owner: int) -> None:
-        """Notes whose the directory is in which a lookup of this one may wait."""
-        _note(self._owners, directory, owner)
+    def owned(self, place: str, owner: int) -> None:
+        """Notes the owner of the directory in which a lookup of this place may wait."""
+        _note(self._owners, place, owner)
 
-    def add(self, child: AskedChild, directory: str) -> None:
+    def add(self, child: AskedChild, place: str) -> None:
         """Notes a child that was killed, as its lookup was late."""
-        _, for_s = self._pauses.get(directory, (0.0, AGAIN_S / 2))
+        _, for_s = self._pauses.get(place, (0.0, AGAIN_S / 2))
         for_s = min(2 * for_s, AGAIN_MOST_S)
-        _note(self._pauses, directory, (time.monotonic() + for_s, for_s))
-        self._children.append((child, directory))
+        _note(self._pauses, place, (time.monotonic() + for_s, for_s))
+        self._children.append((child, place))
 
-    def was_quick(self, directory: str) -> None:
-        """Notes that a lookup was not late."""
-        self._pauses.pop(directory, None)
+    def was_in_time(self, request: _Request, took_s: float) -> None:
+        """Notes that a lookup was not late, and how much processor time it took."""
+        self._pauses.pop(request.place, None)
+        if request.user is not None and took_s > QUICK_S:
+            self._taken.take(request.user, took_s, time.monotonic())
 
-    def refuses(self, directory: str) -> bool:
-        """Whether the directory is not to be looked at now."""
-        if directory in {late for _, late in self._children}:
+    def refuses(self, request: _Request) -> bool:
+        """Whether the place is not to be looked at now."""
+        place, user, now_s = request.place, request.user, time.monotonic()
+        if place in {late for _, late in self._children}:
             return True
         of_owners = Counter(self._owners.get(late, 0) for _, late in self._children)
         return (
-            time.monotonic() < self._pauses.get(directory, (0.0, 0.0))[0]
+            now_s < self._pauses.get(place, (0.0, 0.0))[0]
             or len(self._children) >= MOST_CHILDREN
-            or of_owners[self._owners.get(directory, 0)] >= MOST_OF_ONE_OWNER
+            or of_owners[self._owners.get(place, 0)] >= MOST_OF_ONE_OWNER
+            or (user is not None and self._taken.is_used_up(user, now_s))
         )
 
     def reap(self) -> None:
@@ -128,7 +154,7 @@ class _Late:
 
 
 class Lookups:
-    """Looks paths up in children.
+    """Looks up paths, and looks at VMMs' processes, in children.
 
     Args:
         answers: carries out an order, in a child.
@@ -137,9 +163,10 @@ class Lookups:
     def __init__(self, answers: Answers = answers) -> None:
         self._answers = answers
         self.low: LowNumbers | None = None
-        """Forks the children; None: one is made for the first of them."""
+        """Forks the children; None: a ``LowNumbers`` is made before the first fork."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue = deque[_Request]()
+        self._queue: dict[str, deque[_Request]] = {}
+        """The requests that wait, by their places, which take turns."""
         self._turns: dict[AskedChild, _Turn] = {}
         self._idle: list[AskedChild] = []
         self._ended: list[AskedChild] = []
@@ -148,21 +175,21 @@ class Lookups:
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
 
     async def ask(self, order: Sequence[object], take: Take, fd: int = -1) -> None:
-        """As ``Ask``.
+        """Has an order carried out by a child; an ``Ask``.
 
         Raises:
-            ControlError: the directory is looked at too slowly now, or was lately.
+            ControlError: the place is looked at too slowly now, or was lately.
             OSError: the kernel's reason.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self.close()
             self._loop = loop
-        name, path, *_ = order
-        assert isinstance(path, str)
-        directory = os.path.dirname(path) if name in ("identify", "connect") else path
-        request = _Request(order, directory, take, fd, loop.create_future())
-        self._queue.append(request)
+        place, user = _place(order)
+        if user is not None:
+            self._late.owned(place, user)
+        request = _Request(order, place, user, take, fd, loop.create_future())
+        self._queue.setdefault(place, deque()).append(request)
         self._go_on()
         if (err := await request.done) is not None:
             raise err
@@ -177,8 +204,7 @@ class Lookups:
             timer.cancel()
         self._timers.clear()
         left = [self._leave(child) for child in list(self._turns)]
-        left += self._queue
-        self._queue.clear()
+        left += self._all_waiting()
         if self._loop is not None and not self._loop.is_closed():
             for request in left:
                 self._over(request, ControlError(Fault.PATH_HANGS))
@@ -189,11 +215,11 @@ class Lookups:
 
     def _go_on(self) -> None:
         """Hands requests to children, as far as that is possible now."""
-        while (request := self._next()) is not None:
+        while (place := self._next()) is not None:
             if not self._idle:
                 self._start_another()
                 return
-            self._queue.remove(request)
+            request = self._taken(place)
             child = self._idle.pop()
             self._begin(child, request)
             try:
@@ -201,32 +227,55 @@ class Lookups:
             except OSError as err:
                 self._over(self._leave(child), err)  # Somebody has killed the child.
 
-    def _next(self) -> _Request | None:
-        """The next request whose directory can be looked at."""
+    def _next(self) -> str | None:
+        """The next place that has a request and can be looked at.
+
+        Takes no longer where many requests wait: whoever may write to a directory of sockets can
+        have hundreds made in a second.
+        """
         self._late.reap()
         now_s = time.monotonic()
         slow = {
-            turn.request.directory
+            turn.request.place
             for turn in self._turns.values()
             if turn.request is not None and now_s - turn.heard_s >= LATE_S
         }
-        for request in list(self._queue):
-            if request.done.done():
-                self._queue.remove(request)
-            elif self._late.refuses(request.directory):
-                self._queue.remove(request)
-                self._over(request, ControlError(Fault.PATH_HANGS))
-            elif request.directory not in slow:
-                return request
+        # No more than ``MOST_CHILDREN`` are slow, and each that is passed over otherwise is ended.
+        for place in tuple(self._queue):
+            requests = self._queue[place]
+            while requests and requests[0].done.done():
+                requests.popleft()
+            if not requests:
+                del self._queue[place]
+            elif self._late.refuses(requests[0]):
+                del self._queue[place]
+                for request in requests:
+                    self._over(request, ControlError(Fault.PATH_HANGS))
+            elif place not in slow:
+                return place
         return None
 
+    def _taken(self, place: str) -> _Request:
+        """Takes a place's first request; the next turn is another place's."""
+        requests = self._queue.pop(place)
+        request = requests.popleft()
+        if requests:
+            self._queue[place] = requests
+        return request
+
+    def _all_waiting(self) -> list[_Request]:
+        """Takes all requests that wait."""
+        waiting = [request for requests in self._queue.values() for request in requests]
+        self._queue.clear()
+        return waiting
+
     def _start_another(self) -> None:
-        """Starts a child, if those that there are have been busy for a while."""
+        """Starts another child, if all children have been busy for ``LATE_S``."""
         now_s = time.monotonic()
         began_s = max((turn.began_s for turn in self._turns.values()), default=0.0)
         starting = any(turn.request is None for turn in self._turns.values())
         if starting or len(self._turns) + len(self._late) >= MOST_CHILDREN:
-            return  # Goes on when one is done or ends.
+            return  # ``_go_on`` is called again when a child is done or ends.
         if now_s - began_s < LATE_S:
             self._later(began_s + LATE_S - now_s, self._go_on)
             return
@@ -269,18 +318,18 @@ class Lookups:
         turn = self._turns[child]
         request = turn.request
         match part:
-            case [int(number), str(why)]:
+            case [int(number), str(why), float(took_s)]:
                 self._leave(child, keep=True)
                 child.began()
                 self._idle.append(child)
                 self._used_s = time.monotonic()
                 self._later(IDLE_S, self._look)
                 if request is not None:
-                    self._late.was_quick(request.directory)
+                    self._late.was_in_time(request, took_s)
                 self._over(request, OSError(number, why) if number else None)
                 self._go_on()
             case int(owner) if request is not None:
-                self._late.owned(request.directory, owner)
+                self._late.owned(request.place, owner)
             case [value] if request is not None and not request.done.done():
                 request.take(value)
         if self._turns.get(child) is turn and self._loop is not None:
@@ -294,7 +343,7 @@ class Lookups:
             self._end(child)
             self._fail(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
             return
-        self._end(child, turn.request.directory)
+        self._end(child, turn.request.place)
         self._over(turn.request, ControlError(Fault.PATH_HANGS))
         self._go_on()
 
@@ -306,15 +355,15 @@ class Lookups:
             self._end(child)
         return turn.request
 
-    def _end(self, child: AskedChild, directory: str | None = None) -> None:
-        """Kills a child, whose lookup in this directory was late."""
+    def _end(self, child: AskedChild, place: str | None = None) -> None:
+        """Kills a child, whose lookup in this place was late."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(child)
         child.end()
-        if directory is None:
+        if place is None:
             self._ended.append(child)
         else:
-            self._late.add(child, directory)
+            self._late.add(child, place)
         self._later(IDLE_S, self._look)
 
     def _over(self, request: _Request | None, err: Exception | None) -> None:
@@ -323,8 +372,8 @@ class Lookups:
 
     def _fail(self, err: OSError) -> None:
         """Ends all requests that wait: the kernel allows no child."""
-        while self._queue:
-            self._over(self._queue.popleft(), ControlError(Fault.PATH_HANGS, err.strerror or ""))
+        for request in self._all_waiting():
+            self._over(request, ControlError(Fault.PATH_HANGS, err.strerror or ""))
 
     def _look(self) -> None:
         """Reaps children, and ends those that have been idle for long."""
@@ -352,7 +401,17 @@ class Lookups:
 
 
 LOOKUPS = Lookups()
-"""This process's."""
+"""The lookups of this process."""
+
+
+def _place(order: Sequence[object]) -> tuple[str, int | None]:
+    """The place that an order is about, and whose process, if it is about one."""
+    match order:
+        case [_, int(), int(user), *_]:
+            return f"processes of user {user}", user
+        case ["identify" | "connect", str(path), *_]:
+            return os.path.dirname(path), None
+    return str(order[1]), None
 
 
 def _note(notes: dict[str, _Noted], name: str, note: _Noted) -> None:

@@ -1,4 +1,4 @@
-"""What is looked up by path for driven VMs: sockets that match patterns, directories, connections.
+"""Looks up paths for driven VMs: finds sockets that match, watches directories, connects sockets.
 
 Runs in a child of the controller's (``lookups.py``), or in a process that serves no VMs. A lookup
 of a name waits for the lock of the directory that the name is in, and whoever may list a directory
@@ -18,21 +18,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from balloon_daemon.guests.driven import process_orders
 from balloon_daemon.linux.walked_path import WalkedPath
 
 LOOK_FOR_S, PAUSE_S = 0.001, 0.02
-"""For how long names are looked at before a pause, and the pause: whoever may write to a directory
-may make any number of names there, and gets 5 % of a processor for them."""
+"""How long names are looked at before a pause, and how long the pause is. A user who may write to
+a directory can make any number of names there, so their lookup may use 5 % of a processor."""
 
 MOST_NAMES = 1 << 20
-"""How many names of a directory are looked at."""
+"""The most names of one directory that are looked at."""
 
 _BATCH_BYTES = 16 * 1024
 """A batch of matches with paths of more bytes than this is answered at once. JSON makes up to six
 bytes of one, and a path has up to 4,096."""
 
 Enters = Callable[[int], None]
-"""Called with the owner of a directory of another user's before a name in it is looked up."""
+"""Called before a name is looked up in a directory that belongs neither to root nor to this
+process's user, with the directory's owner."""
 
 
 class Match(NamedTuple):
@@ -58,8 +60,8 @@ class Watched(NamedTuple):
 
     Attributes:
         mtime_ns: when its names last changed; None: it does not exist.
-        nearest: the path of the nearest directory that exists, it or one above it, where nobody
-            else can keep a stat of that path waiting; else "".
+        nearest: the path of the nearest directory that exists, this one or one above it; "" where
+            another user can keep a stat(2) of that path waiting.
     """
 
     mtime_ns: int | None
@@ -72,7 +74,7 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
     Args:
         order: a function's name and its arguments.
         fd: the socket to connect, where the order is to connect one.
-        enters: is called whenever a lookup may wait from then on.
+        enters: called with a user whenever a lookup may wait for that user from then on.
 
     Raises:
         OSError: the kernel's reason why the order cannot be carried out.
@@ -87,12 +89,17 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
             yield _identity(path)
         case ["connect", str(path), identity, *refused]:
             yield _connect(fd, path, identity, refused)
+        case ["files", int(pid), int(), [*starts]]:
+            yield process_orders.open_files(pid, list(map(str, starts)))
+        case ["thread", int(pid), int(), int(thread)]:
+            yield process_orders.has_thread(pid, thread)
         case _:
             raise ValueError(f"no such order: {order!r}")
 
 
 def _batches(matches: Iterator[Match | None]) -> Iterator[list[Match]]:
-    """Matches, a batch after each ``LOOK_FOR_S``; None among ``matches`` is a name without one."""
+    """Yields matches in batches, one after each ``LOOK_FOR_S``; ``matches`` has None for each name
+    that does not match."""
     batch, n_bytes = list[Match](), 0
     ends_s = time.monotonic() + LOOK_FOR_S
     for match in matches:
@@ -110,7 +117,7 @@ def _batches(matches: Iterator[Match | None]) -> Iterator[list[Match]]:
 def _matches(directory: str, pattern: str, enters: Enters) -> Iterator[Match | None]:
     """The files of a directory whose name matches, and None for each name that does not.
 
-    The kernel lists a directory's names some 1,000 at a time, as they are asked for.
+    The kernel lists some 1,000 names at a time, so that the limit holds before all are listed.
     """
     with WalkedPath(enters) as walked:
         try:
@@ -123,7 +130,7 @@ def _matches(directory: str, pattern: str, enters: Enters) -> Iterator[Match | N
                 return
             listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walked.fd)
         except OSError:
-            return  # Gone meanwhile, out of reach, or no directory.
+            return  # The directory is gone or out of reach, or the path is no directory.
         matches = re.compile(fnmatch.translate(pattern)).match
         try:
             with os.scandir(listed) as entries:
@@ -138,7 +145,7 @@ def _matches(directory: str, pattern: str, enters: Enters) -> Iterator[Match | N
 
 
 def _match(directory: str, name: str, walked: WalkedPath, enters: Enters) -> Match | None:
-    """The file of this name; None: there is none, or a link leads there that is not followed."""
+    """The file of this name; None: there is no file, or the name is a link that is not trusted."""
     path, resolved = os.path.join(directory, name), os.path.join(walked.path, name)
     try:
         status = os.stat(name, dir_fd=walked.fd, follow_symlinks=False)
@@ -160,7 +167,7 @@ def _watched(directory: str, enters: Enters) -> Watched:
             return Watched(walked.status.st_mtime_ns, "" if walked.waits else directory)
         nearest = "" if walked.waits else walked.path
     try:
-        # It may be there all the same, behind a link of /proc/PID.
+        # The directory may exist all the same, behind a link of /proc/PID, which ``go`` refuses.
         return Watched(os.stat(directory).st_mtime_ns, "")
     except OSError:
         return Watched(None, nearest)
@@ -170,7 +177,8 @@ def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
     """A path without symbolic links, and the identity of the socket there."""
     resolved = os.path.realpath(path)
     try:
-        # Of the path itself: what a link of /proc/PID leads to is not what its text says.
+        # Ask for the status of ``path``, not of ``resolved``: a link of /proc/PID leads to an open
+        # file, not to the path in its text.
         status = os.stat(path)
     except OSError:
         return resolved, None
@@ -179,12 +187,12 @@ def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
 
 
 def _connect(sock: int, path: str, identity: object, refused: Sequence[object]) -> int:
-    """Connects a socket to the one at a path, if that has this identity; None: any will do.
+    """Connects a socket to the socket at a path.
 
     Args:
         sock: the socket to connect.
         path: the path.
-        identity: the device and inode numbers.
+        identity: the device and inode numbers that the socket at the path must have; None: any.
         refused: users to whose sockets no connection is to be made.
 
     Returns:
@@ -201,12 +209,12 @@ def _connect(sock: int, path: str, identity: object, refused: Sequence[object]) 
         if not stat.S_ISSOCK(status.st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         if identity is not None and identity != [status.st_dev, status.st_ino]:
-            # Another socket is there than was found.
+            # Another socket has replaced the one that the search has found.
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if status.st_uid in refused:
             raise OSError(errno.EDQUOT, "its user has sent descriptors whose close does not end")
         with socket.socket(fileno=os.dup(sock)) as client:
-            # By the descriptor: the path may lead elsewhere by now.
+            # Connect by the descriptor: the path may lead to another socket by now.
             client.connect(f"/proc/self/fd/{fd}")
         return status.st_uid
     finally:
@@ -214,7 +222,7 @@ def _connect(sock: int, path: str, identity: object, refused: Sequence[object]) 
 
 
 def _missing_directory(path: str) -> str:
-    """The topmost directory of a path that is not there; "" where all are. A service that is shown
-    a part of /run alone finds none where the administrator sees one."""
+    """The topmost directory of a path that does not exist; "" where all exist. A service to which
+    its unit shows only a part of /run may miss a directory that the administrator sees."""
     parents = map(str, reversed(Path(path).parents))
     return next((parent for parent in parents if not os.path.exists(parent)), "")

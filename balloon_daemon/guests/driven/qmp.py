@@ -12,7 +12,7 @@ import time
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven import qmp_answers as answers
-from balloon_daemon.guests.driven import qmp_process
+from balloon_daemon.guests.driven import vmm_process
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import (
     ControlError,
@@ -24,6 +24,7 @@ from balloon_daemon.guests.driven.control import (
 from balloon_daemon.guests.driven.qmp_answers import GuestStats
 from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
 from balloon_daemon.guests.driven.qmp_interval import StatsInterval
+from balloon_daemon.guests.driven.qmp_memory import on_hugetlbfs
 from balloon_daemon.guests.driven.qmp_wire import Command, Event, Monitor
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
 from balloon_daemon.units import MIB, PAGE_SIZE
@@ -80,7 +81,7 @@ class QmpControl:
 
     Args:
         path: the monitor's socket.
-        identity: which socket that is to be; None: whichever is there.
+        identity: the device and inode numbers that the socket must have; None: any.
     """
 
     def __init__(self, path: str, identity: SocketId | None = None) -> None:
@@ -164,14 +165,14 @@ class QmpControl:
     # --- finding out -----------------------------------------------------------------------------
 
     async def _find(self) -> Found:
-        """Asks what is asked once for each connection, and takes the first figures."""
+        """Asks for all that is asked once per connection, and takes the first figures."""
         assert self._monitor is not None
         base, disks, migration, memory, cpus, memdevs, uuid = await self._ask(
             *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
             *(Command("query-cpus-fast"), Command("query-memdev"), Command("query-uuid")),
         )
         pid = self._monitor.pid
-        if pid is not None and not qmp_process.has_thread(pid, answers.thread_id(cpus)):
+        if pid is not None and not await vmm_process.has_thread(pid, answers.thread_id(cpus)):
             pid = None
         self._base_bytes = answers.base_bytes(base)
         self._plugs = answers.can_plug_dimms(memory)
@@ -222,7 +223,7 @@ class QmpControl:
         self._device = found
 
     async def _find_memory(self, backends: list[str], pid: int | None) -> str:
-        """The path in /proc of the file that the VM's memory is; "": it is no file, or several.
+        """The path in /proc of the file that is the VM's memory; "": none is, or several are.
 
         Raises:
             ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only
@@ -234,7 +235,7 @@ class QmpControl:
         files = await self._ask(*(_get(path, "mem-path") for path in paths))
         found = {}
         in_files = [file if isinstance(file, str) else "" for file in files]
-        pooled = qmp_process.on_hugetlbfs(filter(None, in_files))
+        pooled = on_hugetlbfs(filter(None, in_files))
         for each, kind, is_huge, file in zip(paths, kinds, huge, in_files, strict=True):
             if is_huge is True or file in pooled:
                 raise ControlError(Fault.HUGETLB, answers.shown(os.path.basename(each)))
@@ -244,7 +245,8 @@ class QmpControl:
         is_other = isinstance(main, str) and main and main not in found
         if pid is None or len(found) != 1 or is_other:
             return ""
-        return qmp_process.descriptor_of(pid, *found.values())
+        opened = await vmm_process.open_files(pid, [*found.values()])
+        return opened.found[0].path if opened.found else ""
 
     # --- taking in -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Which size a QEMU guest's balloon has, where QEMU's figures are not always true. Pure.
+"""Tells which size a QEMU guest's balloon has, although QEMU's figures are not always true. Pure.
 
 QEMU reports the size that the guest's driver wrote last. In four cases that is not the balloon's
 size:
@@ -24,8 +24,8 @@ SILENT_S = 300.0
 """Longer than firmware and boot take, even in a guest that checks its disks."""
 
 SETTLED_S = 10.0
-"""Longer than a driver takes from its first statistics to its first size. QEMU sends no event
-where a driver writes the size that QEMU has already, as one may that writes only its target's.
+"""Longer than a driver takes from its first statistics to its first size. A driver may write the
+size that QEMU reports already, of which QEMU sends no event: after this time that size counts.
 """
 
 
@@ -147,8 +147,8 @@ class QmpBalloon:
         else:
             self._doubted = balloon_bytes
         if self._written:
-            # The next figures are asked for later than QEMU told of the size that was written.
-            # These ones may have been answered before.
+            # The driver has written a size: QEMU reports the size from before the reset no more.
+            # That holds from the next figures on; QEMU may have answered these before the write.
             self._before = None
 
     def _is_from_before(self, balloon_bytes: int) -> bool:

@@ -22,7 +22,7 @@ from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
-from balloon_daemon.linux.fdless_socket import DescriptorsSentError
+from balloon_daemon.linux.passed_fds import DescriptorsSentError
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for
@@ -30,15 +30,16 @@ each node of a VM's disks."""
 
 MAX_BYTES_PER_S = 512 * 1024
 """How many bytes of one monitor are read in a second; more are left unread until the second is
-over. Short messages take 60 ns a byte of the thread that serves all VMs."""
+over. Reading short messages takes 60 ns a byte, of the one thread that serves all VMs."""
 
 MAX_BYTES_OF_A_USER_PER_S = 2 * 1024 * 1024
 """How many bytes of all monitors of one user are read in a second: an eighth of that thread's
-time. The monitors have equal parts of it, so that no monitor that floods delays another one."""
+time. Each monitor has an equal part of these bytes, so that a monitor that floods delays no other
+one."""
 
 LEAST_BYTES_PER_S = 2 * 1024
-"""The least part of a monitor: what a sample a second takes. It is a monitor's part where its user
-has 1,024, the most sockets that are found."""
+"""How many bytes of a monitor are read in a second at least, enough for a sample a second. It is
+each monitor's part where its user has 1,024 monitors, the most sockets that are found."""
 
 _READ_BYTES = 16 * 1024
 _BUFFER = memoryview(bytearray(_READ_BYTES))
@@ -68,7 +69,7 @@ class Command(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What the monitor says unasked.
+    """An event that the monitor has sent.
 
     Attributes:
         name: such as ``RESET``.
@@ -126,7 +127,7 @@ class Monitor(asyncio.BufferedProtocol):
 
         Args:
             path: the monitor's socket.
-            identity: which socket that is to be; None: whichever is there.
+            identity: the device and inode numbers that the socket must have; None: any.
             heard: takes events, in the event loop.
 
         Raises:
@@ -140,7 +141,7 @@ class Monitor(asyncio.BufferedProtocol):
         except BaseException:
             sock.close()
             raise
-        # One that has ended, or is outside our PID namespace, is 0.
+        # The process id is 0 if the process has ended or is outside our PID namespace.
         monitor.pid = pid or None
         try:
             await monitor._answered(monitor._greeting, ControlError(Fault.HELD, _NOT_GREETED))

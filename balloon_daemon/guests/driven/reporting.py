@@ -116,16 +116,28 @@ class Reporter:
         self._look_at_s = now_s + LOOK_S
         self.take(Sample(found.vm_mem_bytes, found.balloon_bytes, found.state, None, now_s), now_s)
 
+    async def look(self, now_s: float) -> None:
+        """Looks at the VMM's process, each ``LOOK_S``.
+
+        Raises:
+            ControlError: the VM must not be driven any more.
+        """
+        if now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + LOOK_S
+        try:
+            await check_process(self._host, self._shared)
+        except ControlError as err:
+            if err.fault is not Fault.HANGS:
+                raise
+
     def take(self, sample: Sample, now_s: float) -> None:
         """Reports a VM's figures.
 
         Raises:
-            ControlError: a figure is out of range, or the balloon would free nothing any more.
+            ControlError: a figure is out of range.
         """
         check_sizes(sample.vm_mem_bytes, sample.balloon_bytes)
-        if now_s >= self._look_at_s:
-            self._look_at_s = now_s + LOOK_S
-            check_process(self._host, self._shared)
         self.state = sample.state
         self._report_state(now_s)
         # Without a driver the VM has all of its memory, whatever its VMM reports.
@@ -215,9 +227,10 @@ def check_sizes(vm_mem_bytes: int, balloon_bytes: int | None) -> None:
         raise ControlError(Fault.NONSENSE, f"balloon {balloon_bytes} of VM size {vm_mem_bytes}")
 
 
-def check_process(host: HostSide, shared: Shared) -> None:
-    """Raises ControlError: the VM of this VMM's process must not be driven."""
+async def check_process(host: HostSide, shared: Shared) -> None:
+    """Raises ControlError: the VM of this VMM's process must not be driven, or, ``HANGS``, the
+    process cannot be looked at now."""
     if host.pid and shared.is_own(host.pid):
         raise ControlError(Fault.OWN_DEVICE)
-    if (fault := host.look()) is not None:
+    if (fault := await host.look(shared.ask)) is not None:
         raise ControlError(fault)

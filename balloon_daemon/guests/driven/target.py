@@ -11,10 +11,11 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 
 LEAST_LEFT_BYTES = 256 * MIB
 """Each guest keeps so much, or half of its memory without its base if that is less, whatever the
-target. VMMs do not check: QEMU accepts a target that leaves the guest a single page. No balloon
-policy asks for so much, but its target may be too large for a VM whose memory was unplugged since
-the last sample. Without its base: the policy may ask for half of what the controller takes for the
-VM's memory, and a balloon that is stopped short of its target counts as stalled."""
+target. VMMs do not check targets: QEMU accepts a target that leaves the guest a single page. No
+balloon policy asks for so much, but a target may be too large for a VM whose memory was unplugged
+since the last sample. The half is of the memory without the base, because that is the VM's size to
+the policy, which may ask for half of it: a smaller limit would make the balloon count as
+stalled."""
 
 
 class BalloonTarget:

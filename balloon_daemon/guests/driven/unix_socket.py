@@ -15,7 +15,8 @@ _FAULTS = {
     errno.ENOTSOCK: Fault.NOT_A_SOCKET,
     errno.EPROTOTYPE: Fault.NOT_A_SOCKET,
     errno.EAGAIN: Fault.HANGS,
-    errno.EDQUOT: Fault.NONSENSE,  # From the child, of a user in ``LEFT.refused()``.
+    # The child answers EDQUOT where the socket's owner is one of ``LEFT.refused()``.
+    errno.EDQUOT: Fault.NONSENSE,
     errno.EMFILE: Fault.NO_FDS,
     errno.ENFILE: Fault.NO_FDS,
 }
@@ -32,10 +33,10 @@ async def connect(
     Args:
         path: the socket's path.
         kind: SOCK_STREAM or SOCK_SEQPACKET.
-        identity: which socket that is to be; None: whichever is there.
+        identity: the device and inode numbers that the socket must have; None: any.
 
     Returns:
-        The connected socket, non-blocking, of ``fdless_socket``.
+        The connected socket, non-blocking, made by ``fdless_socket``.
 
     Raises:
         ControlError: the socket cannot be connected.
@@ -63,7 +64,8 @@ async def connect(
 
 
 async def socket_at(path: str, ask: Ask) -> tuple[str, SocketId | None]:
-    """Where a path leads, whether it is the socket's own, a link or a bind mount.
+    """Finds the socket that a path leads to, whether the path is the socket's own, a link or a
+    bind mount.
 
     Returns:
         The path without symbolic links, and the socket's identity; None: no socket is there.

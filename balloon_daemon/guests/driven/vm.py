@@ -241,9 +241,10 @@ class DrivenVm:
             has_driver=reporter.state is not GuestState.NO_DRIVER,
             retaking=reporter.balloon.most_bytes is not None,
         )
+        await self._call(reporter.look(now_s))
         sample = await self._call(self._control.sample())
         self._refused = False
-        self._reporter.take(sample, asyncio.get_running_loop().time())
+        reporter.take(sample, asyncio.get_running_loop().time())
 
     def _has_given_back(self) -> bool:
         """Whether the guest has all that balloond took, or will take it later on its own: a paused

@@ -74,7 +74,7 @@ class Schedule:
 
     Attributes:
         due_s: when the next sample is due.
-        wanted_s: how often the VM is to be watched; None: it is not.
+        wanted_s: how often the VM is to be watched; None: it is not watched.
         told_s: how often its guest was told to send statistics.
         young_until_s: until when its driver is expected to begin to listen.
     """

@@ -1,7 +1,8 @@
 """One VM's balloon: its size, the targets for its driver, and the reports about it."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 from balloon_daemon.events import (
     BalloonFound,
@@ -42,8 +43,7 @@ SHARED_WITHIN_POLLS = 60
 policy (1 s each). A VMM sends the table when the guest's driver starts."""
 
 
-@dataclass(frozen=True, slots=True)
-class BalloonSettings:
+class BalloonSettings(NamedTuple):
     """The settings for a VM's balloon.
 
     Attributes:
@@ -51,12 +51,15 @@ class BalloonSettings:
         poll_s: the policy's poll interval, in seconds.
         vmm_pid: its VMM's process; 0: unknown.
         dry_run: never ask the driver for the balloon's size, as that changes the size.
+        charge: charges the seconds that measuring the VM takes to its user; returns whether it may
+            be measured now.
     """
 
     vm_mem_bytes: int | None
     poll_s: float
     vmm_pid: int = 0
     dry_run: bool = False
+    charge: Callable[[float], bool] = lambda _spent_s: True
 
 
 def _ask_nobody(_target_bytes: int) -> None:
@@ -89,7 +92,7 @@ class Balloon:
         self._device = device
         self._publish = publish
         self._report = report
-        self.limits = BalloonLimits(vm, backend, settings.vm_mem_bytes, publish)
+        self.limits = BalloonLimits(vm, backend, settings.vm_mem_bytes, publish, settings.charge)
         ask = _ask_nobody if settings.dry_run else self.set_target
         self._sounding = Sounding(ask, settings.poll_s)
         self._empty = asyncio.Event()
@@ -163,6 +166,8 @@ class Balloon:
     def _target_reached(self) -> None:
         missing_bytes = self.limits.judge(asyncio.get_running_loop().time())
         quiet = missing_bytes is None
+        if not quiet:
+            self._report_held()
         self._publish(TargetReached(self._vm, self._actual_bytes, missing_bytes or 0, quiet))
 
     def take_stats(self, stats: Stats, *, first: bool) -> None:
@@ -182,6 +187,11 @@ class Balloon:
     def _look(self) -> None:
         """Asks for the guest's statistics, and reports how much host memory the VM occupies."""
         self._device.request_stats()
+        self._report_held()
+
+    def _report_held(self) -> None:
+        """Reports how much host memory the VM occupies: for a VM that nobody watches, of the
+        profile seed, each time that it has reached a target."""
         if self._attached and self.limits.size_bytes:
             now_s = asyncio.get_running_loop().time()
             self._report(self._vm, Held(self.limits.held_bytes(), now_s))

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind, is_memory
+from balloon_daemon.linux.figures import lockable
 from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 
 MAX_HANGING = 16
@@ -119,7 +120,7 @@ class Closer:
         child = self._close_by_idle(fds)
         if child is None:
             try:
-                child = ClosingChild(fds)
+                child = ClosingChild(fds, lockable)
             except OSError:
                 self._retry_later()
                 return False
@@ -244,7 +245,7 @@ class _Work(NamedTuple):
 
     Attributes:
         queue: the queue of their user.
-        owner: the peer that sent them; None: they are a lot's outlet.
+        owner: the peer that sent them; None: they are a lot's outlet (``_Lot``).
         numbers: how many numbers of this process they occupied.
         parked: how many parked descriptors the lot holds.
     """
@@ -288,7 +289,13 @@ class _Queue:
 
     def park(self, fds: Sequence[int]) -> list[int]:
         """Puts descriptors of the ``_PARKED`` kinds into a lot, without numbers; returns the
-        others."""
+        others, which keep their numbers.
+
+        Freeing a number takes long where its file has many locks: so once that has taken all of
+        the user's time (``FdAccount.close_here``), numbers are kept.
+        """
+        if not self.account.closes_here:
+            return list(fds)
         left: list[int] = []
         sockets: list[int] = []
         for fd in fds:
@@ -297,11 +304,13 @@ class _Queue:
             together = sockets[start : start + PARKED_TOGETHER]
             # Try twice: a lot is a socket whose queue holds the parked descriptors, and the queue
             # may be full. Then the first ``_put`` fails and ends that lot; the second begins one.
-            if not self._put(together) and not self._put(together):
-                left += together
+            parked = self._put(together) or self._put(together)
+            left += [fd for fd in together if not (parked and self.account.close_here(fd))]
         return left
 
     def _put(self, fds: list[int]) -> bool:
+        """Puts descriptors into the lot, where they stay until a child closes the lot; their
+        numbers stay open."""
         try:
             if self._lot is None:
                 self._lot = _Lot()
@@ -349,9 +358,9 @@ def _charge(account: FdAccount, owner: ForeignFds | None, numbers: int) -> None:
 class _Lot:
     """Descriptors in the queue of a Unix socket, where they wait for their close without a number.
 
-    Only for the kinds in ``_PARKED``. ``put`` frees the numbers by close(2) in this process, and
-    for other kinds of files even a close that is not the last may block: a file of FUSE asks its
-    server (FUSE_FLUSH).
+    Only for the kinds in ``_PARKED``: this process closes the numbers itself, and for other kinds
+    of files even a close that is not the last may block: a file of FUSE asks its server
+    (FUSE_FLUSH).
 
     Raises:
         OSError: no descriptor is free.
@@ -366,15 +375,13 @@ class _Lot:
         """Closing this descriptor closes all descriptors in the queue."""
 
     def put(self, fds: list[int]) -> None:
-        """Puts descriptors into the queue, and frees their numbers.
+        """Puts descriptors into the queue, so that no close of their numbers is their last one.
 
         Raises:
             OSError: the queue is full, or the user has too many descriptors in flight
                 (RLIMIT_NOFILE).
         """
         socket.send_fds(self._inlet, [b"."], fds)
-        for fd in fds:
-            os.close(fd)
 
     def close(self) -> None:
         """Accepts no more descriptors."""

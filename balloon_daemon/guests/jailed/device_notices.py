@@ -21,7 +21,7 @@ from balloon_daemon.events import (
 from balloon_daemon.guests.jailed.device_events import cause_of_death
 from balloon_daemon.guests.jailed.life import DEATHS_WITHIN_S
 from balloon_daemon.guests.jailed.running_device import Ended
-from balloon_daemon.linux.kernel_log import find_seccomp_kill
+from balloon_daemon.linux.kernel_log import KERNEL_LOG
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.effects import ReadyVring
@@ -95,8 +95,12 @@ class DeviceNotices:
                 another device is forked.
             looks: how many more times the kernel's log is searched.
         """
-        by_filter = ended.exit_code == -signal.SIGSYS
-        number = find_seccomp_kill(ended.pid) if by_filter else None
+        by_filter, number = ended.exit_code == -signal.SIGSYS, None
+        if by_filter:
+            if not KERNEL_LOG.read_on():
+                self._loop.call_soon(self.died, ended, deaths, looks)
+                return
+            number = KERNEL_LOG.seccomp_kill(ended.pid)
         if by_filter and number is None and looks:
             again_s = NAME_WITHIN_S / NAME_LOOKS
             self._loop.call_later(again_s, self.died, ended, deaths, looks - 1)

@@ -31,7 +31,7 @@ def device_spec(
     since_s: float,
     identity: Identity | None,
 ) -> DeviceSpec:
-    """The next device's spec. The descriptors in it stay the back-end's.
+    """The next device's spec. The back-end still owns, and closes, the descriptors in the spec.
 
     Args:
         backend: has the guest's memory, the back-end channel and the features.

@@ -20,7 +20,6 @@ import os
 import signal
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from balloon_daemon.device.process import AskedFor, DeviceProcess, NotYetError, ask_for
@@ -47,8 +46,7 @@ class Forker(Protocol):
     def reap(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A guest's request for a device. Either ``forked`` or ``failed`` is called, unless the
     request is dropped or ``spec`` returns None.
 
@@ -147,7 +145,7 @@ class Forks:
 
     def close(self) -> None:
         """Sends no further request to the template, and drops all requests. Another controller
-        takes over the VMs and their stored states, so no device may begin that is in no state."""
+        takes over the VMs by their stored states, so no device may begin that no state names."""
         self._closed = True
         for line in self._lines.values():
             for pending in list(line.waiting):

@@ -2,7 +2,9 @@
 
 A guest may take its device over at any moment. All guests share one event loop, so a device that
 floods its tube would cost the other guests time: a tube with more reports than a working device
-sends is not read for a while. The device's writes then fail with EAGAIN.
+sends is not read for a while. The device's writes then fail with EAGAIN. Nor are the tubes of a
+user's devices read while all of them together have used up that user's share of the loop's time:
+hundreds of devices that each send no more than they may would otherwise leave none to others.
 """
 
 import asyncio
@@ -41,12 +43,19 @@ class ReportReader:
         take: called with each report.
         garbage: called once, with a description, for a message that no device sends; the tube is
             not read after that.
+        charge: charges seconds of the loop to the device's user; returns for how many seconds no
+            report of that user's devices is to be read.
     """
 
     def __init__(
-        self, tube: ControllerEnd, take: Callable[[Up], None], garbage: Callable[[str], None]
+        self,
+        tube: ControllerEnd,
+        take: Callable[[Up], None],
+        garbage: Callable[[str], None],
+        charge: Callable[[float], float],
     ) -> None:
         self._tube = tube
+        self._charge = charge
         self._take = take
         self._garbage = garbage
         self._loop = asyncio.get_running_loop()
@@ -59,15 +68,26 @@ class ReportReader:
         now = self._loop.time()
         earned = (now - self._at_s) * REPORTS_A_SECOND
         self._room, self._at_s = min(self._room + earned, REPORTS_A_SECOND), now
-        if self._room > 0:
+        # Ask before reading: of hundreds of devices that wake together, one uses the time up.
+        rest_s = self._charge(0.0)
+        if self._room > 0 and not rest_s:
             self._room -= self.read()
+            rest_s = self._charge(self._loop.time() - now)
         if self._tube.at_end or self._tube.garbage is not None:
             return
-        if self._room <= 0:
+        if self._room <= 0 or rest_s:
             self._loop.remove_reader(self._tube.fileno())
-            self._pause = self._loop.call_later(PAUSE_S, self._hear)
+            self._pause = self._loop.call_later(max(rest_s, PAUSE_S), self._hear)
         elif paused:
             self._loop.add_reader(self._tube.fileno(), self._hear)
+
+    def rest_no_more(self) -> None:
+        """Reads the reports of a device that was told to stop, however much its user has used: the
+        last one says where its rings stand."""
+        self._charge = lambda spent_s: 0.0
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = self._loop.call_later(PAUSE_S, self._hear)
 
     def read(self) -> int:
         """Reads waiting reports; returns how many."""

@@ -6,7 +6,7 @@ guest's own figures. The device's and the guest's numbers are untrusted: only th
 used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from balloon_daemon.events import (
     BalloonNotFreed,
@@ -24,9 +24,10 @@ from balloon_daemon.events import (
     TmpfsLimited,
 )
 from balloon_daemon.guests.jailed.gain import Gain, Loss
+from balloon_daemon.guests.jailed.memory_files import MemoryFiles
 from balloon_daemon.guests.jailed.vm_size import VmSize
 from balloon_daemon.guests.seam import Stats
-from balloon_daemon.linux.memory import FileUse, memory_file_use
+from balloon_daemon.linux.memory import memory_file_use
 from balloon_daemon.linux.page_kind import pages_of
 from balloon_daemon.rate_limit import OnceEach, RateLimit
 from balloon_daemon.sizing.decision import Reason
@@ -34,7 +35,6 @@ from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Fd, Region
-from balloon_daemon.vhost_user.messages import RegionDescription
 from balloon_daemon.virtio.balloon import BalloonFeature
 
 SLACK_BYTES = 16 * MIB
@@ -62,10 +62,17 @@ class BalloonLimits:
         backend: has the memory table, the features and ``actual``.
         flag_bytes: the size given by ``--vm-mem``; None: not given.
         publish: takes events.
+        charge: charges the seconds that measuring the VM takes to its user; returns whether it may
+            be measured now.
     """
 
     def __init__(
-        self, vm: VmId, backend: Backend, flag_bytes: int | None, publish: Publish
+        self,
+        vm: VmId,
+        backend: Backend,
+        flag_bytes: int | None,
+        publish: Publish,
+        charge: Callable[[float], bool],
     ) -> None:
         self._vm = vm
         self._backend = backend
@@ -73,7 +80,7 @@ class BalloonLimits:
         self._size = VmSize(flag_bytes)
         self._gain = Gain()
         self._features = -1
-        self._introduced: list[tuple[RegionDescription, str]] = []
+        self._files = MemoryFiles(backend.memory, charge)
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._holding = False
         self._judged = RateLimit(JUDGED_A_SECOND)
@@ -100,20 +107,15 @@ class BalloonLimits:
             self._features = self._backend.acknowledged
             keeps = bool(self._features & BalloonFeature.DEFLATE_ON_OOM)
             self._size.expect(keeps_total=keeps)
-        # Compare the regions without their descriptors: a front-end that sends the same table
-        # again at each start of its guest sends other descriptors, but the table needs no new
-        # events.
-        table = [(r.description, r.never_freed) for r in memory.regions]
-        if table == self._introduced:
+        if not self._files.is_another_table():
             return
-        self._introduced = table
         self._gain.start_anew()
         self._holding = False
         self._published -= {BalloonNotFreed, Fruitless}
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
         if self._backend.channel is None:
             self._publish_once(NoBackendChannel(self._vm))
-        if self._tables.admit(str(table)):
+        if self._tables.admit(str(self._files)):
             for event in _news(self._vm, memory.regions):
                 self._publish(event)
         self._say_size()
@@ -161,7 +163,7 @@ class BalloonLimits:
         A guest can use at most its size less its balloon, so memory that its files hold beyond
         that was taken from the guest but not freed for the host.
         """
-        files = self._files()
+        files = self._files.uses()
         size = sum(file.size_bytes for file in files)
         allowed = size - self._backend.config.actual * PAGE_SIZE
         over = sum(file.held_bytes for file in files) - allowed
@@ -171,7 +173,7 @@ class BalloonLimits:
         """How much of the host's memory the VM's memory occupies: the VM's size less the holes in
         its files. The files' allocated bytes alone would be too many, because some files are no
         RAM (NVDIMMs, shared-memory devices)."""
-        free = sum(file.size_bytes - file.held_bytes for file in self._files())
+        free = sum(file.size_bytes - file.held_bytes for file in self._files.uses())
         return max(0, self.size_bytes - free)
 
     def judge(self, now_s: float) -> int | None:
@@ -207,7 +209,7 @@ class BalloonLimits:
         self._holding = self._holding and self.not_freed_bytes() > 0
         if self._holding or self._gain.fruitless:
             return Reason.FRUITLESS
-        files = self._files()
+        files = self._files.uses()
         for device in {file.identity[0] for file in files if file.limit_bytes is not None}:
             there = [file for file in files if file.identity[0] == device]
             missing = sum(file.size_bytes - file.held_bytes for file in there)
@@ -219,15 +221,6 @@ class BalloonLimits:
         if type(event) not in self._published:
             self._published.add(type(event))
             self._publish(event)
-
-    def _files(self) -> list[FileUse]:
-        """The files behind the memory that can be freed, each once."""
-        uses = {}
-        for region in self._backend.memory.regions:
-            if region.fd is not None and not region.never_freed:
-                use = memory_file_use(region.fd.fileno())
-                uses[use.identity] = use
-        return list(uses.values())
 
 
 def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:

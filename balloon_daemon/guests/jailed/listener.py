@@ -91,7 +91,7 @@ class VhostUserGuests:
         self._closer = Closer(asyncio.get_running_loop())
         for own in self._sockets:
             config = replace(self._config, vm_mem_bytes=own.vm.vm_mem_bytes)
-            self._acceptors[own.vm.address] = Acceptor(own, replace(self._shared, config=config))
+            self._acceptors[own.vm.address] = Acceptor(own, self._shared._replace(config=config))
         self._take_over()
         for acceptor in self._acceptors.values():
             acceptor.begin(self._accept)

@@ -10,7 +10,7 @@ import resource
 from time import monotonic as now_s
 
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
-from balloon_daemon.guests.jailed.turns import Allowance, Allowances, Turns
+from balloon_daemon.guests.jailed.turns import OF_THE_LOOP, TURN_S, Allowance, Allowances, Turns
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.units import VmId
@@ -41,6 +41,11 @@ OF_THE_TEMPLATE = 1 / 2
 """The part of the template's time that one user's devices may take for long, some 200 forks a
 second. Unused time is saved up, ``SAVED_S`` at most, for VMs that start at the same moment."""
 
+MEASURING, MEASURING_AT_ONCE_S = 1 / 16, 0.02
+"""The part of the event loop's time that may go into asking the kernel how much memory one user's
+VMs occupy, and seconds of it at once: all VMs are asked in one turn of the loop when memory
+becomes low. It takes 7 µs a file, and a user may have 24,000 of them."""
+
 ENDS_A_SECOND = 10
 """How many ends of one user's connections are published in a second; any user may connect
 thousands of times a second."""
@@ -62,7 +67,8 @@ class Peer:
         self.ends = RateLimit(ENDS_A_SECOND)
         self.refusals, self.store_refusals = RateLimit(1), RateLimit(1)
         self._allowances = Allowances()
-        self._forks = Allowance(OF_THE_TEMPLATE)
+        self._forks, self._reports = Allowance(OF_THE_TEMPLATE), Allowance(OF_THE_LOOP)
+        self._measuring = Allowance(MEASURING, MEASURING_AT_ONCE_S)
         self._turns: Turns | None = None
 
     @property
@@ -116,6 +122,23 @@ class Peer:
             self._allowances.in_turns.charge(spent_s, now_s())
         else:
             self._turns.charge(spent_s)
+
+    def charge_reports(self, spent_s: float) -> float:
+        """Charges seconds of the event loop that reports of the user's devices have taken.
+
+        The allowance is one of its own: a flood of reports delays no other access of this user's
+        VMs to their config space.
+
+        Returns:
+            For how many seconds no report of this user's devices is to be read.
+        """
+        left_s = self._reports.charge(spent_s, now_s())
+        return 0.0 if left_s > 0 else (TURN_S - left_s) / OF_THE_LOOP
+
+    def charge_measuring(self, spent_s: float) -> bool:
+        """Charges seconds that went into measuring the user's VMs (``MEASURING``); returns whether
+        one may be measured now."""
+        return self._measuring.charge(spent_s, now_s()) > 0
 
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of the user's connections may bring descriptors now."""

@@ -40,6 +40,7 @@ class RunningDevice:
         take: called with each report.
         misbehaved: called once, with a description, for a message that no device sends.
         ended: called once it is reaped and all of its reports are handled.
+        charge: charges the seconds that its reports take to its user, as ``ReportReader`` says.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class RunningDevice:
         take: Callable[[Up], None],
         misbehaved: Callable[[str], None],
         ended: Callable[[Ended], None],
+        charge: Callable[[float], float],
     ) -> None:
         self._process = process
         self._ended = ended
-        self._reader = ReportReader(process.tube, take, misbehaved)
+        self._reader = ReportReader(process.tube, take, misbehaved, charge)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
         # The device has been sent its first order (``DeviceProcess.begin``): watch from now on
         # whether it is read.
@@ -77,6 +79,7 @@ class RunningDevice:
 
     def stop(self) -> None:
         """Sends STOP; kills the device where the tube is full."""
+        self._reader.rest_no_more()
         if not self._process.tube.send(Command.STOP):
             self._process.kill()
 

@@ -14,9 +14,8 @@ which needs no room in the store, says from which serial number on states are va
 import asyncio
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from balloon_daemon.guests.jailed.kept_fds import KeptFds
 from balloon_daemon.guests.seam import VmRow
@@ -58,8 +57,7 @@ _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "u
 """All fields of a vring that ``replay_vrings`` encodes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A guest's state at one moment, with its descriptors as objects."""
 
     handled: int

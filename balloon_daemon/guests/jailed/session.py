@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.errors import FrontendError, StateFileError
@@ -35,8 +35,7 @@ from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(NamedTuple):
     """The objects that all sessions of a controller share.
 
     Attributes:
@@ -81,7 +80,7 @@ class Session:
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.device = DeviceSupervisor(
             self.backend,
-            Jail(shared.identity, partial(shared.forks.ask, peer)),
+            Jail(shared.identity, partial(shared.forks.ask, peer), peer.charge_reports),
             publish,
             vm,
             self._device_changed,
@@ -89,7 +88,11 @@ class Session:
         )
         config = shared.config
         settings = BalloonSettings(
-            config.vm_mem_bytes, config.poll_s, connection.peer_pid(), config.dry_run
+            config.vm_mem_bytes,
+            config.poll_s,
+            connection.peer_pid(),
+            config.dry_run,
+            peer.charge_measuring,
         )
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
         self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)
@@ -111,7 +114,7 @@ class Session:
         return self._connection.local_path
 
     def is_of(self, pid: int) -> bool:
-        """Whether this process is its VMM, and it does not end."""
+        """Whether this process is its VMM, and the session is not closing."""
         return not self._closing and self._connection.is_of(pid)
 
     @property
@@ -182,12 +185,12 @@ class Session:
 
     @property
     def stays(self) -> bool:
-        """Whether the store has a state of it that is true; without one it ends with this
-        controller, and with it the guest's only way to its memory."""
+        """Whether the store has a valid state of this VM. Without one no other controller can
+        serve the VM, and the guest never gets back the memory in its balloon."""
         return not self._closing and self._kept.has_valid_state
 
     def leave(self) -> None:
-        """Stays in the store for another controller when this one's task ends."""
+        """Leaves the VM in the store for another controller; this session's task ends next."""
         if self._closing:
             return
         try:

@@ -16,7 +16,7 @@ EVERY_POLLS = 5
 
 
 class Sounding:
-    """Asks one driver until it answers.
+    """Sets one driver's target to one page and to 0 in turn, until the driver writes ``actual``.
 
     Args:
         set_target: sets the driver's target in bytes.

@@ -6,8 +6,7 @@ and passes the results to the table.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.device.process import DeviceProcess
 from balloon_daemon.device.spec import DeviceSpec
@@ -31,17 +30,18 @@ LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 """Seconds to wait before each fork of a device that only reports each ring's ``used.idx``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Jail:
+class Jail(NamedTuple):
     """The settings with which every device of a guest is forked.
 
     Attributes:
         identity: the user that a device becomes; None: it keeps its user.
         ask: asks for a device.
+        charge: charges the seconds that reports take to the guest's user (``ReportReader``).
     """
 
     identity: Identity | None
     ask: Ask
+    charge: Callable[[float], float] = lambda _spent_s: 0.0
 
 
 class DeviceSupervisor:
@@ -258,7 +258,13 @@ class DeviceSupervisor:
             self._began_at = asyncio.get_running_loop().time()
         self._reports.begin()
         self._device = RunningDevice(
-            process, self._vm, self._publish, self._reports.take, self._misbehaved, self._ended
+            process,
+            self._vm,
+            self._publish,
+            self._reports.take,
+            self._misbehaved,
+            self._ended,
+            self._jail.charge,
         )
         self._take(Event.FORKED)
         self._notices.forked(process.pid, served, look=look)

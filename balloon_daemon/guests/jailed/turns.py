@@ -52,6 +52,11 @@ three of these tasks."""
 DEMOTED_FOR_S = 10.0
 """How long a connection that used too much time is served in turns, like a new one."""
 
+_SPARE: list[select.epoll] = []
+"""Empty epoll instances, of users without a connection, for the next users. They are not closed:
+any user of the host may put many locks (fcntl(2)) on the one file that all epoll instances have,
+each close looks at all of them, and a VMM may connect and hang up over and over."""
+
 Ready = Callable[[], None]
 """Handles one message of a connection."""
 
@@ -61,11 +66,13 @@ class Allowance:
 
     Args:
         share: how many seconds each second adds to the allowance.
+        most_s: how many seconds the user can save up; None: ``SAVED_S``.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, most_s: float | None = None) -> None:
         self.share = share
-        self._saved_s, self._at_s = SAVED_S, 0.0
+        self._most_s = SAVED_S if most_s is None else most_s
+        self._saved_s, self._at_s = self._most_s, 0.0
 
     @property
     def is_low(self) -> bool:
@@ -74,7 +81,7 @@ class Allowance:
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Deducts the time spent; returns the seconds left, 0 or less where none are."""
-        saved_s = min(self._saved_s + (now_s - self._at_s) * self.share, SAVED_S)
+        saved_s = min(self._saved_s + (now_s - self._at_s) * self.share, self._most_s)
         self._saved_s, self._at_s = max(saved_s - spent_s, -OWED_S), now_s
         return self._saved_s
 
@@ -148,7 +155,7 @@ class Turns:
     def __init__(self, allowances: Allowances) -> None:
         self._allowances = allowances
         self._loop = asyncio.get_running_loop()
-        self._epoll = select.epoll()
+        self._epoll = _SPARE.pop() if _SPARE else select.epoll()
         self._at_once: dict[int, float] = {}
         """The connections that the event loop watches directly, each with the seconds used since
         a connection was last moved from here to the epoll instance."""
@@ -200,7 +207,8 @@ class Turns:
             later.cancel()
 
     def charge(self, spent_s: float) -> None:
-        """Charges seconds of the loop to the connections that are served in turns."""
+        """Charges event-loop time to the connections in the epoll instance. When they have used up
+        their allowance, the loop does not watch that instance for a while."""
         left_s = self._allowances.in_turns.charge(spent_s, self._loop.time())
         if left_s <= 0 and self._rest is None and not self._closed:
             self._loop.remove_reader(self._epoll.fileno())
@@ -250,13 +258,14 @@ class Turns:
         await turn
 
     def close(self) -> None:
-        """Stops watching all connections."""
+        """Ends the turns; all connections must have left."""
         self._closed = True
         for timer in (self._rest, *self._demoted.values()):
             if timer is not None:
                 timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+        if not self._watched:
+            _SPARE.append(self._epoll)
 
     def _give(self) -> None:
         """Gives a turn of the loop to the task that has waited longest."""

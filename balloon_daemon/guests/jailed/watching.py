@@ -13,7 +13,8 @@ from balloon_daemon.linux.process_figures import ProcessFigures
 
 
 class Watching:
-    """The figures of one VM.
+    """Calls ``look`` at regular times while one VM is watched, and adds what its VMM has read from
+    disks to its guest's statistics.
 
     Args:
         vmm_pid: its VMM's process; 0: unknown.

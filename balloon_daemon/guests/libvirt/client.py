@@ -17,7 +17,7 @@ from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.libvirt import wire
 from balloon_daemon.guests.libvirt.process import MAX_CALLS, MAX_LINE_BYTES
 from balloon_daemon.linux.apart import LowNumbers
-from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 
 MAX_HANGING = MAX_CALLS - 1
 """The process is killed when so many calls hang. Until then one further call is possible."""
@@ -88,11 +88,12 @@ class Client:
 
     @property
     def why_ended(self) -> ControlError | None:
-        """Why no more calls can be made; None: they can."""
+        """Why no more calls can be made; None: calls can be made."""
         return self._ended.result() if self._ended.done() else None
 
     async def ended(self, within_s: float | None = None) -> bool:
-        """Waits until no more calls can be made; False: they still can, after so many seconds."""
+        """Waits until no more calls can be made; False: calls can still be made after so many
+        seconds."""
         await asyncio.wait([self._ended], timeout=within_s)
         return self._ended.done()
 
@@ -204,13 +205,13 @@ class _Process:
 
     Args:
         pid: its process id.
-        low: started the process.
+        low: started the process; has a copy of the process's end of the socket until ``began``.
     """
 
     def __init__(self, pid: int, low: LowNumbers) -> None:
         self.pid = pid
         self._low: LowNumbers | None = low
-        self._pidfd = OwnedFd(os.pidfd_open(pid))
+        self._pidfd = lockable(os.pidfd_open(pid))
         self._reaped = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._pidfd.fileno(), self._reap)
 
@@ -233,8 +234,8 @@ class _Process:
     def began(self) -> None:
         """Closes balloond's copy of the process's end of the socket.
 
-        Called once the process has said something, or has ended: before that it may still share
-        balloond's descriptor table (CLONE_FILES), and the close would take the socket from it.
+        Called once the process has sent a message or has ended: before that it may still share
+        balloond's descriptor table (CLONE_FILES), and this close would close its end too.
         """
         if self._low is not None:
             self._low.close_duplicate()

@@ -13,7 +13,8 @@ from balloon_daemon.guests.libvirt.client import Client
 from balloon_daemon.linux.apart import LowNumbers
 
 SYSTEM_PYTHON = "/usr/bin/python3"
-"""Has libvirt's library where the distribution's package python3-libvirt is installed."""
+"""The interpreter that has libvirt's library if the distribution's package python3-libvirt is
+installed."""
 
 CONNECTS_WITHIN_S = 10.0
 """How long a connection to libvirt's daemon may take; one over SSH takes a second or two."""
@@ -45,7 +46,7 @@ class Connection:
 
     Args:
         uri: libvirt's name for the connection, such as ``qemu:///system``.
-        low: starts the client's processes.
+        low: starts the client's processes without any VMM's descriptors.
         heard: takes events of all domains, in the event loop, after the functions that ``listen``
             was given.
         command: makes the command that starts a client.
@@ -96,7 +97,8 @@ class Connection:
             return wire.decode_domains(await client.call("domains", {}))
         except ControlError as err:
             if err.fault in (Fault.HANGS, Fault.NONSENSE):
-                # No domain is the cause: the daemon does not answer, or the client is broken.
+                # The call was about no single domain: so the daemon does not answer, or the client
+                # is broken.
                 client.kill(err)
             raise
 

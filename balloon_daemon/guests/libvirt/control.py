@@ -78,7 +78,7 @@ class DomainControl:
             sample.state,
             frozenset(ability for ability, has in can.items() if has),
             pid,
-            "" if pid is None else qemu_process.find_memory_file(pid),
+            "" if pid is None else await qemu_process.find_memory_file(pid),
             self._uuid,
             figures.restored,
         )
@@ -101,7 +101,7 @@ class DomainControl:
             try:
                 await self._set_period(self._period_s)
             except ControlError as err:
-                # libvirt saves, dumps or migrates the domain: set it after a later sample.
+                # libvirt saves, dumps or migrates the domain: set the period after a later sample.
                 if err.fault is not Fault.REFUSED:
                     raise
         return sample

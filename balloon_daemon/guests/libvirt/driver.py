@@ -1,4 +1,4 @@
-"""All VMs that are driven through libvirt.
+"""Finds and drives all VMs whose balloon is reached through libvirt.
 
 Runs in the controller. For each libvirt there is one ``Connection``, and a task that keeps it up
 and knows which domains run: from events at once, and from a list every 30 s, which finds changes
@@ -19,6 +19,7 @@ from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder, Pause
+from balloon_daemon.guests.driven.lookups import LOOKUPS
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.libvirt import wire
 from balloon_daemon.guests.libvirt.connection import Connection
@@ -101,10 +102,11 @@ class LibvirtVms:
             host.stop()
 
     async def close(self, *, leaving: bool) -> None:
-        """Ends libvirt's clients, and stores what another balloond has to know."""
+        """Ends libvirt's clients, and stores the domains' bases for another balloond."""
         for host in self._hosts:
             await host.close()
         self._bases.store()
+        LOOKUPS.close()
 
     def _open_hosts(self) -> None:
         """Begins with the libvirts that are wanted and not looked at yet."""
@@ -122,7 +124,7 @@ class Host:
 
     Args:
         uri: libvirt's name for the connection.
-        low: starts libvirt's clients.
+        low: starts libvirt's client, a process, without any VMM's descriptors.
         registry: gets the VMs.
         shared: what all driven VMs share.
     """
@@ -203,7 +205,7 @@ class Host:
                 continue
             self._bring_up_to_date(running)
             if not await self._connection.ended(within_s=LIST_EVERY_S):
-                self._pause = Pause()  # Publish the next failure in full.
+                self._pause = Pause()  # The next failure is published as new, not as ``quiet``.
 
     async def _list_now(self) -> None:
         with contextlib.suppress(ControlError):  # ``_watch`` says why.

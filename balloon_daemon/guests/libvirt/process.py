@@ -38,9 +38,9 @@ HANGS_AFTER_MS = 2000
 """No call is begun to a domain whose QEMU has been busy with another command for so long."""
 
 ENDING_LOOKS, ENDING_LOOK_S = 20, 0.05
-"""How often, and after how many seconds each, a domain is looked at again of which ``controlInfo``
-says VIR_DOMAIN_CONTROL_ERROR: 1 to 10 ms long while it is destroyed (libvirt 12.8), for good where
-libvirt has lost its monitor."""
+"""If ``controlInfo`` says VIR_DOMAIN_CONTROL_ERROR of a domain, the domain is looked at again so
+often, with so many seconds between. A domain that is being destroyed has that state for 1 to 10 ms
+(libvirt 12.8), a domain whose monitor libvirt has lost has it for good."""
 
 KEEPALIVE_S, KEEPALIVES = 5, 3
 """libvirt's daemon counts as gone when it has not answered for 5 × (3 + 1) seconds."""
@@ -172,7 +172,7 @@ class _Domain:
                 _control_of(handle, libvirt)
                 return False
         except libvirt.libvirtError as err:
-            # The second is controlInfo's error for a domain that does not run.
+            # OPERATION_INVALID is controlInfo's error for a domain that does not run.
             codes = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
             return err.get_error_code() in codes
         return True
@@ -402,8 +402,8 @@ class Client:
 
     @contextlib.contextmanager
     def _opened(self, connection: Any, uuid: str) -> Iterator[tuple[_Domain, Any]]:
-        """An opened domain whose QEMU answers, and libvirt's object for it. Any error of libvirt's
-        about a domain that ends meanwhile becomes "gone"."""
+        """Yields an opened domain whose QEMU answers, and libvirt's object for the domain. If the
+        domain ends meanwhile, any error of libvirt's becomes "gone"."""
         domain = self._domains[uuid]
         try:
             handle = connection.lookupByUUIDString(uuid)

@@ -6,10 +6,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.vmm_process import open_files
 from balloon_daemon.linux.figures import read_once
-from balloon_daemon.linux.file_access import as_user_of
-from balloon_daemon.linux.libc import inode_of
-from balloon_daemon.linux.process_figures import apart, files_of
+from balloon_daemon.linux.process_figures import apart
 from balloon_daemon.linux.reading_child import MOST_BYTES
 
 _MAX_PID_BYTES = 32
@@ -29,7 +28,7 @@ def find_pid(uri: str, name: str, uuid: str) -> int | None:
         uuid: its id.
 
     Raises:
-        ControlError: it cannot be looked at in time.
+        ControlError: the process's figures cannot be read in time.
     """
     directory = _run_directory(uri)
     if directory is None or "/" in name:
@@ -58,7 +57,7 @@ def _run_directory(uri: str) -> Path | None:
     return Path(runtime, "libvirt/qemu/run") if runtime else None
 
 
-def find_memory_file(pid: int) -> str:
+async def find_memory_file(pid: int) -> str:
     """The path of the descriptor of the memfd that the guest's memory is.
 
     Args:
@@ -66,9 +65,10 @@ def find_memory_file(pid: int) -> str:
 
     Returns:
         The path; "": the memory is no memfd, or several, or balloond may not look.
+
+    Raises:
+        ControlError: it cannot be looked at in time.
     """
-    paths = (path for path, link in files_of(pid) if link.startswith(_MEMORY_FILES))
-    # Not os.stat(): QEMU may have a file of FUSE of that name, whose server may never answer.
-    with as_user_of(pid):
-        found = {inode: path for path in paths if (inode := inode_of(path)) is not None}
+    files = await open_files(pid, _MEMORY_FILES)
+    found = {each.inode: each.path for each in files.found if each.inode}
     return next(iter(found.values())) if len(found) == 1 else ""

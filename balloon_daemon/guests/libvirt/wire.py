@@ -260,7 +260,7 @@ def _stats(content: dict[str, Any], stats: dict[str, Any]) -> Stats:
 
 def _number(content: dict[str, Any], name: str, most: int) -> int:
     value = content.get(name)
-    # Not isinstance(): bool is a subclass of int.
+    # Compare the type itself: isinstance() would take a bool, whose class is a subclass of int.
     if type(value) is not int or not 0 <= value <= most:
         _nonsense(name, value)
     return value

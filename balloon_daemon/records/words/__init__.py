@@ -20,8 +20,11 @@ from balloon_daemon.events import (
     MemoryKnown,
     PolicyEvent,
     ProtectionEvent,
+    SteeringEvent,
     Stepped,
     Surveyed,
+    TraceBegun,
+    VmFound,
 )
 from balloon_daemon.records.line import Level, Line
 from balloon_daemon.records.words.daemon import said_of_daemon
@@ -29,6 +32,7 @@ from balloon_daemon.records.words.devices import said_of_device
 from balloon_daemon.records.words.driven import said_of_driven
 from balloon_daemon.records.words.memory import page_kinds, said_of_memory
 from balloon_daemon.records.words.protection import said_of_protection
+from balloon_daemon.records.words.steering import said_of_steering
 from balloon_daemon.records.words.vms import decision_fields, said_of_vm
 
 
@@ -46,7 +50,7 @@ def is_debug(event: Event) -> bool:
     return isinstance(event, _DEBUG) or getattr(event, "quiet", False)
 
 
-_DEBUG = (DeviceReady, GuestStats, Stepped, Surveyed)
+_DEBUG = (DeviceReady, GuestStats, Stepped, Surveyed, TraceBegun, VmFound)
 
 
 def _said(event: Event) -> tuple[Level, str] | None:
@@ -60,6 +64,8 @@ def _said(event: Event) -> tuple[Level, str] | None:
         return None  # for the trace alone
     if isinstance(event, ProtectionEvent):
         return said_of_protection(event)
+    if isinstance(event, SteeringEvent):
+        return said_of_steering(event)
     return said_of_memory(event) if isinstance(event, MemoryEvent) else said_of_vm(event)
 
 
@@ -86,7 +92,7 @@ def _fields(event: Event) -> dict[str, object]:
         if isinstance(value, Enum):
             named[name] = value.value if isinstance(value.value, str) else value.name.lower()
         elif name == "vm":
-            named["vm"] = str(value)
+            named |= {} if value is None else {"vm": str(value)}
         elif name != "quiet" and value is not None and value != "":
             named[name] = value
     return named

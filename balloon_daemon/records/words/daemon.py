@@ -95,11 +95,11 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
             )
         case StoreLost():
             return Level.ERROR, (
-                "what keeps the VMs for a later balloond is gone: should this one end, they have "
-                "no balloon until they are started again"
+                "the store (systemd's, or a keeper), which keeps the VMs for a later balloond, is "
+                "gone: should this one end, they have no balloon until they are started again"
             )
         case NotAccepted(error):
-            return Level.ERROR, f"cannot take a connection: {error}"
+            return Level.ERROR, f"cannot take a VMM's connection: {error}; trying again"
         case ConnectionRefused():
             message = f"a connection of user {event.uid} is refused: {_taken(event)}"
             return Level.ERROR, message + more(event.suppressed)
@@ -124,15 +124,21 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case TemplateStarted(what):
             return Level.INFO, what
         case CallbackFailed(error):
-            return Level.ERROR, f"{error}; going on"
+            return Level.ERROR, f"unexpected error in balloond: {error}; going on"
         case ReaderFailed(name, error):
-            return Level.ERROR, f"{error}; an event {name} was not read; going on"
+            return Level.ERROR, (
+                f"unexpected error in balloond: {error}; an event {name} may be missing in the "
+                "log, the API or a file; going on"
+            )
         case EventsLost(lost):
             events = "1 event" if lost == 1 else f"{lost} events"
             return Level.WARNING, f"{events} came too fast to be written: lost"
         case LinesLost(lost):
             lines = "1 line" if lost == 1 else f"{lost} lines"
-            return Level.WARNING, f"{lines} could not be written here: lost"
+            return (
+                Level.WARNING,
+                f"{lines} could not be written here (a full disk, or a slow reader): lost",
+            )
         case HistorySetAside(why, ending):
             message = f"the file of --history cannot be used ({why}): renamed to end in {ending}"
             return Level.WARNING, f"{message}, a new one begins"
@@ -169,11 +175,11 @@ def _taken(event: ConnectionRefused) -> str:
     allow_more = f"of {most} at most; allow more (ulimit -n, LimitNOFILE=)"
     match event.share:
         case Share.USERS_CONNECTIONS:
-            return f"it has {taken}, as many as one user may have"
+            return f"it has {taken} connections, as many as one user may have"
         case Share.CONNECTIONS:
-            return f"there are {taken}, as many as there may be"
+            return f"there are {taken} connections, as many as there may be"
         case Share.CLOSES:
-            return f"{taken} descriptors wait for a close that does not end, {most} may"
+            return f"{taken} of its descriptors wait for a close that does not end, {most} may"
         case Share.USERS_DESCRIPTORS:
             closing = event.closing
             of_them = f" ({closing} of them wait for a close that does not end)" if closing else ""

@@ -1,5 +1,6 @@
 """The log's sentences for events about devices. Pure."""
 
+from errno import errorcode
 from typing import assert_never
 
 from balloon_daemon.errors import GuestError, RingError
@@ -30,7 +31,8 @@ def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
         case DeviceStarted(_, pid, queues, quiet):
             return unless(quiet), f"device {pid} serves {', '.join(queues)}"
         case DeviceLooks(_, pid, queues, quiet):
-            return unless(quiet), f"device {pid} looks at {', '.join(queues)}"
+            rings = ", ".join(queues)
+            return unless(quiet), f"device {pid} only reads how far these rings are: {rings}"
         case DeviceReady():
             return Level.DEBUG, "device is jailed and ready"
         case DeviceNotForked(_, error, suppressed):
@@ -38,13 +40,16 @@ def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
             return Level.ERROR, message + more(suppressed)
         case DeviceDied():
             return Level.ERROR, _death(event)
-        case DeviceDoesNotStop():
-            return Level.WARNING, "device does not stop, killing it"
+        case DeviceDoesNotStop(_, pid):
+            return Level.WARNING, f"device {pid} was told to stop and has not: killing it"
         case DeviceHangs(_, pid):
-            message = f"device {pid} was killed and does not end: the kernel holds it"
+            message = f"device {pid} was killed and does not end: the kernel is still busy with it"
             return Level.ERROR, message
         case DeviceSendsGarbage(_, pid, found):
-            message = f"device {pid} sends what no device sends: {found}; killing it"
+            message = (
+                f"device {pid} sends what no device sends: {found}; its guest may have taken it "
+                "over: killing it"
+            )
             return Level.ERROR, message
         case DeviceStalled(_, pid):
             message = (
@@ -55,16 +60,20 @@ def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
         case DeviceTakesOrders(_, pid):
             return Level.INFO, f"device {pid} takes orders again"
         case RingsUnknown(_, suppressed):
-            message = "where the rings stand now cannot be learned"
+            message = (
+                "no device could read how far its rings are (used.idx): its VMM is told what was "
+                "known last"
+            )
             return Level.ERROR, message + more(suppressed)
         case GuestFault(_, queue, rule, found, _, True, suppressed):
             message = f"{RingError(queue, rule, found)}; the queue is stopped"
-            return Level.ERROR, message + more(suppressed)
+            return Level.ERROR, f"{message}, until the guest is restarted{more(suppressed)}"
         case GuestFault(_, queue, rule, found, head, _, suppressed):
             message = f"{GuestError(queue, head, rule, found)}; dropped"
             return Level.WARNING, message + more(suppressed)
         case HostFault(_, addr, errno, suppressed):
-            message = f"the kernel refused to free guest memory at {addr:#x}: errno {errno}"
+            name = errorcode.get(errno, f"errno {errno}")
+            message = f"the kernel refused to free guest memory at {addr:#x} (MADV_REMOVE: {name})"
             return Level.ERROR, message + more(suppressed)
         case GuestStats():
             return Level.DEBUG, "the guest's statistics"
@@ -75,7 +84,10 @@ def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
 def _death(event: DeviceDied) -> str:
     if event.deaths:
         deaths = f"the {event.deaths}th death within {event.within_s:.0f} s"
-        then = f"{deaths}: this VM's balloon stops until its VMM reconnects"
+        then = (
+            f"{deaths}: this VM's balloon stops until its VMM reconnects (QEMU's: until the VM is "
+            "started again)"
+        )
     else:
         then = "forking another"
     said = f"{event.last_words}; " if event.last_words else ""

@@ -59,7 +59,8 @@ _NOT_DRIVEN = {
     Fault.NO_BALLOON: (Level.ERROR, "the VM has no balloon device; give it one"),
     Fault.HUGETLB: (
         Level.ERROR,
-        "the VM's memory is in huge pages (hugetlbfs), of which a balloon frees nothing",
+        "the VM's memory is in huge pages (hugetlbfs), of which a balloon frees nothing; give it "
+        "memory of small pages",
     ),
     Fault.PINNED: (
         Level.ERROR,
@@ -87,7 +88,7 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             level, why = _NOT_DRIVEN[fault]
             return Level.DEBUG if quiet else level, f"{name}: {address}: {why}{_quoted(detail)}"
         case VmNotSought(name, quiet):
-            return unless(quiet), f"{name}: it is gone, and not looked for any more"
+            return unless(quiet), f"{name}: its socket or domain is gone; not looked for any more"
         case VmNotWanted(name):
             message = (
                 "the configuration has it no more: it gets its memory back, and is left alone"
@@ -126,7 +127,7 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             return Level.WARNING, message
         case GivenBackLater(_, left_bytes):
             size = format_size(left_bytes)
-            return Level.INFO, f"stands still, and takes {size} back when it goes on"
+            return Level.INFO, f"is paused or suspended, and takes {size} back when it goes on"
         case BasesNotStored(error):
             message = (
                 f"cannot store which balloons were there before balloond: {error}; after a crash "
@@ -145,7 +146,7 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             level, why = _NOT_DRIVEN[fault]
             return Level.DEBUG if quiet else level, f"domains of {uri}: {why}{_quoted(detail)}"
         case FinderFailed(name, error):
-            return Level.ERROR, f"{name}: {error}"
+            return Level.ERROR, f"{name}: unexpected error in balloond: {error}; trying again"
         case _:
             assert_never(event)
 

@@ -51,7 +51,8 @@ def said_of_memory(event: MemoryEvent) -> tuple[Level, str]:
         case GivesHugePages():
             return Level.WARNING, (
                 "huge pages that it gives up go to the host's pool, not to available memory; if "
-                "the pool has none left when it takes them back, its VMM dies of SIGBUS"
+                "the pool has none left when it takes them back, its VMM dies of SIGBUS; keep as "
+                "many free there, or give the VM memory of small pages"
             )
         case TmpfsLimited(_, limit_bytes, free_bytes):
             return Level.WARNING, (
@@ -74,7 +75,7 @@ def said_of_memory(event: MemoryEvent) -> tuple[Level, str]:
             )
         case MemoryNotFreeable():
             message = "none of its memory can be freed: this VM gets no balloon"
-            return Level.WARNING, message
+            return Level.WARNING, f"{message}; {_REMEDY}"
         case SizesDiffer():
             return Level.WARNING, _sizes(event)
         case PagesLost():
@@ -83,7 +84,7 @@ def said_of_memory(event: MemoryEvent) -> tuple[Level, str]:
                 f"{format_size(event.lost_bytes)} that it gave are {_lost(event)}",
             )
         case Fruitless():
-            message = "what it gives does not come back to the host: not asking it for more"
+            message = "less than half of what it gave last was freed: not asking it for more"
             return Level.WARNING, message
         case BalloonNotFreed(_, missing_bytes):
             return Level.WARNING, (
@@ -121,7 +122,10 @@ def _sizes(event: SizesDiffer) -> str:
 def _lost(event: PagesLost) -> str:
     match event.cause:
         case LossCause.NEVER_FREED if event.out_of_reach:
-            return "not freed: its page numbers cannot be trusted"
+            return (
+                "not freed: part of its memory lies at 16 TiB or above, where a page number of 32 "
+                "bits names another page"
+            )
         case LossCause.NEVER_FREED:
             why = ", ".join(event.reasons) or "cannot be freed"
             return f"not freed, as their file {why}; {_REMEDY}"
@@ -131,7 +135,7 @@ def _lost(event: PagesLost) -> str:
                 "all of the VM's memory (share=on for each memory back-end, plugged ones too)"
             )
         case LossCause.REFUSED:
-            return "not freed: the kernel refused"
+            return "not freed: the kernel refused (the event host-fault says why)"
         case LossCause.IN_PIECES:
             return (
                 "not freed: they are parts of huge pages, which the kernel frees only as a whole; "

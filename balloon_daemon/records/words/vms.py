@@ -59,6 +59,9 @@ _WHY = {
     Reason.NOT_RUNNING: "low memory, but the guest stands still or has no balloon driver",
     Reason.LIMITS_CHANGED: "the limits of the VM's balloon have changed",
     Reason.ASKED: "an operator has asked for it",
+    Reason.RECLAIMED: "an operator has asked for memory",
+    Reason.WITHDRAWN: "the operator who had asked for memory waits no longer",
+    Reason.PAUSED: "an operator has paused it, nothing more is taken",
 }
 
 
@@ -99,28 +102,39 @@ def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
         case VmNotServed(_, why):
             return Level.ERROR, f"{why}: this VM gets no balloon"
         case NoBackendChannel():
-            message = "the VMM gives no back-end channel: no target can be signalled"
-            return Level.WARNING, message
+            return Level.WARNING, (
+                "the VMM gives no back-end channel (SET_BACKEND_REQ_FD), by which its guest would "
+                "be told of a new target: use a VMM that gives one"
+            )
         case VmAttached(_, vm_mem_bytes, max_balloon_bytes, steps):
             return Level.INFO, _size(vm_mem_bytes, max_balloon_bytes, steps)
         case VmResized(_, vm_mem_bytes, max_balloon_bytes, steps, quiet):
             return unless(quiet), _size(vm_mem_bytes, max_balloon_bytes, steps)
         case BalloonSought():
-            return Level.INFO, "its driver is in mid-life: finding out its balloon"
+            return Level.INFO, "its driver ran before balloond did: finding out its balloon's size"
         case BalloonFound(_, actual_bytes):
             return Level.INFO, f"its balloon is {format_size(actual_bytes)}"
         case TakenOver():
             return Level.INFO, "goes on where another balloond left"
         case StateRefused(_, why):
-            return Level.ERROR, f"the state that another balloond left {why}; closing this VMM"
+            return Level.ERROR, (
+                f"the state that another balloond left {why}; closing its VMM's connection: it "
+                "has no balloon until it is started again"
+            )
         case NotStored(_, error, suppressed):
             message = f"cannot be kept for a later balloond: {error}"
             return Level.ERROR, message + more(suppressed)
         case StoreShareUsed(_, uid, vms, suppressed):
-            message = f"is not kept for a later balloond: user {uid} has {vms} VMs, its share"
+            message = (
+                f"is not kept for a later balloond: {vms} VMs of user {uid} are, as many as one "
+                "user's may"
+            )
             return Level.ERROR, message + more(suppressed)
         case StoreStalled(_, why):
-            return Level.ERROR, f"{why}; going on without it"
+            return Level.ERROR, (
+                f"{why}; its VMM is answered all the same: should balloond be killed now, this VM "
+                "may lose its balloon"
+            )
         case GivingBack(_, balloon_bytes):
             return Level.INFO, _giving_back(balloon_bytes)
         case StillToGiveBack(_, left_bytes):
@@ -130,9 +144,9 @@ def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
             message = f"{size} were not taken back, and stay in a balloon that nobody serves now"
             return Level.WARNING, message
         case VmDoesNotEnd():
-            return Level.ERROR, "does not end; left behind"
+            return Level.ERROR, "its task in balloond does not end: ending without it"
         case VmFailed(_, error):
-            return Level.ERROR, error
+            return Level.ERROR, f"unexpected error in balloond: {error}"
         case _:
             assert_never(event)
 
@@ -152,7 +166,7 @@ def _giving_back(balloon_bytes: int | None) -> str:
     if balloon_bytes is None:
         return "giving all of a balloon of unknown size back to the guest"
     if not balloon_bytes:
-        return "the guest need not give anything"
+        return "its balloon is empty: the guest is asked for nothing any more"
     return f"giving {format_size(balloon_bytes)} back to the guest"
 
 
@@ -163,15 +177,20 @@ def _decision(decision: Decision) -> str:
     if reading is not None:
         needed = "" if decision.needed_mib is None else f", {decision.needed_mib:,} MiB needed"
         within = f" within {reading.within}" if reading.within else ""
+        reserved_mib = reading.reserved_mib
+        reserved = f", {reserved_mib:,} MiB reserved" if reserved_mib else ""
         line += (
             f" ({reading.available_mib:,} MiB available{within}, "
-            f"margin {reading.margin_mib:,} MiB{needed})"
+            f"margin {reading.margin_mib - reserved_mib:,} MiB{reserved}{needed})"
         )
     size = format_size(decision.target_bytes)
     level = f"level {decision.level}/{decision.steps}, {size}"
     if decision.reason is Reason.LIMITS_CHANGED:
         # Levels before and after are of different maximums.
         return f"{line}: balloon is to be at {level}"
+    if decision.reason is Reason.ADOPTED:
+        # Nothing was asked of the guest: it has this balloon already.
+        return f"{line}: balloon goes on from {level}"
     if decision.level == decision.level_before:
         return f"{line}: balloon stays at {level}"
     verb = "grows" if decision.level > decision.level_before else "shrinks"
@@ -187,7 +206,9 @@ def decision_fields(decision: Decision) -> dict[str, object]:
     }
     if decision.reading is not None:
         fields["available_mib"] = decision.reading.available_mib
-        fields["margin_mib"] = decision.reading.margin_mib
+        fields["margin_mib"] = decision.reading.margin_mib - decision.reading.reserved_mib
+        if decision.reading.reserved_mib:
+            fields["reserved_mib"] = decision.reading.reserved_mib
         if decision.reading.within:
             fields["within"] = decision.reading.within
     return fields

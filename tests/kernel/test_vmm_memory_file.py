@@ -1,4 +1,4 @@
-"""The memory file of a libvirt domain's QEMU, where that has a file whose server is silent."""
+"""The memory file of a VMM that has a file of the same name whose server is silent."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.guests.libvirt import qemu_process
+from balloon_daemon.guests.driven import process_orders
 from tests.harness import slow_close
 from tests.harness.slow_close import MuteFile
 from tests.harness.waiting import HANG_S
@@ -30,11 +30,12 @@ def test_file_of_fuse_whose_server_does_not_answer_is_not_waited_for(
         mute = MuteFile(tmp_path / "mount")
     except OSError as err:
         pytest.skip(f"needs root, to mount a file system of FUSE: {err}")
+    inode = os.fstat(mute.fd).st_ino
     link = os.readlink(f"/proc/self/fd/{mute.fd}")
-    monkeypatch.setattr(qemu_process, "_MEMORY_FILES", (link,))
-    found: list[str] = []
+    found: list[object] = []
     look = threading.Thread(
-        target=lambda: found.append(qemu_process.find_memory_file(os.getpid())), daemon=True
+        target=lambda: found.append(process_orders.open_files(os.getpid(), [link])),
+        daemon=True,
     )
     try:
         os.kill(mute._server, signal.SIGSTOP)
@@ -44,4 +45,4 @@ def test_file_of_fuse_whose_server_does_not_answer_is_not_waited_for(
     finally:
         mute.close()
         look.join(HANG_S)
-    assert found == [f"/proc/{os.getpid()}/fd/{mute.fd}"]
+    assert found == [(True, [(f"/proc/{os.getpid()}/fd/{mute.fd}", inode, 4096)])]

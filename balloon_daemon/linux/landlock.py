@@ -1,0 +1,88 @@
+"""Keeps this process out of all processes but its own children, by Landlock (landlock(7)).
+
+The shipped unit leaves balloond CAP_SETUID, CAP_SETGID and CAP_KILL, with which devices become
+another user and are ended all the same. Whoever takes the controller over could become any user by
+them, and look at the host through a process of that user's (/proc/PID/root), or kill any process.
+A Landlock domain closes both, whatever capabilities its processes have: the kernel refuses them
+ptrace_may_access() of processes outside it, and where it can (Linux 6.12) signals to these.
+"""
+
+import ctypes
+import os
+import re
+
+from balloon_daemon.linux.libc import LIBC
+
+# asm-generic/unistd.h, linux/landlock.h
+_SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_RESTRICT_SELF = 444, 446
+_CREATE_RULESET_VERSION = 1
+_MAKE_CHAR, _MAKE_FIFO, _MAKE_BLOCK, _MAKE_SYM = 1 << 6, 1 << 10, 1 << 11, 1 << 12
+_SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1 << 0, 1 << 1
+_SCOPES_SINCE = 6
+"""The first version of Landlock that has scopes."""
+
+_CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 2, 19, 21  # linux/capability.h
+_WIDER = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE | 1 << _CAP_SYS_ADMIN
+_EFFECTIVE = re.compile(rb"^CapEff:\s+([0-9a-f]{16})$", re.MULTILINE)
+
+
+class _RulesetAttr(ctypes.Structure):
+    """struct landlock_ruleset_attr; older kernels take it while the later fields are 0."""
+
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
+
+
+def stay_out_of_other_processes() -> bool:
+    """Enters a Landlock domain for good, with all later children, unless balloond needs what the
+    domain forbids.
+
+    To be called before the first child is forked: a child outside could not be signalled.
+
+    Under the shipped unit balloond may not look into other users' processes anyway: it lacks the
+    capabilities for that, and its filter refuses setfsuid(2). The drop-in for VMs that have a
+    balloon already allows that call, as balloond then looks at their VMMs (``file_access.py``).
+    With CAP_SYS_ADMIN devices mount an empty world for themselves, which Landlock forbids.
+
+    Returns:
+        False where balloond is not root or needs what the domain forbids, or where the kernel or a
+        filter refuses it.
+    """
+    if os.geteuid() != 0 or _effective() & _WIDER or LIBC.setfsuid(0) >= 0:
+        return False
+    version = _call(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    if version < 1:
+        return False
+    # The kernel refuses a ruleset that forbids no kind of access (ENOMSG). So forbid three that
+    # balloond does not need: it makes no device node, no FIFO and no symbolic link.
+    attr = _RulesetAttr(_MAKE_CHAR | _MAKE_FIFO | _MAKE_BLOCK | _MAKE_SYM)
+    if version >= _SCOPES_SINCE:
+        attr.scoped = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL
+    ruleset = _call(_SYS_LANDLOCK_CREATE_RULESET, ctypes.byref(attr), ctypes.sizeof(attr), 0)
+    if ruleset < 0:
+        return False
+    try:
+        return _call(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0
+    finally:
+        os.close(ruleset)
+
+
+def _effective() -> int:
+    """This process's effective capabilities; all where they cannot be read."""
+    try:
+        status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = _EFFECTIVE.search(os.read(status, 4096))
+        finally:
+            os.close(status)
+    except OSError:
+        found = None
+    return -1 if found is None else int(found[1], 16)
+
+
+def _call(number: int, *arguments: object) -> int:
+    words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
+    return int(LIBC.syscall(ctypes.c_long(number), *words))

@@ -1,0 +1,26 @@
+"""What an event is in a trace."""
+
+from balloon_daemon.events import Event, Stepped, Surveyed, TraceBegun, VmFound
+from balloon_daemon.records.trace import Decided, Entry, Read
+from balloon_daemon.sizing.host_events import Looked
+
+
+def entries_of(event: Event) -> list[Entry]:
+    """The lines of an event in a trace; none where a trace does not have it."""
+    match event:
+        case Stepped():
+            decided = tuple(
+                Decided(vm, decision.reason, decision.level, decision.target_bytes)
+                for vm, decision, _ in event.decisions
+            )
+            objections = dict(event.objections)
+            return [Entry(event.at_s, event.event, event.draws, objections, decided)]
+        case Surveyed(at_s, seen):
+            return [Entry(at_s, Read(seen))]
+        case TraceBegun(at_s, _, seen):
+            # Not as read only: the policy has to know how near to low memory the host is.
+            return [Entry(at_s, Looked(seen))]
+        case VmFound(at_s, _, found, reports):
+            return [Entry(at_s, found), *(Entry(at_s, report) for report in reports)]
+        case _:
+            return []

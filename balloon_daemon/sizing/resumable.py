@@ -1,0 +1,65 @@
+"""A host's policy from whose present state another one can go on, for a trace that begins midway.
+
+Pure. ``Restored`` is for another balloond, whose VMs get a decision and a target; here nothing is
+decided, and the target and what protects the guest are as they were, too.
+"""
+
+import math
+
+from balloon_daemon.errors import StateError
+from balloon_daemon.sizing.balloon_policy import BalloonPolicy
+from balloon_daemon.sizing.host_events import Found
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.outcome import Outcome
+from balloon_daemon.sizing.row import Row
+
+
+class ResumablePolicy(HostPolicy):
+    """A host's policy that tells its state, and goes on from another one's."""
+
+    def found(self) -> list[Found]:
+        """All VMs as they are, in the order in which they came."""
+        look_at_s = None if self._look_at_s == math.inf else self._look_at_s
+        return [
+            Found(
+                vm,
+                row.vm_mem_bytes,
+                row.policy.state(),
+                row.actual_bytes,
+                row.terms,
+                row.told_bytes,
+                row.policy.held,
+                None if row.guard is None else row.guard.lasting(),
+                look_at_s,
+            )
+            for vm, row in self._rows.items()
+        ]
+
+    def resume(self, found: Found, now_s: float) -> None:
+        """Governs a VM from now on as another policy did; decides nothing.
+
+        Args:
+            found: the VM.
+            now_s: the clock.
+
+        Raises:
+            StateError: the VM has a policy already, or no policy can be in that state.
+        """
+        self._require_new(found.vm)
+        if found.terms.is_careful is not (found.lasting is not None):
+            raise StateError(f"{found.vm} is protected, or not, against its profile")
+        outcome = Outcome(self._deadlines, self._priorities, now_s)
+        max_bytes = found.terms.max_bytes(found.vm_mem_bytes)
+        policy = BalloonPolicy.restore(found.state, max_bytes, self._settings, self._draw)
+        policy.held = found.held
+        row = Row(policy, found.vm_mem_bytes, found.terms, found.balloon_bytes, found.target_bytes)
+        self._rows[found.vm] = row
+        self._priorities.add(row)
+        self._protection.add(found.vm, row, outcome)
+        if row.guard is not None and found.lasting is not None:
+            row.guard.told(found.target_bytes, now_s)
+            row.guard.resume(found.lasting)
+        self._look_at_s = math.inf if found.look_at_s is None else found.look_at_s
+        if policy.listening:
+            self._listening[found.vm] = row
+        self._deadlines.queue(found.vm, row)
