@@ -156,7 +156,7 @@ async def _parts(child: AskedChild, take: Callable[[object], None]) -> None:
         if count % _PARTS_AT_ONCE == 0:
             await asyncio.sleep(0)
         match part:
-            case [int(number), str(why)]:
+            case [int(number), str(why), *_]:
                 if number:
                     raise OSError(number, why)
                 return
