@@ -167,8 +167,8 @@ def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> 
     history.execute("BEGIN")
     try:
         for table, values in rows:
-            # SQLite cannot hold half of a surrogate pair. One such row, whatever VM it is about, must
-            # not end the history of all.
+            # SQLite cannot hold half of a surrogate pair. One such row must not end the history of
+            # all VMs.
             with contextlib.suppress(UnicodeEncodeError):
                 history.execute(INSERTS[table], [_storable(value) for value in values])
         history.execute("COMMIT")

@@ -2,7 +2,8 @@
 
 from balloon_daemon.controller.reported import told_policy
 from balloon_daemon.guests.seam import Stats
-from balloon_daemon.records.trace import Decoder, Entry, encode_entry
+from balloon_daemon.records.trace import Entry, encode_entry
+from balloon_daemon.records.trace_reader import Decoder
 from balloon_daemon.sizing.host_events import Added
 from balloon_daemon.units import GIB, VmId
 from tests.harness.faults import fault
