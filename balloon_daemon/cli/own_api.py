@@ -4,7 +4,6 @@ import contextlib
 import os
 import stat
 from pathlib import Path
-from time import time
 
 from balloon_daemon.cli.default_directory import make_directory
 from balloon_daemon.commands import Service
@@ -151,6 +150,7 @@ def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitS
 def _header(settings: PolicySettings) -> bytes:
     """The first line of a trace that begins now."""
     # Imported here: a balloond that nobody records does not load it.
-    from balloon_daemon.records.trace import Header, encode_header
+    from balloon_daemon.records.recorder import header_now
+    from balloon_daemon.records.trace import encode_header
 
-    return encode_header(Header(time(), settings))
+    return encode_header(header_now(settings))

@@ -73,6 +73,8 @@ KERNEL_LOG = KernelLog()
 
 def find_seccomp_kill(pid: int) -> int | None:
     """As ``KernelLog.seccomp_kill``, of the whole log: not for a process with an event loop."""
-    while not KERNEL_LOG.read_on():
+    log = KernelLog()
+    while not log.read_on():
         pass
-    return KERNEL_LOG.seccomp_kill(pid)
+    log.close()
+    return log.seccomp_kill(pid)

@@ -185,14 +185,14 @@ def test_default_paths_where_they_exist_are_found_without_a_flag(
 ) -> None:
     assert in_chromeos("found") == {
         "directory": "/sys/kernel/mm/chromeos-low_mem",
-        "reading": "Reading(available_mib=1000, margin_mib=400, within='')",
+        "reading": "Reading(available_mib=1000, margin_mib=400, within='', reserved_mib=0)",
         "needs_poll": False,
         "describe": (
             "/sys/kernel/mm/chromeos-low_mem/available against "
             "/sys/kernel/mm/chromeos-low_mem/margin; woken by /dev/chromeos-low-mem; "
             "now 1,000 MiB available, margin 400 MiB, not low"
         ),
-        "margin_given": "Reading(available_mib=1000, margin_mib=300, within='')",
+        "margin_given": "Reading(available_mib=1000, margin_mib=300, within='', reserved_mib=0)",
     }
 
 
@@ -206,7 +206,7 @@ def test_default_device_that_becomes_readable_wakes_an_asyncio_loop(
     in_chromeos: Callable[[str], Report],
 ) -> None:
     assert in_chromeos("woken") == {
-        "reading": "Reading(available_mib=399, margin_mib=400, within='')",
+        "reading": "Reading(available_mib=399, margin_mib=400, within='', reserved_mib=0)",
         "wakeups": 1,
     }
 
@@ -216,7 +216,7 @@ def test_default_device_that_vanishes_leaves_polling(
     in_chromeos: Callable[[str], Report],
 ) -> None:
     assert in_chromeos("device_gone") == {
-        "reading": "Reading(available_mib=399, margin_mib=400, within='')",
+        "reading": "Reading(available_mib=399, margin_mib=400, within='', reserved_mib=0)",
         "needs_poll": True,
         "notice": str(SourceTrouble("/dev/chromeos-low-mem: No such file or directory")),
     }
@@ -229,7 +229,7 @@ def test_default_directory_that_vanishes_is_unknown_and_recovers(
     assert in_chromeos("directory_gone") == {
         "gone": "None",
         "error": "/sys/kernel/mm/chromeos-low_mem/available: No such file or directory",
-        "back": "Reading(available_mib=1000, margin_mib=400, within='')",
+        "back": "Reading(available_mib=1000, margin_mib=400, within='', reserved_mib=0)",
     }
 
 

@@ -88,7 +88,7 @@ def test_every_flag_is_tested_and_in_the_help() -> None:
 
 
 def test_no_flags_are_the_defaults() -> None:
-    assert config_of(parsed("")) == Config()
+    assert config_of(parsed("")) == Config(is_default_socket=True)
     args = parsed("")
     assert (args.log, args.policy_dialect, args.user) == ("text", "python", None)
     assert (args.keep_fds, args.verbose, args.check) == (False, False, False)
@@ -183,7 +183,7 @@ def test_settings_are_those_of_flags_file_and_drop_ins_and_the_flags_count_most(
     # Kept for --check alone: a file may name hundreds of VMs.
     assert origins == {}
     assert read_settings(parsed(f"--config {path} --check")).origins != {}
-    assert read_settings(parsed("--check")).config == Config()
+    assert read_settings(parsed("--check")).config == Config(is_default_socket=True)
 
 
 @pytest.mark.parametrize("speed", ["0.1", "1", "1000"])
