@@ -19,6 +19,10 @@ from tests.harness.waiting import HANG_S
 from tests.harness.whole_vm import attach, balloon_bytes, run_until
 
 PLOT = ("balloon_daemon.ctl.main", "plot")
+NONE = (
+    "{t}/none: No such file or directory; name the file that balloond --history keeps, or have "
+    "balloond keep one"
+)
 
 
 def plot(*arguments: object, python: tuple[str, ...] = ("-m", *PLOT)) -> tuple[int, str, str]:
@@ -191,7 +195,7 @@ def test_since_counts_from_the_end_of_the_file(tmp_path: Path) -> None:
          "like 500ms, 90s, 10m, 2h or 1d"),
         ("vm0 -o {t}/x.png --history {t}/new.db", 2, "{t}/new.db: it has no samples yet; wait for "
          "a minute"),
-        ("vm0 -o {t}/x.png --history {t}/none", 1, "{t}/none: No such file or directory"),
+        ("vm0 -o {t}/x.png --history {t}/none", 1, NONE),
         ("vm0 -o {t}/x.png --history {t}/other", 1, "{t}/other: file is not a database; is it of "
          "balloond --history?"),
         ("vm0 -o {t}/x.png --history {t}/v7.db", 1, "{t}/v7.db: it is of version 7, not 1; is it "

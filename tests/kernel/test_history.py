@@ -388,7 +388,8 @@ def test_balloonctl_says_whether_file_vm_or_output_is_at_fault(tmp_path: Path) -
     assert shown(path, "--vm", "nope") == (2, mistake)
     full = "balloonctl: standard output: No space left on device; write it to another place\n"
     assert shown(path, output=Path("/dev/full")) == (1, full)
-    missing = f"balloonctl history: {tmp_path}/none: No such file or directory\n"
+    missing = f"balloonctl history: {tmp_path}/none: No such file or directory; "
+    missing += "name the file that balloond --history keeps, or have balloond keep one\n"
     assert shown(tmp_path / "none") == (1, missing)
     other_database(tmp_path / "other.db").close()
     other = f"balloonctl history: {tmp_path}/other.db: it is another database; is it of balloond"
