@@ -120,9 +120,8 @@ def test_row_that_sqlite_cannot_hold_is_left_out_alone(tmp_path: Path) -> None:
     rows: list[tuple[str, list[object]]] = [
         ("events", [1e9, name, "decided", "yes"]) for name in ("one", "\udc80", "two")
     ]
-    write(kept, [*rows, ("samples", [1e9, "one", 1 << 64, *[None] * 5])])
+    write(kept, rows)
     assert kept.execute("SELECT vm FROM events").fetchall() == [("one",), ("two",)]
-    assert kept.execute("SELECT count(*) FROM samples").fetchone() == (0,)
     kept.close()
 
 
