@@ -480,7 +480,7 @@ def _body(request: Request, *known: str) -> dict[str, Any]:
 
 
 def _unknown(name: str) -> RefusedError:
-    return RefusedError(404, f"there is no VM {cut(name)}; the status names all")
+    return RefusedError(404, f"there is no VM {cut(name)}; balloonctl status names all")
 
 
 def _expect(request: Request, method: str, asked: Mapping[str, str], *known: str) -> None:

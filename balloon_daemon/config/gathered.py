@@ -168,9 +168,9 @@ class Gathered:
     def _unknown(self, path: Key, value: object, where: Where, known: Iterable[str]) -> None:
         """Notes a table or a key that balloond does not know."""
         key, is_table = path[-1], isinstance(value, dict)
-        hint = _nearest(key, known)
+        hint = nearest(key, known)
         if path[0] == "vm":
-            if _nearest(key, WAYS):
+            if nearest(key, WAYS):
                 self._misspelt.add(path[1])
             if is_table and not hint:
                 hint = '; a name with a dot is written in quotes, as in [vm."web.example"]'
@@ -274,7 +274,7 @@ def _sockets(config: Config) -> Iterator[tuple[str, Key]]:
             yield vm.address, ("vm", vm.name, vm.kind.value)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The nearest known name, as the end of a message; nothing where none is near."""
     import difflib  # imported here: needed after a mistake only
 

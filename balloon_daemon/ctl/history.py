@@ -15,6 +15,7 @@ from balloon_daemon.ctl.history_file import (
     NoVmError,
     Row,
     read,
+    remedy,
     usual_place,
 )
 from balloon_daemon.ctl.times import parse_duration
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         for row in read(path, table, since_s, args.vm):
             print(json.dumps(row) if args.json else "\n".join(wrapped([_said(row)], columns)))
     except HistoryFileError as err:
-        _complain(f"{name}: {err.strerror}")
+        _complain(f"{name}: {err.strerror}{remedy(err)}")
         return EXIT_FAILURE
     except NoVmError as err:
         _complain(f"--vm {printable(args.vm)}: {name} has {err}")

@@ -8,6 +8,7 @@ nothing else.
 Source: https://sqlite.org/security.html, "Untrusted SQLite Database Files".
 """
 
+import errno
 import os
 import sqlite3
 import stat
@@ -59,6 +60,16 @@ class NoVmError(Exception):
 def usual_place() -> Path:
     """The path of the history, if balloond keeps it where docs/history.md recommends."""
     return next((place for place in PLACES if place.exists()), PLACES[-1])
+
+
+def remedy(err: OSError) -> str:
+    """What to do where a history's file cannot be opened, as the end of a message."""
+    match err.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return "; name the file that balloond --history keeps, or have balloond keep one"
+        case errno.EACCES | errno.EPERM:
+            return "; it is its owner's alone: use sudo"
+    return ""
 
 
 def read(path: Path, table: str, since_s: float = 0.0, vm: str | None = None) -> Iterator[Row]:

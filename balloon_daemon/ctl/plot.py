@@ -7,7 +7,7 @@ from pathlib import Path
 
 from balloon_daemon.ctl.charts.needed import check_picture
 from balloon_daemon.ctl.charts.past import Past, past_of
-from balloon_daemon.ctl.history_file import WHERE, read, usual_place
+from balloon_daemon.ctl.history_file import WHERE, read, remedy, usual_place
 from balloon_daemon.ctl.times import parse_duration
 from balloon_daemon.errors import ConfigError, printable
 
@@ -55,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as err:
         return _complain(str(err), EXIT_USAGE)
     except OSError as err:
-        keep = "; have it kept with balloond --history" if args.history is None else ""
-        return _complain(f"{printable(str(path))}: {err.strerror}{keep}", EXIT_FAILURE)
+        return _complain(f"{printable(str(path))}: {err.strerror}{remedy(err)}", EXIT_FAILURE)
     except sqlite3.Error as err:
         why = printable(str(err))
         return _complain(

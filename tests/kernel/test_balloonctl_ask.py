@@ -1,5 +1,6 @@
 """``balloonctl`` and a balloond that runs, or does not: what it prints, and its exit statuses."""
 
+import grp
 import json
 import os
 import pty
@@ -125,7 +126,7 @@ def test_vm_that_there_is_not_is_a_mistake_of_the_users(
     assert balloonctl(*command.split(), "--api", str(api)) == (
         2,
         "",
-        "balloonctl: there is no VM none; the status names all\n",
+        "balloonctl: there is no VM none; balloonctl status names all\n",
     )
 
 
@@ -172,20 +173,29 @@ def test_something_else_that_listens_there_is_no_traceback(
 
 @needs_root
 @pytest.mark.parametrize(
-    ("mode", "complaint"),
+    ("group", "mode", "complaint"),
     [
+        (0, 0o660, "you may not connect to {path}: only root may; use sudo\n"),
         (
+            grp.getgrnam("daemon").gr_gid,
             0o660,
-            "you may not connect to {path}: root may, and members of the socket's group; use ",
+            "you may not connect to {path}: root may, and members of the group daemon; use sudo",
         ),
-        (0o666, "you may not ask: only root, the user that balloond runs as, and members of the "),
+        (
+            0,
+            0o666,
+            "you may not ask: only root, the user that balloond runs as, and members of the ",
+        ),
     ],
 )
-def test_who_may_not_ask_is_told_so(mode: int, complaint: str, start_daemon: StartDaemon) -> None:
+def test_who_may_not_ask_is_told_so(
+    group: int, mode: int, complaint: str, start_daemon: StartDaemon
+) -> None:
     with tempfile.TemporaryDirectory(prefix="balloond-test-") as name:
         os.chmod(name, 0o711)
         path = Path(name, "api.sock")
         start_daemon("--api", str(path))
+        os.chown(path, -1, group)
         os.chmod(path, mode)
         # It must still be able to read this checkout, wherever that is.
         search = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from balloon_daemon.ctl.charts import timeline
@@ -18,6 +19,10 @@ from tests.harness.waiting import HANG_S
 from tests.harness.whole_vm import attach, balloon_bytes, run_until
 
 PLOT = ("balloon_daemon.ctl.main", "plot")
+NONE = (
+    "{t}/none: No such file or directory; name the file that balloond --history keeps, or have "
+    "balloond keep one"
+)
 
 
 def plot(*arguments: object, python: tuple[str, ...] = ("-m", *PLOT)) -> tuple[int, str, str]:
@@ -31,9 +36,11 @@ def plot(*arguments: object, python: tuple[str, ...] = ("-m", *PLOT)) -> tuple[i
     return done.returncode, done.stdout, done.stderr
 
 
-def pixels(picture: Path, colour: str) -> int:
-    """How many pixels have exactly this colour."""
+def pixels(picture: Path, colour: str, *, dots_alone: bool = False) -> int:
+    """How many pixels have exactly this colour; without those of the names at the right."""
     values = imread(picture)[:, :, :3]
+    if dots_alone:
+        values = values[:, : round(values.shape[1] * timeline.RIGHT) + 4]
     return int((abs(values - to_rgb(colour)) < 0.003).all(axis=2).sum())
 
 
@@ -80,6 +87,39 @@ def test_real_squeeze_is_drawn_with_host_guest_and_steps(
     assert plot("-o", all_vms, "--history", path) == (0, f"drawn in {all_vms}\n", "")
     assert pixels(all_vms, timeline.OF_VMS[0]) > 3000
     assert picture.stat().st_size < 200_000
+
+
+def test_first_sample_of_a_young_history_is_seen(tmp_path: Path) -> None:
+    path, picture = tmp_path / "h.db", tmp_path / "picture.png"
+    history, _ = open_history(str(path))
+    write(
+        history,
+        [
+            ("samples", [1e9, "", None, None, None, 900 << 20, 400 << 20, None]),
+            ("samples", [1e9 + 60, "", None, None, None, 900 << 20, 400 << 20, None]),
+            ("samples", [1e9 + 60, "a", 4 << 30, 1 << 30, 1 << 30, 2 << 30, None, 3 << 30]),
+            ("samples", [1e9 + 60, "b", 4 << 30, 1 << 29, 1 << 29, 2 << 30, None, 3 << 30]),
+        ],
+    )
+    history.close()
+    assert plot("a", "-o", picture, "--history", path)[0] == 0
+    # A dot at the right edge, besides the name of the line.
+    for colour in (timeline.BALLOON, timeline.GUEST, timeline.HELD, timeline.FAINT):
+        assert pixels(picture, colour, dots_alone=True) > 20
+    assert plot("-o", picture, "--history", path)[0] == 0
+    for colour in timeline.OF_VMS[:2]:
+        assert pixels(picture, colour, dots_alone=True) > 20
+
+
+@pytest.mark.parametrize("length_s", [0.0, 0.4, 1.0, 3.6, 5.9, 6.0, 9.0, 61.0, 599.0, 86400.0])
+def test_no_two_ticks_of_the_clock_read_the_same(length_s: float) -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    timeline.set_times(axes, (1e9 + 0.3, 1e9 + 0.3 + length_s))
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels
+    assert len(set(labels)) == len(labels)
 
 
 def test_more_vms_than_colours_are_drawn_together_as_others(tmp_path: Path) -> None:
@@ -155,7 +195,7 @@ def test_since_counts_from_the_end_of_the_file(tmp_path: Path) -> None:
          "like 500ms, 90s, 10m, 2h or 1d"),
         ("vm0 -o {t}/x.png --history {t}/new.db", 2, "{t}/new.db: it has no samples yet; wait for "
          "a minute"),
-        ("vm0 -o {t}/x.png --history {t}/none", 1, "{t}/none: No such file or directory"),
+        ("vm0 -o {t}/x.png --history {t}/none", 1, NONE),
         ("vm0 -o {t}/x.png --history {t}/other", 1, "{t}/other: file is not a database; is it of "
          "balloond --history?"),
         ("vm0 -o {t}/x.png --history {t}/v7.db", 1, "{t}/v7.db: it is of version 7, not 1; is it "

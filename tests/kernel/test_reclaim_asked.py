@@ -190,7 +190,7 @@ def test_reclaim_that_goes_on_is_seen_in_the_status(
         (("0",), "0 is nothing; write it like 512M or 1.5G"),
         (("64M", "--within", "11m"), "11m is not from 1s to 10m"),
         (("64M", "--hold", "25h"), "25h is not from 1s to 24h"),
-        (("64M", "--from", "none"), "there is no VM none; the status names all"),
+        (("64M", "--from", "none"), "there is no VM none; balloonctl status names all"),
     ],
 )
 def test_reclaim_that_makes_no_sense_is_refused(

@@ -8,7 +8,7 @@ from balloon_daemon.ctl.simulate.trace_file import read_trace
 from balloon_daemon.records.trace import Decided, Entry, Header, Read, Recorded, Trace
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import Reading, Reason
-from balloon_daemon.sizing.host_events import Found, Halted, Moved, Removed
+from balloon_daemon.sizing.host_events import Added, Found, Halted, Moved, Removed
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import GIB, MIB, VmId
 
@@ -51,6 +51,16 @@ def test_recording_that_began_midway_begins_with_what_there_was() -> None:
         (1002.0, 256 * MIB, GIB),
     ]
     assert past.marks == [Mark(1002.0, "web", Kind.GROWS, GIB, "low-memory")]
+
+
+def test_balloon_that_was_there_when_balloond_began_is_no_step() -> None:
+    adopted = Decided(WEB, Reason.ADOPTED, 4, 256 * MIB)
+    added = Entry(50.0, Added(WEB, 2 * GIB, 256 * MIB), decided=(adopted,))
+    whole = trace((50.0, Read(Reading(900, 400))))
+    whole.entries.append(added)
+    past = course_of(whole)
+    assert past.marks == []
+    assert past.vms["web"][0][0]["target"] == 256 * MIB
 
 
 def test_time_without_figures_and_a_vm_that_is_gone_are_not_drawn() -> None:

@@ -6,7 +6,14 @@ import pytest
 
 from balloon_daemon.ctl.ask.explanation import event_line, explained
 from balloon_daemon.ctl.ask.tables import status_table
-from balloon_daemon.ctl.ask.wording import age, brief_size, reclaimed, reserved, unreserved
+from balloon_daemon.ctl.ask.wording import (
+    age,
+    brief_size,
+    pauses,
+    reclaimed,
+    reserved,
+    unreserved,
+)
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import GIB, KIB, MIB
 from tests.harness.api_answers import HOST, PROTECTION, WEB, status
@@ -153,8 +160,11 @@ def test_explanation_says_the_size_why_what_comes_next_and_what_led_there() -> N
             {"protection": PROTECTION | {"objection": "stalled", "left_alone_s": 90.0}},
             "grows: not now, as the guest gives no more: not asked for more for 90 s",
         ),
-        ({"target_bytes": 0}, "shrinks: it is empty, or asked to be"),
-        ({"next": WEB["next"] | {"release_in_s": None}}, "shrinks: it is empty, or asked to be"),
+        ({"target_bytes": 0}, "shrinks: no more, it is empty or was told to be"),
+        (
+            {"next": WEB["next"] | {"release_in_s": None}},
+            "shrinks: no more, it is empty or was told to be",
+        ),
         (
             {"next": WEB["next"] | {"needed_mib": None}},
             "shrinks: by a step in 42 s",
@@ -201,6 +211,13 @@ def test_dry_run_is_said_below_the_table() -> None:
     line = "Dry run: no VM's balloon is changed"
     assert line in dry
     assert line not in status_table(status, None)
+
+
+def test_end_of_a_pause_is_told_as_what_holds_now() -> None:
+    # The answer does not tell whether there was a pause.
+    assert pauses({"paused_s": None, "vms": []}) == ["no VM is paused now"]
+    resumed = {"paused_s": None, "vms": [{"vm": "web", "paused_s": None}]}
+    assert pauses(resumed) == ["web: not paused now"]
 
 
 def test_pauses_stand_in_the_table_and_in_explanations() -> None:

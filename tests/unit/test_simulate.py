@@ -154,6 +154,12 @@ def test_sums_are_of_what_was_said_before_the_time_passed() -> None:
     )
 
 
+def test_balloon_that_a_vm_has_already_is_no_step() -> None:
+    added: tuple[float, Recorded] = (0.0, Added(WEB, 2 * GIB, 256 * MIB, Terms(SEED)))
+    sums = simulated(trace(added, (1.0, Read(Reading(900, 400))), (2.0, Read(Reading(900, 400)))))
+    assert (sums.steps_up, sums.peak_bytes) == (0, 256 * MIB)
+
+
 # --- the model's host ---------------------------------------------------------------------------
 
 
@@ -228,8 +234,9 @@ def test_time_is_read(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("assignment", "mistake"),
     [
-        ("recheck", "is none of steps=, recheck="),
-        ("rechek=1s", "is none of steps=, recheck="),
+        ("recheck", "recheck: has no value; write it like recheck=VALUE"),
+        ("rechek=1s", "rechek=1s: there is no such setting; did you mean recheck?"),
+        ("x", "x: there is no such setting; there are steps, recheck, "),
         ("recheck=1", "'1' is no time; write it like 500ms, 90s, 10m, 2h or 1d"),
         ("recheck=0s", "recheck_s is 0.0; it must be more than 0 seconds"),
         ("release-every=x\x1b", "is no time"),

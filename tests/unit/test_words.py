@@ -1323,7 +1323,7 @@ def test_words_of_what_is_taken_up(
         ),
         (
             Decision(Reason.ADOPTED, 0, 1, 16, 192 * MIB),
-            "the guest's balloon was found out: balloon goes on from level 1/16, 192 MiB",
+            "the guest has this balloon already: balloon goes on from level 1/16, 192 MiB",
         ),
         (
             Decision(Reason.LOW_MEMORY, 0, 1, 16, 192 * MIB, Reading(9, 26, "/vms/memory.max")),

@@ -1,6 +1,8 @@
 """Asks a running balloond over its API; where that fails, says why, and the remedy."""
 
+import contextlib
 import errno
+import grp
 import json
 import select
 import socket
@@ -165,10 +167,7 @@ class Client:
         path = printable(str(self._path))
         match err.errno:
             case errno.EACCES | errno.EPERM:
-                return NotAllowedError(
-                    f"you may not connect to {path}: root may, and members of the socket's group; "
-                    "use sudo, or have yourself added to that group (balloond)"
-                )
+                return NotAllowedError(f"you may not connect to {path}: {self._who_may()}")
             case errno.ENOENT | errno.ECONNREFUSED | errno.ENOTDIR | errno.ENOTSOCK:
                 return NoAnswerError(
                     f"no balloond listens at {path}; start it (as a service it does, by hand with "
@@ -176,6 +175,16 @@ class Client:
                 )
             case _:
                 return NoAnswerError(f"{path}: {err.strerror or err}; name another socket (--api)")
+
+    def _who_may(self) -> str:
+        """Who may connect, and the remedy."""
+        group = "the socket's group (balloond)"
+        with contextlib.suppress(OSError, KeyError):  # Its directory may be closed to this user.
+            gid = self._path.stat().st_gid
+            if gid == 0:
+                return "only root may; use sudo"
+            group = f"the group {printable(grp.getgrgid(gid).gr_name)}"
+        return f"root may, and members of {group}; use sudo, or have yourself added to that group"
 
     @property
     def _name(self) -> str:

@@ -85,7 +85,7 @@ def _grows(vm: dict[str, Any], host: dict[str, Any]) -> str:
 def _shrinks(vm: dict[str, Any]) -> str:
     after = vm["next"]
     if after["release_in_s"] is None or not vm["target_bytes"]:
-        return "shrinks: it is empty, or asked to be"
+        return "shrinks: no more, it is empty or was told to be"
     needed = after["needed_mib"]
     room = "" if needed is None else f", if {format_size(needed * MIB)} is available"
     return f"shrinks: by a step in {age(after['release_in_s'])}{room}"

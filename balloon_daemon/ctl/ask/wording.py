@@ -139,10 +139,10 @@ def pauses(told: dict[str, Any]) -> list[str]:
     everything = told["paused_s"]
     if not told["vms"]:
         if everything is None:
-            return ["no VM is paused"]
+            return ["no VM is paused now"]
         return [f"all VMs: paused for {age(everything)}, nothing more is taken from any"]
     return [
-        f"{printable(vm['vm'])}: not paused"
+        f"{printable(vm['vm'])}: not paused now"
         if vm["paused_s"] is None
         else f"{printable(vm['vm'])}: paused for {age(vm['paused_s'])}, nothing more is taken"
         for vm in told["vms"]

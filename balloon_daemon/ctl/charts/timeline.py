@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from time import localtime, strftime
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.dates import AutoDateLocator, DateFormatter
+from matplotlib.dates import AutoDateLocator, DateFormatter, SecondLocator
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -110,13 +110,20 @@ def draw_host(axes: Axes, runs: Sequence[Sequence[Row]]) -> None:
         axes.fill_between(
             times, available, margin, where=low, interpolate=True, color=MARGIN, alpha=0.45, lw=0
         )
-        axes.plot(times, available, color=AVAILABLE, linewidth=1.6)
-        axes.plot(times, margin, color=MARGIN, linewidth=1.2, linestyle=(0, (5, 3)))
+        dot = lone(run)
+        axes.plot(times, available, color=AVAILABLE, linewidth=1.6, marker=dot)
+        axes.plot(times, margin, color=MARGIN, linewidth=1.2, linestyle=(0, (5, 3)), marker=dot)
         ends = [
             (available[-1], f"available\n{_size(available[-1])}", AVAILABLE),
             (margin[-1], f"margin\n{_size(margin[-1])}", MARGIN),
         ]
     finish(axes, "The host's memory", ends)
+
+
+def lone(run: Sequence[object]) -> str | None:
+    """The marker of a run's lines: a line through a single sample has no length, and a young
+    history has a single one for its first minutes."""
+    return "o" if len(run) == 1 else None
 
 
 def _draw_guest(axes: Axes, runs: list[list[Row]], marks: Iterable[Mark]) -> None:
@@ -130,7 +137,8 @@ def _draw_guest(axes: Axes, runs: list[list[Row]], marks: Iterable[Mark]) -> Non
             ("available", GUEST),
             ("balloon", BALLOON),
         ):
-            axes.plot(times, [_or_nan(row[name]) for row in run], color=colour, linewidth=1.8)
+            sizes = [_or_nan(row[name]) for row in run]
+            axes.plot(times, sizes, color=colour, linewidth=1.8, marker=lone(run))
     for stairs in staircase(runs, marks):
         axes.plot(
             times_of(at_s for at_s, _ in stairs),
@@ -179,6 +187,11 @@ def _draw_all(axes: Axes, past: Past) -> None:
     times = times_of(at_s for at_s, _ in points)
     if heights:
         axes.stackplot(times, *heights, colors=colours, linewidth=0)
+    runs = [run for of_vm in past.vms.values() for run in of_vm]
+    for at_s in {run[0]["at_s"] for run in runs if lone(run)}:
+        tops = accumulate(balloons[at_s][name] for name in names)
+        for top, colour in zip(tops, colours, strict=True):
+            axes.plot(times_of([at_s]), [top], color=colour, marker=lone([at_s]))
     ends, below = [], 0.0
     for name, colour, line in zip(names, colours, heights, strict=True):
         label = f"{len(ranked) - len(named)} others"
@@ -292,7 +305,12 @@ def _spread(heights: Sequence[float], apart: float) -> list[float]:
 def set_times(axes: Axes, span: tuple[float, float]) -> None:
     """Gives the lowest panel its clock."""
     zone = datetime.fromtimestamp(span[0]).astimezone().tzinfo
-    axes.xaxis.set_major_locator(AutoDateLocator(tz=zone, minticks=5, maxticks=10))  # type: ignore[no-untyped-call] # matplotlib's
+    # AutoDateLocator divides seconds in less than five; the clock shows whole ones.
+    seconds = span[1] - span[0] < 6
+    locator: Any = (
+        SecondLocator(tz=zone) if seconds else AutoDateLocator(tz=zone, minticks=5, maxticks=10)  # type: ignore[no-untyped-call] # matplotlib's
+    )
+    axes.xaxis.set_major_locator(locator)
     clock = "%H:%M" if span[1] - span[0] > 600 else "%H:%M:%S"
     axes.xaxis.set_major_formatter(DateFormatter(clock, tz=zone))  # type: ignore[no-untyped-call] # matplotlib's
     begin, end = times_of(span)

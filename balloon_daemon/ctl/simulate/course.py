@@ -13,6 +13,7 @@ from balloon_daemon.sizing.decision import (
     InNeed,
     Missing,
     Reading,
+    Reason,
     Stalled,
 )
 from balloon_daemon.sizing.host_events import (
@@ -84,7 +85,7 @@ class _Course:
             before = self._levels.get(vm, 0)
             self._levels[vm] = level
             self._now[vm]["target"] = target_bytes
-            if level != before:
+            if level != before and reason is not Reason.ADOPTED:
                 kind = Kind.GROWS if level > before else Kind.SHRINKS
                 self._marks.append(Mark(at_s, vm.name, kind, target_bytes, reason.value))
         changed = {decided.vm for decided in entry.decided}

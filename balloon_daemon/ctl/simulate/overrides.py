@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from balloon_daemon.config.gathered import nearest
 from balloon_daemon.config.values import parse_ceiling, parse_size_value
 from balloon_daemon.ctl.simulate.world import Changes
 from balloon_daemon.ctl.times import parse_duration
@@ -48,8 +49,11 @@ def changes_of(
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         try:
-            if not equals or name not in NAMES:
-                raise ConfigError(f"is none of {', '.join(f'{known}=' for known in NAMES)}")
+            if name not in NAMES:
+                hint = nearest(name, NAMES) or f"; there are {', '.join(NAMES)}"
+                raise ConfigError(f"there is no such setting{hint}")
+            if not equals:
+                raise ConfigError(f"has no value; write it like {name}=VALUE")
             if name == "steps":
                 settings = replace(settings, steps=_steps(value))
             elif name == "margin":

@@ -6,7 +6,7 @@ Pure.
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from balloon_daemon.sizing.decision import InNeed, Reading, Stalled
+from balloon_daemon.sizing.decision import InNeed, Reading, Reason, Stalled
 from balloon_daemon.sizing.host_events import HostStep, Seen
 from balloon_daemon.units import VmId
 
@@ -89,7 +89,8 @@ class Tally:
         """Notes what a step has decided and found."""
         sums = self.sums
         for vm, decision, _ in step.decisions:
-            if decision.level == decision.level_before:
+            # Nothing is asked of a guest whose balloon is adopted.
+            if decision.level == decision.level_before or decision.reason is Reason.ADOPTED:
                 continue
             up = decision.level > decision.level_before
             sums.steps_up += up

@@ -48,7 +48,7 @@ _WHY = {
     Reason.ALL_RETURNED: "all memory was given back",
     Reason.RESTORED: "taken over from an earlier process",
     Reason.RESIZED: "the VM's memory has changed",
-    Reason.ADOPTED: "the guest's balloon was found out",
+    Reason.ADOPTED: "the guest has this balloon already",
     Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
     Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
     Reason.LOWER_FIRST: "low memory, but VMs of a lower priority can give more first",
