@@ -119,13 +119,14 @@ class Scribe:
     def _wait_until_ready(self) -> None:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        while not self._heard.endswith(READY):
+        # More may come in the same read: why the program writes nothing, or what it has set aside.
+        while not self._heard.startswith(READY):
             if not poll.poll(STARTS_WITHIN_S * 1000):
                 raise TimeoutError(f"{self._program} does not begin")
             self._hear()
             if self._ended:
                 raise ChildProcessError(f"{self._program} has ended at once")
-        self._heard.clear()
+        del self._heard[: len(READY)]
 
     def _hear(self) -> None:
         try:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,27 @@ def test_events_that_no_reader_saw_are_lost_lines(recorded: Recorded) -> None:
     recorded.survey(1)
     wait_until(lambda: b'"read"' in recorded.path.read_bytes(), what="it is written")
     assert replay(read_trace(str(recorded.path))).lost == 7
+
+
+class LateNumbers(LowNumbers):
+    """Starts a program, and comes back once it has ended."""
+
+    def exec(self, command: list[str], environment: Mapping[str, str], keep: int) -> int:
+        pid = super().exec(command, environment, keep)
+        state = Path(f"/proc/{pid}/stat")
+        wait_until(lambda: state.read_text().rsplit(")", 1)[1].split()[0] == "Z", what="its end")
+        return pid
+
+
+@fault("the file of --history cannot be written")
+def test_writer_that_gives_up_before_its_first_line_is_read_has_begun_and_says_why(
+    tmp_path: Path,
+) -> None:
+    low = LateNumbers()
+    scribe = Scribe("history_writer.py", [str(tmp_path / "none" / "h.db")], low)
+    low.close()
+    wait_until(lambda: scribe.why_ended() is not None, what="its end is seen")
+    assert scribe.why_ended() == "unable to open database file"
 
 
 def test_trace_ends_at_its_largest_size_with_a_whole_line(tmp_path: Path) -> None:
