@@ -209,15 +209,16 @@ def test_stop_gives_back_what_was_taken_and_only_that_whatever_was_before(
 ) -> None:
     libvirt.create("third", balloon_mib=BASE_MIB)
     try:
-        balloond.wait_driven("third")
+        balloond.wait_driven("third", *DOMAINS)
         balloond.low_mem.set_low()
         most_mib = BASE_MIB + (MEMORY_MIB - BASE_MIB) // 2
         balloond.wait_balloons(most_mib, "third")
+        # All of them: who is not driven yet when balloond is stopped keeps its balloon.
         balloond.restart()
-        balloond.wait_driven("third")
+        balloond.wait_driven("third", *DOMAINS)
         assert libvirt.balloon_mib("third") == most_mib
         balloond.make_way()
-        balloond.wait_driven("third")
+        balloond.wait_driven("third", *DOMAINS)
         assert libvirt.balloon_mib("third") == most_mib
         balloond.daemon.stop()
         assert libvirt.balloon_mib("third") == BASE_MIB
