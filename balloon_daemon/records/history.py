@@ -18,12 +18,14 @@ from balloon_daemon.events import (
     Publish,
     Surveyed,
     VmAttached,
+    VmDriven,
+    VmLost,
 )
 from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import Reading
-from balloon_daemon.units import MIB, MOST_MEMORY_BYTES, VmId
+from balloon_daemon.units import MIB, VmId
 
 SURVEYS = 12
 """One of so many surveys is kept: one a minute, at the usual speed."""
@@ -67,9 +69,9 @@ class History:
             if self._surveys % SURVEYS == 0:
                 self._sample(event, at_s)
             self._surveys += 1
-        elif isinstance(event, Connected):
+        elif isinstance(event, Connected | VmDriven):
             self._users[event.vm] = event.uid
-        elif isinstance(event, Disconnected):
+        elif isinstance(event, Disconnected | VmLost):
             self._users.pop(event.vm, None)
             self._left_out.discard(event.vm)
         elif isinstance(event, Decided | VmAttached | ProtectionEvent):
@@ -95,10 +97,8 @@ class History:
         if isinstance(event.seen, Reading):
             available, margin = event.seen.available_mib * MIB, event.seen.margin_mib * MIB
             self._send("samples", at_s, "", None, None, None, available, margin, None)
-        for vm, size, balloon, target, said_bytes, held in event.vms:
-            # The guest may say any number, also one that SQLite cannot hold.
-            known = said_bytes if (said_bytes or 0) <= MOST_MEMORY_BYTES else None
-            self._send("samples", at_s, str(vm), size, balloon, target, known, None, held)
+        for vm, size, balloon, target, said, held in event.vms:
+            self._send("samples", at_s, str(vm), size, balloon, target, said, None, held)
 
     def _send(self, table: str, *values: object) -> None:
         # A row that the program does not take now is lost: the next sample comes soon.

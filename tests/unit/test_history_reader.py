@@ -3,7 +3,18 @@
 import json
 from typing import cast
 
-from balloon_daemon.events import Connected, Decided, Disconnected, Event, VmAttached
+import pytest
+
+from balloon_daemon.events import (
+    Connected,
+    Decided,
+    Disconnected,
+    Event,
+    Fault,
+    VmAttached,
+    VmDriven,
+    VmLost,
+)
 from balloon_daemon.records.history import ATTACHED_AT_ONCE, History
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.sizing.decision import Decision, Reading, Reason
@@ -32,12 +43,16 @@ class Lines:
 
 
 @fault("one user attaches and leaves over and over, with --history")
-def test_user_who_attaches_over_and_over_has_no_more_than_a_share_of_the_history() -> None:
+@pytest.mark.parametrize("driven", [False, True])
+def test_user_who_attaches_over_and_over_has_no_more_than_a_share_of_the_history(
+    *, driven: bool
+) -> None:
     lines = Lines()
     for number in range(1, 2 * ATTACHED_AT_ONCE):
         vm = VmId(number, f"vm{number}")
-        lines.tell(Connected(vm, GREEDY), VmAttached(vm, GIB, 0, 16), Decided(vm, UP))
-        lines.tell(Disconnected(vm))
+        of_greedy = VmDriven(vm, "/s", GIB, 7, uid=GREEDY) if driven else Connected(vm, GREEDY)
+        lines.tell(of_greedy, VmAttached(vm, GIB, 0, 16), Decided(vm, UP))
+        lines.tell(VmLost(vm, Fault.GONE) if driven else Disconnected(vm))
     assert len(lines.taken) == 2 * ATTACHED_AT_ONCE
     other = VmId(2 * ATTACHED_AT_ONCE, "other")
     of_nobody = VmId(other.number + 1, "domain")
