@@ -69,3 +69,13 @@ def pytest_runtest_makereport(
     if not item.config.getoption("--allow-skips"):
         judge_skip(report)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield  # A module may skip itself, which no report of a test tells.
+    if not collector.config.getoption("--allow-skips"):
+        judge_skip(report)
+    return report

@@ -65,8 +65,9 @@ ALLOWED_SKIPS = (
 """Reasons for a skip that are no news, or words in them: what the hosts of CI lack."""
 
 
-def judge_skip(report: pytest.TestReport) -> None:
-    """Makes a test fail that was skipped for another reason than those of ``ALLOWED_SKIPS``."""
+def judge_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Makes a test, or a module, fail that was skipped for another reason than those of
+    ``ALLOWED_SKIPS``."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     assert isinstance(report.longrepr, tuple)

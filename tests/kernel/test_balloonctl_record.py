@@ -12,10 +12,11 @@ import pytest
 from balloon_daemon.ctl.simulate.replay import replay
 from balloon_daemon.ctl.simulate.trace_file import read_trace
 from balloon_daemon.fake_guest.machine import FakeGuest, run
-from balloon_daemon.records.trace import Entry, Header, Trace, encode_entry, encode_header
+from balloon_daemon.records.trace import Entry, Header, encode_entry, encode_header
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.host_events import Found, Halted, Looked, Sampled
 from tests.harness.daemon import ROOT, Daemon
+from tests.harness.decisions import decided, traced
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MARGIN_MIB, MAXIMUM, SETTINGS, STEP, MakeGuest, StartDaemon
@@ -46,24 +47,6 @@ def ended(recorder: "subprocess.Popen[str]", number: signal.Signals | None) -> t
         recorder.send_signal(number)
     _, complaint = recorder.communicate(timeout=HANG_S)
     return recorder.returncode, complaint
-
-
-def decided(daemon: Daemon) -> list[tuple[str, str, int, int]]:
-    """VM, reason, level and target of each decision in the log."""
-    return [
-        (record["vm"], record["reason"], record["balloon_level"], record["target_bytes"])
-        for record in daemon.records()
-        if record["event"] == "decided"
-    ]
-
-
-def traced(trace: Trace) -> list[tuple[str, str, int, int]]:
-    """The same of a trace."""
-    return [
-        (each.vm.name, each.reason.value, each.level, each.target_bytes)
-        for entry in trace.entries
-        for each in entry.decided
-    ]
 
 
 @pytest.fixture

@@ -12,33 +12,15 @@ from balloon_daemon.ctl.simulate.replay import replay
 from balloon_daemon.ctl.simulate.trace_file import read_trace
 from balloon_daemon.fake_guest.machine import FakeGuest
 from balloon_daemon.records.recorder import KEPT, earlier_traces
-from balloon_daemon.records.trace import Trace
 from balloon_daemon.sizing.host_events import Added, Moved, Sampled, Woke
 from tests.harness.daemon import Daemon
+from tests.harness.decisions import decided, traced
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
 from tests.harness.scripted_monitor import ScriptedMonitor, monitors_in_a_thread, well
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import balloon_bytes, run_until
-
-
-def decided(daemon: Daemon) -> list[tuple[str, str, int, int]]:
-    """VM, reason, level and target of each decision in the log."""
-    return [
-        (record["vm"], record["reason"], record["balloon_level"], record["target_bytes"])
-        for record in daemon.records()
-        if record["event"] == "decided"
-    ]
-
-
-def traced(trace: Trace) -> list[tuple[str, str, int, int]]:
-    """The same of a trace."""
-    return [
-        (each.vm.name, each.reason.value, each.level, each.target_bytes)
-        for entry in trace.entries
-        for each in entry.decided
-    ]
 
 
 def writer_of(daemon: Daemon, program: str = "file_writer.py") -> int:

@@ -9,7 +9,6 @@ import pytest
 from tests.harness.daemon import ROOT
 from tests.harness.waiting import HANG_S
 
-pytest.importorskip("matplotlib")
 BALLOONCTL = str(ROOT / ".venv/bin/balloonctl")
 
 

@@ -46,3 +46,15 @@ def test_every_skip_is_allowed_where_that_is_asked_for(tmp_path: Path) -> None:
     done = run(tmp_path, "--allow-skips")
     assert done.returncode == pytest.ExitCode.OK, done.stdout
     assert all(f": {reason}\n" in done.stdout for reason in REASONS)
+
+
+@needs_root
+def test_module_that_skips_itself_fails_too(tmp_path: Path) -> None:
+    (tmp_path / "test_whole.py").write_text(
+        "import pytest\n\npytest.importorskip('no_such_module')\n"
+        "def test_it():\n    assert False\n"
+    )
+    done = run(tmp_path)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
+    assert "skipped: could not import 'no_such_module'" in done.stdout
+    assert run(tmp_path, "--allow-skips").returncode == pytest.ExitCode.OK
