@@ -78,7 +78,10 @@ def test_every_example_of_the_page_is_answered(
     }
     for pauses in (paused, resumed):
         check("Pauses")(pauses)
-    assert paused["vms"] == [{"vm": "web", "paused_s": 600.0}]
+    [pause] = paused["vms"]
+    # The answer is worded some milliseconds after the pause began, and tells what is left of it.
+    assert pause["vm"] == "web"
+    assert 0 < pause["paused_s"] <= 600
     assert resumed == {"paused_s": None, "vms": []}
     check("Reclaimed")(reclaimed)
     assert reclaimed["why"] == "nobody"
