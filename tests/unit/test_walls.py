@@ -104,6 +104,7 @@ PURE = {
     "ctl.charts.past",
     "ctl.simulate.course",
     "ctl.simulate.guest",
+    "ctl.simulate.policies",
     "ctl.simulate.replay",
     "ctl.simulate.samples",
     "ctl.simulate.tally",
