@@ -30,6 +30,14 @@ class _Parser(argparse.ArgumentParser):
         except OSError:
             _drop(stream)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action.choices, dict) and value not in action.choices:  # a command
+            from balloon_daemon.config.gathered import nearest
+
+            hint = nearest(value, action.choices) or f"; there are {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"there is no command {value!r}{hint}")
+        super()._check_value(action, value)
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)} (usage: {self.prog} --help)\n")
 

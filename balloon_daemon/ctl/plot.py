@@ -62,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
             f"{printable(str(path))}: {why}; is it of balloond --history?", EXIT_FAILURE
         )
     # Imported here: matplotlib takes half a second.
+    from balloon_daemon.ctl.charts.picture import not_saved
     from balloon_daemon.ctl.charts.timeline import draw
 
     try:
         draw(past, args.vm, args.output)
     except OSError as err:
-        name = printable(str(args.output))
-        return _complain(f"{name}: {err.strerror or err}", EXIT_FAILURE)
+        return _complain(not_saved(args.output, err), EXIT_FAILURE)
     print(f"drawn in {printable(str(args.output))}")
     return EXIT_OK
 

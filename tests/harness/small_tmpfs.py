@@ -34,22 +34,23 @@ class SmallTmpfs:
         if self._holder.stdout.readline() != b"mounted\n":
             self.close()
             raise PermissionError("a tmpfs cannot be mounted here")
-        self._root = Path(f"/proc/{self._holder.pid}/root{folder}")
+        self.root = Path(f"/proc/{self._holder.pid}/root{folder}")
+        """The tmpfs, as others outside of the namespace reach it."""
 
     def open(self, name: str, size_bytes: int) -> int:
         """A file of this length in the tmpfs, which uses no memory until it is written to."""
-        fd = os.open(self._root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(fd, size_bytes)
         return fd
 
     def free_bytes(self) -> int:
         """The free bytes below its limit."""
-        found = os.statvfs(self._root)
+        found = os.statvfs(self.root)
         return found.f_bavail * found.f_frsize
 
     def fill(self, *, but_bytes: int) -> None:
         """Fills the tmpfs with another file, up to so many free bytes."""
-        fd = os.open(self._root / "other", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.root / "other", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         wanted = self.free_bytes() - but_bytes
         if wanted > 0:
             os.posix_fallocate(fd, os.fstat(fd).st_size, wanted)
@@ -57,7 +58,7 @@ class SmallTmpfs:
 
     def empty(self) -> None:
         """Removes that file."""
-        os.unlink(self._root / "other")
+        os.unlink(self.root / "other")
 
     def close(self) -> None:
         """Ends the namespace; the tmpfs goes with its last open file."""

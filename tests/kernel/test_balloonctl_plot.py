@@ -15,6 +15,7 @@ from balloon_daemon.records.history_writer import open_history, write
 from tests.harness.daemon import ROOT
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
+from tests.harness.small_tmpfs import SmallTmpfs
 from tests.harness.waiting import HANG_S
 from tests.harness.whole_vm import attach, balloon_bytes, run_until
 
@@ -232,3 +233,19 @@ def test_other_commands_load_no_library_for_pictures() -> None:
         "print(*{'matplotlib', 'numpy', 'rich', 'h11'} & {*sys.modules})"
     )
     assert plot(python=("-c", program)) == (0, "\n", "")
+
+
+def test_picture_on_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
+    disk = SmallTmpfs(tmp_path / "small", 1)
+    try:
+        picture = disk.root / "web.png"
+        picture.write_bytes(b"before")
+        disk.fill(but_bytes=8 << 10)
+        status, output, error = plot("--history", made_history(tmp_path / "day"), "-o", picture)
+        assert (status, output) == (1, "")
+        full = "No space left on device; write it to another place"
+        assert error == f"balloonctl plot: {picture}: {full}\n"
+        assert picture.read_bytes() == b"before"
+        assert sorted(entry.name for entry in disk.root.iterdir()) == ["other", "web.png"]
+    finally:
+        disk.close()

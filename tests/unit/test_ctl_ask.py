@@ -116,6 +116,25 @@ def test_host_is_said_as_it_is(change: dict[str, Any], line: str) -> None:
     assert line in status_table(status(WEB, host=HOST | change), None)
 
 
+@pytest.mark.parametrize(
+    ("host", "vm", "line"),
+    [
+        ({"next_timer_s": 41.998}, {},
+         "Next: in 42 s, to give web a step back if 784 MiB is available"),
+        ({"next_timer_s": 42.0}, {"next": WEB["next"] | {"needed_mib": None}},
+         "Next: in 42 s, to give web a step back"),
+        ({"next_timer_s": 1.0}, {"next": WEB["next"] | {"recheck_in_s": 1.0}},
+         "Next: in 1.0 s, to see whether memory is still low"),
+        ({"next_timer_s": 4.0}, {}, "Next: in 4.0 s"),
+        ({"next_timer_s": 4.0}, {"next": None}, "Next: in 4.0 s"),
+    ],
+)  # fmt: skip
+def test_next_timer_says_what_it_is_for(
+    host: dict[str, Any], vm: dict[str, Any], line: str
+) -> None:
+    assert line in status_table(status(WEB | vm, host=HOST | host), None)
+
+
 def test_host_without_a_vm_says_so() -> None:
     quiet = HOST | {"last_decision": None, "next_timer_s": None}
     assert status_table(status(host=quiet), None)[:3] == [

@@ -1,6 +1,7 @@
 """``balloonctl status``: a table that fits 80 columns, and the host below it. Pure."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from balloon_daemon.ctl.ask.wording import (
@@ -12,10 +13,14 @@ from balloon_daemon.ctl.ask.wording import (
     wrapped,
 )
 from balloon_daemon.errors import printable
+from balloon_daemon.units import MIB, format_size
 
 HEADS = ("VM", "KIND", "MEMORY", "BALLOON", "TARGET", "MOST", "GUEST HAS", "RETURNED")
 """GUEST HAS: the memory that the guest has available. RETURNED: the part of the balloon that the
 host has got back."""
+
+NEAR_S = 0.01
+"""Two of balloond's rounded times that differ by less are of one timer."""
 
 LEAST_NAME = 8
 """A name is cut to no fewer characters, however narrow the terminal is."""
@@ -46,13 +51,34 @@ def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
         name, message = printable(last["vm"]), printable(last["message"])
         below.append(f"Last decision: {age(last['age_s'])} ago, {name}: {message}")
     if host["next_timer_s"] is not None:
-        below.append(f"Next: in {age(host['next_timer_s'])}")
+        below.append(f"Next: in {age(host['next_timer_s'])}{_next_said(status)}")
     if notes:
         lines += ["", *wrapped(notes, columns)]
     lines += ["", *wrapped(below, columns)]
     if undriven := [printable(vm["why"]) for vm in status["not_driven"]]:
         lines += ["", "Not driven:", *wrapped(undriven, columns)]
     return lines
+
+
+def _next_said(status: dict[str, Any]) -> str:
+    """What the first timer is for; nothing where it is no VM's recheck or release."""
+    timers: list[tuple[float, str, dict[str, Any]]] = [
+        (vm["next"][timer], timer, vm)
+        for vm in status["vms"]
+        if vm["next"] is not None
+        for timer in ("recheck_in_s", "release_in_s")
+        if vm["next"][timer] is not None
+    ]
+    if not timers:
+        return ""
+    first_s, timer, vm = min(timers, key=itemgetter(0))
+    if first_s > status["host"]["next_timer_s"] + NEAR_S:
+        return ""
+    if timer == "recheck_in_s":
+        return ", to see whether memory is still low"
+    needed = vm["next"]["needed_mib"]
+    room = "" if needed is None else f" if {format_size(needed * MIB)} is available"
+    return f", to give {printable(vm['name'])} a step back{room}"
 
 
 def _row(vm: dict[str, Any]) -> tuple[str, ...]:

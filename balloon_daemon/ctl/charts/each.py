@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from balloon_daemon.ctl.charts.past import Kind, Mark, Past, Row
+from balloon_daemon.ctl.charts.picture import save
 from balloon_daemon.ctl.charts.timeline import (
     BALLOON,
     DPI,
@@ -78,7 +79,7 @@ def draw_each(past: Past, title: str, path: Path) -> None:
             axes.tick_params(labelbottom=False)
         for number, line in enumerate(reversed(below)):
             figure.text(LEFT, (0.15 + LINE * number) / height, line, fontsize=8.5)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _draw_vm(axes: Axes, name: str, runs: Sequence[Sequence[Row]], found: Sequence[Mark]) -> None:

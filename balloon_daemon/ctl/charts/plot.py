@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
+from balloon_daemon.ctl.charts.picture import save
 from balloon_daemon.ctl.demo.host import Sample
 from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import MIB, format_size
@@ -66,7 +67,7 @@ def draw(story: Story, samples: Sequence[Sample], path: Path) -> None:
         _draw_host(host, story, samples)
         _draw_guest(guest, story, samples)
         _mark_phases(host, guest, samples)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _freed(samples: Sequence[Sample]) -> int:

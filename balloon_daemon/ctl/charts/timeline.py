@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from balloon_daemon import __version__
 from balloon_daemon.ctl.charts.past import Kind, Mark, Past, Row, staircase
+from balloon_daemon.ctl.charts.picture import save
 from balloon_daemon.errors import printable
 from balloon_daemon.units import GIB, MIB, format_size
 
@@ -73,7 +74,7 @@ def draw(past: Past, vm: str | None, path: Path) -> None:
         set_times(events, past.span())
         for number, finding in enumerate(reversed(findings)):
             figure.text(LEFT, (0.15 + 0.2 * number) / height, finding, fontsize=8.5)
-        figure.savefig(path)
+        save(figure, path)
 
 
 @contextmanager

@@ -143,12 +143,13 @@ def _play(performance: Performance) -> str | None:
 
 def _draw(performance: Performance, path: Path) -> str | None:
     # Imported here: matplotlib takes half a second, and --plot alone needs it.
+    from balloon_daemon.ctl.charts.picture import not_saved
     from balloon_daemon.ctl.charts.plot import draw
 
     try:
         draw(performance.story, performance.samples, path)
     except OSError as err:
-        return f"{path}: {err.strerror or err}"
+        return not_saved(path, err)
     print(f"drawn in {path}")
     return None
 

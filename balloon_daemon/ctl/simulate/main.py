@@ -101,12 +101,12 @@ def run(args: argparse.Namespace) -> int:
 def _draw(trace: Trace, path: Path) -> int:
     # Imported here: matplotlib takes half a second.
     from balloon_daemon.ctl.charts.each import draw_each
+    from balloon_daemon.ctl.charts.picture import not_saved
 
     try:
         draw_each(course_of(trace), f"{Path(trace.name).name}: the host and its VMs", path)
     except OSError as err:
-        why = f"{printable(str(path))}: {err.strerror or err}"
-        print(f"balloonctl simulate: {why}", file=sys.stderr, flush=True)
+        print(f"balloonctl simulate: {not_saved(path, err)}", file=sys.stderr, flush=True)
         return EXIT_FAILURE
     return EXIT_OK
 
