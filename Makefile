@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels demo test test-vm bench fuzz fuzz-seccomp soak
+.PHONY: help setup wheels install uninstall demo test test-vm bench fuzz fuzz-seccomp soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -9,6 +9,12 @@ setup: ## system packages (as root, through apt) and .venv
 
 wheels: ## build/wheels, to install balloond from (not as root); EXTRA=ctl for the demo's too
 	@.ci/wheels
+
+install: ## copy all to PREFIX=/usr/local (DESTDIR=, SYSCONFDIR=/etc), with the distribution's Python
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' .ci/install
+
+uninstall: ## remove what make install has copied, but for the configuration file
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' .ci/install uninstall
 
 demo: setup ## a 4 GiB guest, a host that runs low, a live chart
 	@.venv/bin/balloonctl demo $(ARGS)

@@ -10,13 +10,13 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from balloon_daemon.fake_guest.wire import DEFAULT_TIMEOUT_S
+from balloon_daemon.linux.own_module import own_module
 
 Json = dict[str, Any]
 
@@ -41,7 +41,7 @@ class FakeGuestPipes:
         self._errors = errors
         self._pending = b""
         self._next_id = 0
-        command = [sys.executable, "-P", "-m", "balloon_daemon.fake_guest", *arguments]
+        command = [*own_module("balloon_daemon.fake_guest"), *arguments]
         with open(os.devnull if errors is None else errors, "wb") as file:
             self._process = subprocess.Popen(
                 command,

@@ -7,10 +7,10 @@ library): ``seccomp.libseccomp_process`` does.
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from random import Random
 
+from balloon_daemon.linux.own_module import own_module
 from balloon_daemon.seccomp.flat_rules import FlatRule
 from balloon_daemon.seccomp.judge import CannotSayError, Opinion, OtherProgram, judge
 from balloon_daemon.seccomp.policy import ParsedPolicy
@@ -49,7 +49,7 @@ def compile_rules(
             (rule.name, rule.number, rule.verdict.value, rule.comparisons) for rule in rules
         ],
     }
-    command = [sys.executable, "-P", "-m", "balloon_daemon.seccomp.libseccomp_process"]
+    command = own_module("balloon_daemon.seccomp.libseccomp_process")
     try:
         done = subprocess.run(
             command, input=json.dumps(wanted).encode(), capture_output=True, timeout=within_s

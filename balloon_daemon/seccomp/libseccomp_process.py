@@ -1,4 +1,4 @@
-"""Compiles rules through libseccomp: ``python -m balloon_daemon.seccomp.libseccomp_process``.
+"""Compiles rules through libseccomp; started by ``seccomp.libseccomp``.
 
 Reads one JSON object from standard input, as ``seccomp.libseccomp`` writes it, and writes
 libseccomp's version, a line end and the program to standard output. On failure it writes one line
@@ -17,9 +17,13 @@ MASKED_EQ = 7
 def main() -> int:
     """Compiles the rules on standard input. Returns the exit status."""
     try:
-        import pyseccomp
+        try:
+            import pyseccomp
+        except ModuleNotFoundError:
+            # libseccomp's own module, which Debian has: the same names, with the same meaning.
+            import seccomp as pyseccomp
     except ImportError:
-        return _refuse("pyseccomp is not installed")
+        return _refuse("neither pyseccomp nor libseccomp's own module (python3-seccomp) is there")
     except (RuntimeError, OSError) as err:
         return _refuse(f"pyseccomp cannot be used here: {err}")
     from balloon_daemon.linux.libseccomp import version

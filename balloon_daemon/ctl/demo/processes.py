@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from balloon_daemon.ctl.demo.story import Story
 from balloon_daemon.errors import BalloondError
 from balloon_daemon.fake_guest.client import FakeGuestEndedError, FakeGuestPipes
+from balloon_daemon.linux.own_module import own_module
 from balloon_daemon.sizing.balloon_policy import Reason
 
 START_S = 15.0
@@ -56,7 +56,7 @@ class DemoDaemon:
         """How often its policy took a step up because the host was low."""
         self._half_line = ""
         command = [
-            *_end_with_parent(), sys.executable, "-P", "-m", "balloon_daemon",
+            *_end_with_parent(), *own_module("balloon_daemon"),
             "--socket", str(self.socket),
             "--vm-mem", str(story.vm_bytes),
             "--low-mem-dir", str(directory / "low-mem"),

@@ -15,6 +15,7 @@ from enum import Enum
 
 from balloon_daemon.ctl.seccomp import ptrace
 from balloon_daemon.ctl.seccomp.inject import EntryPoint
+from balloon_daemon.linux.own_module import own_module
 
 _OPTIONS = (
     ptrace.PTRACE_O_EXITKILL
@@ -98,7 +99,7 @@ class Watch:
             os.lseek(memory, 0, os.SEEK_SET)
             os.set_inheritable(memory, True)
             source = str(memory)
-        child = [sys.executable, "-P", "-m", "balloon_daemon.ctl.seccomp.child", source, path]
+        child = [*own_module("balloon_daemon.ctl.seccomp.child"), source, path]
         pid = os.posix_spawn(sys.executable, [*child, *self.command], os.environ)
         if memory >= 0:
             os.close(memory)
