@@ -118,7 +118,8 @@ def lockable(fd: int) -> OwnedFd:
 
 
 def close_here(close: Callable[[], None]) -> bool:
-    """Closes a file that others may have locked, and that no child can close.
+    """Closes a file that others may have locked, by an object of Python's such as ``epoll``, which
+    no child can close.
 
     Args:
         close: closes the file.
