@@ -235,20 +235,21 @@ class Desk(Protocol):
         """Does what is asked of the policy, as ``obey``; None: it is done."""
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
-        """Begins what takes a while.
+        """Begins a command that takes a while.
 
         Args:
             command: what is asked.
             uid: the user who asks.
-            answer: called once it has ended, perhaps before this call returns; it must not raise,
-                nor ask for anything.
+            answer: called once the command has ended, perhaps before this call returns; it must
+                not raise, nor ask for anything.
 
         Returns:
-            The number by which it is withdrawn.
+            The number by which ``withdraw`` knows the command.
         """
 
     def withdraw(self, ticket: int) -> None:
-        """Ends what ``want`` has begun, as nobody waits for it; does nothing once it has ended."""
+        """Ends a command that ``want`` has begun, as nobody waits for it; does nothing once it has
+        ended."""
 
 
 class Tracing(Protocol):
@@ -259,7 +260,7 @@ class Tracing(Protocol):
         on."""
 
     def end(self) -> None:
-        """One of those who began records no more."""
+        """Undoes one ``begin``; after the last, no more is published than before the first."""
 
 
 class Reloader(Protocol):

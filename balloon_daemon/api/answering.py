@@ -88,7 +88,7 @@ class Answering:
         the next one."""
         self._makes_status = False
         self._tickets: dict[Client, int | None] = {}
-        """The clients that wait for what takes a while, and by which number it is withdrawn."""
+        """The clients that wait for a command's end, each with the number that withdraws it."""
 
     @property
     def has_work(self) -> bool:
@@ -134,7 +134,7 @@ class Answering:
         self._jobs.append(_Job(parts.parts, made.append, done, [client]))
 
     def _begin(self, client: Client, waiting: Waiting) -> None:
-        """Begins what takes a while; its client waits, and may go meanwhile (``left``)."""
+        """Begins a command that takes a while; its client waits, or goes meanwhile (``left``)."""
         self._tickets[client] = None
 
         def ended(parts: Parts) -> None:
@@ -209,7 +209,8 @@ class Answering:
         client.begin_answer(200, None)
         client.wanted = stream.vm
         self._server.wait(client)
-        # Nothing is queued until all lines are made: events may come as fast as clients' turns.
+        # Queue nothing yet, as events may come as fast as clients' turns: ``_streamed`` queues all
+        # lines and begins to follow in one step, so that no event is missed or sent twice.
         worded = (b"" for _ in self._recent.word())
         done = partial(self._streamed, client, stream)
         self._jobs.append(_Job(worded, lambda part: None, done, [client]))

@@ -31,7 +31,7 @@ class RefusedError(Exception):
 
 
 def size_of(body: Mapping[str, Any]) -> int:
-    """The size that a body has."""
+    """The value of ``size_bytes`` in a body."""
     size = body.get("size_bytes")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MOST_MEMORY_BYTES:
         raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
@@ -41,7 +41,7 @@ def size_of(body: Mapping[str, Any]) -> int:
 def time_of(
     body: Mapping[str, Any], key: str, default_s: float = HOLD_S, most_s: float = MOST_HOLD_S
 ) -> float:
-    """The time that a body has there."""
+    """The seconds that a body has under a key."""
     time_s = body.get(key, default_s)
     if type(time_s) not in (int, float) or not 1 <= time_s <= most_s:
         raise RefusedError(400, f"{key} must be from 1 to {most_s:.0f} seconds")

@@ -169,8 +169,8 @@ class Client:
         return self.streams and self._waiting_bytes > MOST_WAITING_BYTES
 
     def end_stream(self, last: bytes) -> None:
-        """Ends a stream that waits, in the place of what waits, but for the part that is being
-        sent.
+        """Ends a stream whose client reads too slowly. Drops all that waits to be sent but the
+        first part, which may be half sent, and sends ``last`` after that.
 
         Args:
             last: the last chunks.

@@ -213,7 +213,7 @@ class Routes:
             return refusal(err.status, str(err), err.allow)
 
     def begin(self, waiting: Waiting, done: Callable[[Parts], None]) -> int | Answer:
-        """Begins what takes a while.
+        """Begins a command that takes a while.
 
         Args:
             waiting: what is asked.
@@ -234,7 +234,7 @@ class Routes:
         return refusal(err.status, str(err))
 
     def withdraw(self, ticket: int) -> None:
-        """Ends what ``begin`` has begun, as its client has gone."""
+        """Ends the command that ``begin`` has begun, as its client has gone."""
         self._desk.withdraw(ticket)
 
     def status_parts(self) -> Iterator[bytes]:
@@ -310,7 +310,7 @@ class Routes:
         stream = Stream(name, truth_of(follow))
         # A VM that has gone may still have events; the empty name is the host's.
         if name and not self._recent.has_lines_of(name):
-            # Of VMs of one name all events come: they are noted by name.
+            # Events are kept by name: where several VMs have one name, the events of all come.
             return stream._replace(vm=self._vm_named(name).name)
         return stream
 

@@ -94,7 +94,7 @@ def vm_shown(status: VmStatus) -> Shown:
 
 
 def answer_parts(answer: Reclaimed | ReserveAnswer, *, dry_run: bool) -> Iterator[bytes]:
-    """What came of what somebody waited for, as JSON in parts: one for each VM."""
+    """The result of a reclaim or a reserve, as JSON in parts: one for each VM."""
     head: Shown = {"why": answer.why.value}
     match answer:
         case Reclaimed():

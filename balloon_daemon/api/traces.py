@@ -29,7 +29,7 @@ class Traces:
     def __init__(self, header: Callable[[], bytes]) -> None:
         self._header = header
         self._clients: dict[Client, int] = {}
-        """Each client, and the number of the beginning that it got; 0: it waits for one."""
+        """Each client, and the number of the ``TraceBegun`` that it got; 0: it waits for one."""
         self._serves: Callable[[Client], bool]
         self._send_soon: Callable[[Client], None]
         self._tracing: Tracing

@@ -125,7 +125,7 @@ async def _read(child: AskedChild, present: Config) -> Reread:
     """
     from balloon_daemon.config.carried import config_of
 
-    await _parts(child, lambda part: None)  # It says so when it can be asked.
+    await _parts(child, lambda part: None)  # The first message: the child takes orders.
     child.began()
     child.ask(["read"])
     mistakes, changed, settings = list[str](), list[str](), list[object]()

@@ -9,7 +9,7 @@ from balloon_daemon.linux.directories import others_may_list, others_may_write
 
 def risks(config: Config) -> Iterator[str]:
     """The risks in the directories where balloond makes sockets and files, and the remedies."""
-    default = default_socket().parent  # balloond makes it so that other users cannot list it.
+    default = default_socket().parent  # balloond makes this one itself, and others cannot list it.
     own = {Path(vm.address).parent: vm.address for vm in reversed(config.own_sockets)}
     places = {config.main_socket.parent: str(config.main_socket), **own}
     for directory, path in reversed(places.items()):

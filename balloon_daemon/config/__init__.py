@@ -1,1 +1,1 @@
-"""The daemon's settings, as values."""
+"""The daemon's settings: as values, and how configuration files are read and checked."""

@@ -18,8 +18,8 @@ _REMEDY = "restart balloond, or put it back as it was"
 
 
 def keep_default_socket(present: Config, wanted: Config) -> Config:
-    """The wanted settings with the present socket for VMs of no name, where nobody has named it
-    and nobody names one: it is made, or left out, at a start alone."""
+    """The wanted settings, with ``socket`` as it is at present if neither the present nor the
+    wanted settings name one: the default socket is opened, or left out, at a start alone."""
     unnamed = present.socket is None or present.is_default_socket
     if unnamed and (wanted.socket is None or wanted.is_default_socket):
         kept = present.is_default_socket

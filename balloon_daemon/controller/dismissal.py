@@ -42,7 +42,7 @@ class Dismissals:
             task.add_done_callback(lambda _: self._under_way.pop(vm))
 
     def close(self) -> None:
-        """Lets nobody go any more: whoever is still here is given its memory back by the end."""
+        """Stops: balloond ends, and its end (``ending.py``) gives these VMs their memory back."""
         for task in self._under_way.values():
             task.cancel()
 

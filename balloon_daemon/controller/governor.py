@@ -169,11 +169,11 @@ class Governor:
         return self._operators.steer(command, uid)
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
-        """Begins what takes a while; returns the number by which that is withdrawn."""
+        """Begins a command that takes a while; returns the number by which it is withdrawn."""
         return self._operators.want(command, uid, answer)
 
     def withdraw(self, ticket: int) -> None:
-        """Ends what ``want`` has begun, as nobody waits for it."""
+        """Ends a command that ``want`` has begun, as nobody waits for it."""
         self._operators.withdraw(ticket)
 
     # --- guests' reports ----------------------------------------------------------------------

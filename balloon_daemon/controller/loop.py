@@ -82,7 +82,7 @@ class Registry:
 
     def report(self, vm: VmId, report: Report) -> None:
         if isinstance(report, Attached) and vm in self.dismissals:
-            return  # Nothing is to be decided for it.
+            return  # The VM is being let go: its policy is not begun.
         (self._dry_run or self._governor).report(vm, report)
 
     def serve(self, guest: Guest) -> None:
@@ -228,8 +228,9 @@ class Controller:
         if others or places:
             self._publish(DrivesOthers(len(others), places))
         self.listening = True
-        # Read once even where no VM listens: the log then says at the start what is wrong with
-        # the figures. Read in a callback: an error there is published and does not end the start.
+        # Read the source once even if no VM is attached: the log then says at the start what is
+        # wrong with its figures. Read in a callback: an error there is published and does not end
+        # the start.
         loop.call_soon(watch.read)
         if surveyed:
             survey.begin()
@@ -259,7 +260,7 @@ class Controller:
                 leave_at_once(0)
 
     def _apply(self, config: Config) -> None:
-        """Goes on with other settings, of which only those of ``changes.LIVE`` are others."""
+        """Applies new settings, which differ from the present ones in ``changes.LIVE`` only."""
         margins = config.margin_bytes, self._config.margin_bytes
         self._config = config
         if margins[0] != margins[1]:

@@ -126,7 +126,7 @@ class Operators:
         return None
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
-        """Begins what takes a while; returns the number by which that is withdrawn."""
+        """Begins a command that takes a while; returns the number by which it is withdrawn."""
         if (refused := self._against(command, uid)) is not None:
             return NotDone(refused)
         ticket = next(self._tickets)
@@ -142,7 +142,8 @@ class Operators:
         return ticket
 
     def withdraw(self, ticket: int) -> None:
-        """Ends what ``want`` has begun, as nobody waits for it; does nothing once it has ended."""
+        """Ends a command that ``want`` has begun, as nobody waits for it; does nothing once it has
+        ended."""
         if ticket in self._waiting:
             self._step(Withdrawn(ticket))
 

@@ -70,7 +70,7 @@ class Reloads:
     Args:
         files: reads the files.
         present: the settings in force.
-        apply: applies others.
+        apply: applies other settings.
         publish: takes events.
     """
 

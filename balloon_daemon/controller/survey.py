@@ -1,4 +1,4 @@
-"""Reads the low-memory source at regular times, for the record of a host that decides seldom.
+"""Reads the low-memory source at regular times, for a record: decisions alone are too rare.
 
 Runs in the controller, with ``--record`` and ``--history``, and while somebody records over the
 API. Without it the source is read only when the policy wants to know, and the record would not

@@ -82,7 +82,7 @@ class Traced:
         publish: takes events.
         clock: the clock whose times the policy's ``step`` is given.
         watch: reads the source.
-        always: whether for as long as balloond runs (``--record``).
+        always: whether they are published all the time, as with ``--record``.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Traced:
         self._always = always
         self._number = 0
         self._begun = 0
-        """How many record now."""
+        """How many ``begin`` had no ``end`` yet."""
         self._policy: TracedPolicy
         self._vms: Callable[[], Iterable[Vm]]
         self._survey: Survey | None = None
@@ -116,11 +116,11 @@ class Traced:
         return self._policy
 
     def serve(self, vms: Callable[[], Iterable[Vm]], survey: Survey | None) -> None:
-        """Is ready for ``begin`` from now on.
+        """Takes what ``begin`` needs; called once, before the first ``begin``.
 
         Args:
             vms: gives the VMs.
-            survey: to be begun and ended; None: it goes on anyway.
+            survey: is begun and ended with the recording; None: it goes on all the time.
         """
         self._vms, self._survey = vms, survey
 
@@ -140,7 +140,7 @@ class Traced:
             self._survey.begin()
 
     def end(self) -> None:
-        """Publishes no more where nobody else records."""
+        """Publishes steps no longer, unless somebody else records."""
         self._begun -= 1
         if self._begun == 0:
             self._policy.publishes = self._always

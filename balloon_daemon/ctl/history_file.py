@@ -91,7 +91,7 @@ def read(path: Path, table: str, since_s: float = 0.0, vm: str | None = None) ->
     history.isolation_level = None
     try:
         history.row_factory = sqlite3.Row
-        history.execute("BEGIN")  # What is checked is what is read.
+        history.execute("BEGIN")  # One transaction: no write comes between check and read.
         _check(history)
         if vm:
             _check_vm(history, vm)

@@ -22,7 +22,7 @@ def start(fd: str, parent: str, *directories: str) -> NoReturn:
     gc.disable()  # All that loading makes stays; run_template enables the collector again.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path.insert(0, root)
-    import balloon_daemon  # noqa: F401  # its modules are found by its own path from here on
+    import balloon_daemon  # noqa: F401  # its __path__, not sys.path, leads to its modules now
 
     del sys.path[0]
     sys.path += [directory for directory in directories if directory not in sys.path]

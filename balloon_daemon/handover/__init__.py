@@ -11,5 +11,5 @@ controller before it handed over, was killed, or was of an earlier version.
 request that a controller has in hand, in case it dies; ``store`` is the Protocol, a store behind a
 socket, and a store that keeps nothing; ``systemd_store`` and ``keeper_start`` find or make a
 store; ``fd_keeper`` is the small process; ``kept_guests`` reads the VMs that another controller
-has left.
+has left; ``outbox`` queues messages while a store's socket is full.
 """

@@ -138,8 +138,8 @@ class MemoryWatch:
         try:
             take(self.read())
         finally:
-            # Listen again even if an error was raised, perhaps for lack of memory. ``take`` has
-            # done it already, or has ended the listening, where it went through.
+            # Without an error ``take`` has called ``listen`` or ``rest``. After an error, perhaps
+            # for lack of memory, listen again here.
             if self._take is not None and self._timer is None:
                 self.listen(self._take)
 

@@ -64,7 +64,7 @@ class LeftSockets:
         """Descriptors that no child closes yet, each with its owner as in ``leads_to``."""
         self._working: dict[ClosingChild, int] = {}
         self._idle: list[ClosingChild] = []
-        """One child at most: a fork takes milliseconds."""
+        """At most one child without an order, kept for the next: a fork takes milliseconds."""
 
     def close(self, fd: int, owner: int) -> None:
         """Closes a socket soon; returns at once.

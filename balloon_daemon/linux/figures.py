@@ -62,7 +62,7 @@ class Closes:
         return len(self._left) >= MOST_LEFT
 
     def close_here(self, close: Callable[[], None]) -> bool:
-        """Calls what closes a file; False: such closes have taken long, and it is left open."""
+        """Closes a file by ``close``; False: such closes have taken long, and it is left open."""
         began_s = time.monotonic()
         self._here_s = max(0.0, self._here_s - (began_s - self._at_s) * REGAINED)
         self._at_s = began_s
@@ -88,8 +88,10 @@ class Closes:
                 return
             done, self._child = self._child, None
             done.end()
-        if self._left and self._child is None:  # Its end may have left a descriptor, and so begun
-            try:  # the next one.
+        # ``done.end()`` closes the child's pidfd by way of this object, which may have forked
+        # the next child for that.
+        if self._left and self._child is None:
+            try:
                 self._child = ClosingChild(self._left, lockable)
             except OSError:
                 return
@@ -100,7 +102,8 @@ _CLOSES = Closes()
 
 
 class _FigureFd(OwnedFd):
-    """A descriptor of a file that others may have locked."""
+    """A descriptor of a file that others may have locked, so that its close may take long: it is
+    closed by way of ``Closes``."""
 
     __slots__ = ()
 
@@ -110,12 +113,13 @@ class _FigureFd(OwnedFd):
 
 
 def lockable(fd: int) -> OwnedFd:
-    """A descriptor, now the result's, of a file that others may have locked."""
+    """Makes an object that owns a descriptor of a file that others may have locked."""
     return _FigureFd(fd)
 
 
 def close_here(close: Callable[[], None]) -> bool:
-    """Closes a file that others may have locked, and that no child can close.
+    """Closes a file that others may have locked, by an object of Python's such as ``epoll``, which
+    no child can close.
 
     Args:
         close: closes the file.

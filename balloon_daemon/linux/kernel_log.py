@@ -68,7 +68,7 @@ class KernelLog:
 
 
 KERNEL_LOG = KernelLog()
-"""This process's."""
+"""The kernel's log, as this process has it open."""
 
 
 def find_seccomp_kill(pid: int) -> int | None:

@@ -97,8 +97,8 @@ def hang_up(sock: socket.socket) -> bool:
             if flags & socket.MSG_CTRUNC:
                 return False
             if not content and not sender:
-                # The end. An empty packet (SOCK_SEQPACKET) has a sender, whose address is the
-                # listening socket's, and others may wait behind it.
+                # The queue is empty, and the connection shut down. An empty packet
+                # (SOCK_SEQPACKET) would have a sender's address, and others might wait behind it.
                 return True
             sock.recvmsg(len(content) or 1)
         except OSError as err:

@@ -1,1 +1,1 @@
-"""Writes the log: takes events, words them and writes the lines."""
+"""Readers of events: the log, the history, the trace, and the last events for the API."""

@@ -18,7 +18,8 @@ def entries_of(event: Event) -> list[Entry]:
         case Surveyed(at_s, seen):
             return [Entry(at_s, Read(seen))]
         case TraceBegun(at_s, _, seen):
-            # Not as read only: the policy has to know how near to low memory the host is.
+            # ``Looked``, not ``Read``: a policy that replays the trace has to get this reading, to
+            # know at once how near to low memory the host is.
             return [Entry(at_s, Looked(seen))]
         case VmFound(at_s, _, found, reports):
             return [Entry(at_s, found), *(Entry(at_s, report) for report in reports)]

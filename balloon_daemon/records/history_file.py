@@ -80,7 +80,8 @@ def _why_not(path: Path) -> str:
     if size_bytes and not _is_history(path):
         return "is there and no history of balloond's; name another file"
     for ending in BESIDE[:-1]:
-        # SQLite would delete such a file, or take its content for the history's.
+        # SQLite would delete such a file beside a new history, or take its content for the
+        # history's.
         if not size_bytes and os.path.lexists(beside := _beside(path, ending)):
             return f"{printable(str(beside))} is there, of another database; name another file"
     if _size_of(lock := _beside(path, "-lock")) != 0:

@@ -130,10 +130,10 @@ class ForeignFds:
     def closed_here(self) -> Iterator[None]:
         """Until the end of the block, this process itself closes dropped descriptors, at once.
 
-        Only for descriptors whose files a store holds too, and of the kinds with which devices are
-        forked: then no close is a file's last one, and for files of these kinds only the last
-        close can block (``_PARKED`` in ``guests/jailed/closing.py``). What ``close_here`` leaves
-        open is for ``close_dropped``.
+        Only for descriptors whose files a store holds too: then no close is a file's last one. And
+        only for what a device is forked with, the files of guest memory, eventfds, sockets and a
+        pipe: of these only the last close can block (``_PARKED`` in ``guests/jailed/closing.py``
+        says why). What ``close_here`` leaves open is for ``close_dropped``.
         """
         self._here = True
         try:

@@ -115,7 +115,8 @@ def _command(
         help=summary,
         epilog=_EPILOG,
     )
-    # Suppressed: a default here would replace what was said before the command.
+    # SUPPRESS: a default of the command's own --api would replace the value of an --api that
+    # stands before the command.
     add_api_flag(parser, argparse.SUPPRESS)
     if run is not _record:
         parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")

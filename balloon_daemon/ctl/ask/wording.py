@@ -69,7 +69,8 @@ def host_line(host: dict[str, Any]) -> str:
 
 
 def host_notes(host: dict[str, Any]) -> list[str]:
-    """A line about a pause of all VMs, if there is one; an older balloond does not tell."""
+    """Lines about what operators have asked for: a pause of all VMs, reclaims, reserves. An older
+    balloond does not tell of them."""
     paused_s = host.get("paused_s")
     notes = [] if paused_s is None else [f"All VMs: {paused_note(paused_s)}"]
     for reclaim in host.get("reclaims", []):
@@ -199,7 +200,7 @@ def _share(vm: dict[str, Any]) -> str:
 
 
 def told(vm: dict[str, Any]) -> str:
-    """A line with the size that a VM's balloon was told."""
+    """A line with the size that a VM's balloon is to have now, by an operator's command."""
     target, balloon = (format_size(vm[key]) for key in ("target_bytes", "balloon_bytes"))
     dry_run = "; a dry run: its VM is not told" if vm.get("dry_run") else ""
     return f"{printable(vm['vm'])}: its balloon is to be {target}, and is {balloon} now{dry_run}"

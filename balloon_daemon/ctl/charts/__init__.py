@@ -1,1 +1,1 @@
-"""The demonstration's output: lines of text, a live chart, a picture."""
+"""The demonstration's output, live and as a picture; and pictures of histories and traces."""

@@ -306,7 +306,7 @@ def _spread(heights: Sequence[float], apart: float) -> list[float]:
 def set_times(axes: Axes, span: tuple[float, float]) -> None:
     """Gives the lowest panel its clock."""
     zone = datetime.fromtimestamp(span[0]).astimezone().tzinfo
-    # AutoDateLocator divides seconds in less than five; the clock shows whole ones.
+    # In a span of a few seconds AutoDateLocator sets ticks between whole seconds too.
     seconds = span[1] - span[0] < 6
     locator: Any = (
         SecondLocator(tz=zone) if seconds else AutoDateLocator(tz=zone, minticks=5, maxticks=10)  # type: ignore[no-untyped-call] # matplotlib's

@@ -112,7 +112,6 @@ def margin_findings(
     figures: dict[str, int | str | None] = {"margin_bytes": margin, "available_bytes": available}
     if facts is not None:
         usable, said = facts.usable_bytes, f"a margin of {format_size(margin)}"
-        # A margin of the kernel's own (ChromeOS) is made for that host, however small it is.
         if margin >= usable // LARGE_SHARE:
             yield Finding(
                 Check.MARGIN,
@@ -121,6 +120,7 @@ def margin_findings(
                 "give a smaller one (--margin); without that flag it is 5.2 %",
                 figures=figures | {"usable_bytes": usable},
             )
+        # A margin that ChromeOS's kernel sets is made for that host, however small it is.
         elif margin < usable // SMALL_SHARE and host["source"] == "meminfo":
             yield Finding(
                 Check.MARGIN,

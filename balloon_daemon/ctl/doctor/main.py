@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
     where.add_argument(
         "--api",
         type=Path,
-        default=argparse.SUPPRESS,  # It is that of ``balloonctl --api``.
+        default=argparse.SUPPRESS,  # Keeps the value of ``balloonctl --api``.
         metavar="PATH",
         help=f"the socket of balloond's API (default: {DEFAULT_API})",
     )

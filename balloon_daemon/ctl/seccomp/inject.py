@@ -67,7 +67,7 @@ class EntryPoint:
         """
         words = list(_REGISTERS.unpack(ptrace.registers(self._pid)))
         words[_RIP] = self._address
-        words[_ORIG_RAX] = 2**64 - 1  # not in a system call, so that the kernel restarts none
+        words[_ORIG_RAX] = 2**64 - 1  # -1: in no system call, so the kernel restarts none
         before = tuple(words)
         # Write the filter into the traced program's stack, where memory below the stack pointer is
         # mapped and unused. Leave out the red zone, the 128 bytes under the stack pointer that a

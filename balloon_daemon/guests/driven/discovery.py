@@ -197,7 +197,7 @@ class Search:
             self.left_out = True
             if known is None:
                 return
-            # Nothing connects to the new socket: it is not the known one.
+            # Keep the known socket, so that nothing connects to the new one.
             socket = known
         self.found[resolved] = socket
         self._counts.sockets[user] += 1

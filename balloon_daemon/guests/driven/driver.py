@@ -171,7 +171,7 @@ class DrivenVms:
         return {resolved} if found is None else {resolved, found.path}
 
     def _have_discovered(self, finder: Finder, resolved: str) -> None:
-        """Takes a VM that is driven already, or sought, for one that a pattern has found."""
+        """Treats a VM that has a finder already as one that a pattern has found."""
         vm = VmConfig(finder.config.name, Kind.QMP, resolved, VmSettings())
         finder.change(vm, partial(self._control_of_found, resolved))
         self._discovered[resolved] = finder
@@ -201,7 +201,7 @@ class DrivenVms:
 
     def _searched(self, search: Search) -> None:
         if search.patterns is not self._wanted.qmp:
-            return  # The patterns have changed since it was begun, and another one is to come.
+            return  # The patterns have changed during this search, and another search is to come.
         self._watch(search.directories)
         for path in sorted(search.unseen - self._last.unseen):
             if self._hanging.has_one(asyncio.get_running_loop().time()):
@@ -212,10 +212,10 @@ class DrivenVms:
                 self._publish(SocketIgnored(printable(path)))
         for resolved, found in search.found.items():
             if found.path in self._discovered and resolved not in self._discovered:
-                # It was named by a path with a symbolic link until now.
+                # The configuration named this VM before, by a path with a symbolic link in it.
                 self._have_discovered(self._discovered.pop(found.path), resolved)
         for resolved in self._discovered.keys() & search.named:
-            # It is named by another path or name, with settings of its own.
+            # The configuration names this discovered VM, by another path or with another name.
             self._discovered.pop(resolved).dismiss()
         for resolved in self._discovered.keys() - search.found.keys():
             self._discovered.pop(resolved).retire()

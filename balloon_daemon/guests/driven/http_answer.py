@@ -72,7 +72,7 @@ class HttpAnswerParser:
             return answer
         return None
 
-    # Each of these generators yields when it needs more bytes than have come.
+    # Each generator below yields when it needs more bytes than have come.
 
     def _parse(self) -> Generator[None, None, HttpAnswer]:
         for _ in range(1 + _MAX_INTERIM):

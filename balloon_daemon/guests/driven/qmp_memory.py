@@ -12,7 +12,7 @@ from balloon_daemon.linux.mountinfo import Mount, read_mounts
 def on_hugetlbfs(paths: Iterable[str]) -> set[str]:
     """Those paths that lie on a mounted hugetlbfs, by our own list of mounts."""
     try:
-        mounts = read_mounts()  # Once for all: a host may have thousands.
+        mounts = read_mounts()  # Once for all paths: a host may have thousands of mounts.
     except OSError:
         return set()
     return {path for path in paths if _file_system(path, mounts) == "hugetlbfs"}

@@ -228,7 +228,7 @@ class Monitor(asyncio.BufferedProtocol):
             self._fail(ControlError(Fault.NONSENSE, f"a line of over {MAX_MESSAGE_BYTES} bytes"))
 
     def _limit_rate(self, nbytes: int) -> None:
-        """Stops reading for the rest of this second once the monitor's part has come."""
+        """Stops reading for the rest of this second once ``_part`` bytes have come in it."""
         assert self._transport is not None
         if self._unread_since is None:
             self._unread_since = asyncio.get_running_loop().call_later(1, self._read_on)
@@ -286,7 +286,7 @@ class Monitor(asyncio.BufferedProtocol):
         for batch in (self._greeting, *(batch for _, batch in self._asked)):
             if not batch.done.done():
                 batch.done.set_exception(failure)
-                # Reads the exception, as nobody else may: asyncio logs exceptions never read.
+                # Read the exception: asyncio would log it if nobody waits for this batch.
                 batch.done.exception()
         self._asked.clear()
         assert self._transport is not None

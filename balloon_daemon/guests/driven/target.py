@@ -36,6 +36,7 @@ class BalloonTarget:
         self.changed = base_bytes is not None
         """Whether balloond has changed the balloon and not given all of it back."""
         self.base_bytes = (balloon_bytes or 0) if base_bytes is None else base_bytes
+        """The size of the balloon that the VM had before balloond changed it."""
         self._wanted_bytes = 0
         self._sent_bytes: int | None = None
         self._largest_bytes = 0
@@ -57,7 +58,7 @@ class BalloonTarget:
 
     @property
     def asked_bytes(self) -> int:
-        """The size, beyond the base, that the VMM is to be told now."""
+        """The size, beyond the base (the balloon from before balloond), to tell the VMM now."""
         most = self.most_bytes
         return self._wanted_bytes if most is None else min(self._wanted_bytes, most)
 

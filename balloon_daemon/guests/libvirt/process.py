@@ -298,7 +298,7 @@ class Client:
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=self._run_events, daemon=True).start()
         events = self._events = self.open_connection()
-        with contextlib.suppress(libvirt.libvirtError):  # Fails for drivers without a daemon.
+        with contextlib.suppress(libvirt.libvirtError):  # Drivers without a daemon refuse.
             events.registerCloseCallback(lambda *_: os._exit(0), None)
         for name, callback in (
             ("LIFECYCLE", self._lifecycle),
