@@ -259,7 +259,7 @@ class Tracing(Protocol):
         on."""
 
     def end(self) -> None:
-        """One of those who began records no more."""
+        """Nobody records any more."""
 
 
 class Reloader(Protocol):
