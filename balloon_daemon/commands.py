@@ -260,7 +260,7 @@ class Tracing(Protocol):
         on."""
 
     def end(self) -> None:
-        """Undoes one ``begin``; after the last, no more is published than before the first."""
+        """Nobody records any more."""
 
 
 class Reloader(Protocol):

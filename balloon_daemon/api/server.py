@@ -76,7 +76,7 @@ class Server:
         """How many connections of clients that may only read brought descriptors."""
 
     def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None = None) -> None:
-        self._traces.start(tracing, self.serves, self.send_soon)
+        self._traces.start(tracing, self.serves, self.send_soon, self._later)
         routes = Routes(desk, self._recent, reloader)
         self._answering = Answering(routes, self._recent, self._traces, self)
         self._epoll.register(self._socket.sock, select.EPOLLIN)
@@ -123,7 +123,6 @@ class Server:
             self._later(rest_s, self._rested)
 
     def _rested(self) -> None:
-        del self._timers[self._rested]
         if self._ready or self._answering.has_work:
             self._turn()
         else:
@@ -136,7 +135,11 @@ class Server:
 
     def _later(self, after_s: float, call: Callable[[], None]) -> None:
         if call not in self._timers:
-            self._timers[call] = asyncio.get_running_loop().call_later(after_s, call)
+            self._timers[call] = asyncio.get_running_loop().call_later(after_s, self._due, call)
+
+    def _due(self, call: Callable[[], None]) -> None:
+        del self._timers[call]
+        call()
 
     def _serve(self, fd: int) -> None:
         if fd == self._socket.sock.fileno():
@@ -241,7 +244,6 @@ class Server:
 
     def _look(self) -> None:
         """Looks for late clients; each is answered 408 or dropped when its turn comes."""
-        del self._timers[self._look]
         now_s = time.monotonic()
         late = [fd for fd, client in self._clients.items() if now_s >= client.deadline_s]
         if late:
@@ -263,7 +265,6 @@ class Server:
         self._later(LOOK_S, self._accept_again)
 
     def _accept_again(self) -> None:
-        del self._timers[self._accept_again]
         if len(self._clients) < MOST:
             self._epoll.modify(self._socket.sock, select.EPOLLIN)
         else:

@@ -2,8 +2,12 @@
 
 A trace begins with the present state, and its lines are those of ``balloond --record``. Nobody who
 records costs nothing but a look at each event.
+
+The present state takes 30 µs for each VM, which no client's turn bounds, as the bus delivers it.
+So it is published once for all clients that wait for it, and once in ``REST_S``.
 """
 
+import time
 from collections.abc import Callable
 
 from balloon_daemon.api.client import Client, Phase, chunk
@@ -16,7 +20,13 @@ TOO_SLOW = (
 )
 """The last line of a client that has left too much unread."""
 
+REST_S = 1.0
+"""The time from one beginning to the next, at least: 1,024 VMs cost 4 % of the event loop's time
+then. Clients that begin traces one after the other cost 70 to 86 % without it."""
+
 LAST_CHUNK = b"0\r\n\r\n"
+
+Later = Callable[[float, Callable[[], None]], None]
 
 
 class Traces:
@@ -33,6 +43,9 @@ class Traces:
         self._serves: Callable[[Client], bool]
         self._send_soon: Callable[[Client], None]
         self._tracing: Tracing
+        self._later: Later
+        self._next_s = 0.0
+        """When a trace may begin."""
         self._lost = 0
 
     def start(
@@ -40,6 +53,7 @@ class Traces:
         tracing: Tracing,
         serves: Callable[[Client], bool],
         send_soon: Callable[[Client], None],
+        later: Later,
     ) -> None:
         """Takes clients from now on.
 
@@ -47,14 +61,24 @@ class Traces:
             tracing: publishes what the policy is told.
             serves: whether a client's connection is open.
             send_soon: sends what waits for a client, in the client's turn.
+            later: calls a function after so many seconds, unless it is to be called already.
         """
         self._tracing, self._serves, self._send_soon = tracing, serves, send_soon
+        self._later = later
 
     def add(self, client: Client) -> None:
-        """Begins a client's trace, after the head of its answer."""
+        """Takes a client whose trace is to begin, after the head of its answer."""
         client.phase = Phase.TRACING
         self._clients[client] = 0
-        self._tracing.begin()
+        self._later(max(0.0, self._next_s - time.monotonic()), self.begin)
+
+    def begin(self) -> None:
+        """Begins the traces of all clients that wait for that."""
+        for client in [client for client in self._clients if not self._serves(client)]:
+            self._remove(client)
+        if not all(self._clients.values()):
+            self._next_s = time.monotonic() + REST_S
+            self._tracing.begin()
 
     def close(self) -> list[Client]:
         """Ends all traces, because balloond ends. Returns their clients, whose end waits to be
@@ -110,7 +134,8 @@ class Traces:
 
     def _remove(self, client: Client) -> None:
         del self._clients[client]
-        self._tracing.end()
+        if not self._clients:
+            self._tracing.end()
 
 
 def _lines(event: Event, lost: int) -> list[bytes]:

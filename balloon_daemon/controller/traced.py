@@ -98,8 +98,6 @@ class Traced:
         self._watch = watch
         self._always = always
         self._number = 0
-        self._begun = 0
-        """How many ``begin`` had no ``end`` yet."""
         self._policy: TracedPolicy
         self._vms: Callable[[], Iterable[Vm]]
         self._survey: Survey | None = None
@@ -127,7 +125,6 @@ class Traced:
     def begin(self) -> None:
         """Publishes the present state, and all steps from now on."""
         self._number += 1
-        self._begun += 1
         seen, now_s = self._watch.look(), self._clock()
         self._publish(TraceBegun(now_s, self._number, seen))
         of_vms = {vm.guest.vm: vm for vm in self._vms()}
@@ -140,12 +137,10 @@ class Traced:
             self._survey.begin()
 
     def end(self) -> None:
-        """Publishes steps no longer, unless somebody else records."""
-        self._begun -= 1
-        if self._begun == 0:
-            self._policy.publishes = self._always
-            if self._survey is not None:
-                self._survey.close()
+        """Publishes no more, unless ``--record`` does."""
+        self._policy.publishes = self._always
+        if self._survey is not None:
+            self._survey.close()
 
 
 def _last_reports(vm: Vm) -> tuple[Reported, ...]:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from balloon_daemon.api import client as api_client
 from balloon_daemon.api import server as api_server
 from balloon_daemon.api import socket_file
+from balloon_daemon.api import traces as api_traces
 from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
@@ -118,18 +119,20 @@ class Desk:
 
 
 class Tracing:
-    """Publishes the beginning of a trace, of a policy without VMs; counts who records."""
+    """Publishes the beginnings of traces, of a policy without VMs, and counts them."""
 
     def __init__(self) -> None:
         self.begun = 0
+        self.goes_on = False
         self.traces = Traces(lambda: b'{"balloond_trace":1}\n')
 
     def begin(self) -> None:
         self.begun += 1
+        self.goes_on = True
         asyncio.get_running_loop().call_soon(self.traces, TraceBegun(1.0, self.begun, None), 0.0)
 
     def end(self) -> None:
-        self.begun -= 1
+        self.goes_on = False
 
 
 class World:
@@ -341,18 +344,22 @@ def test_follower_that_never_reads_is_dropped_and_others_get_every_event(play: P
 
 
 @fault("a client that records and never reads")
-def test_recording_client_that_is_too_slow_is_told_so_and_dropped(play: Play) -> None:
+def test_recording_client_that_is_too_slow_is_told_so_and_dropped(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_traces, "REST_S", 0.0)
+
     async def scene(world: World) -> None:
         loop = asyncio.get_running_loop()
         with await world.connect() as slow, await world.connect() as reader:
-            for sock in (slow, reader):
-                await loop.sock_sendall(sock, GET_TRACE)
+            await loop.sock_sendall(slow, GET_TRACE)
+            await world.until(lambda: world.tracing.begun == 1)
+            await loop.sock_sendall(reader, GET_TRACE)
+            await world.until(lambda: world.tracing.begun == 2)
+            await asyncio.sleep(0)
             reading = asyncio.create_task(received(reader))
-            await world.until(
-                lambda: [one.phase.name for one in world.server.clients()] == 2 * ["TRACING"]
-            )
             sent = 0
-            while world.tracing.begun == 2:
+            while all(client.streams for client in world.server.clients()):
                 for _ in range(100):
                     world.traces(Stepped(float(sent), Looked(None)), 0.0)
                     sent += 1
@@ -382,7 +389,65 @@ def test_client_that_has_gone_is_recorded_for_no_more(play: Play) -> None:
             await world.until(lambda: world.tracing.begun == 1)
         await world.until(lambda: world.server.clients() == [])
         world.traces(Stepped(1.0, Looked(None)), 0.0)
+        assert not world.tracing.goes_on
+
+    play(scene)
+
+
+@fault("clients that begin a trace and hang up, over and over")
+def test_clients_that_begin_traces_over_and_over_cost_one_beginning_in_a_time(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_traces, "REST_S", 2 * HANG_S)
+
+    async def scene(world: World) -> None:
+        for _ in range(10):
+            with await world.connect() as sock:
+                await asyncio.get_running_loop().sock_sendall(sock, GET_TRACE)
+                await world.until(lambda: any(one.streams for one in world.server.clients()))
+            await world.until(lambda: world.server.clients() == [])
+        # The first one's beginning was published in the turn after its request.
+        assert world.tracing.begun == 1
+
+    play(scene)
+
+
+def test_client_that_has_gone_before_its_trace_began_begins_none(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        add = Traces.add
+
+        def add_and_drop(self: Traces, client: Client) -> None:
+            add(self, client)
+            world.server.drop(client)
+
+        monkeypatch.setattr(Traces, "add", add_and_drop)
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_TRACE)
+            await received(sock)
+        await asyncio.sleep(0)
         assert world.tracing.begun == 0
+
+    play(scene)
+
+
+def test_clients_that_ask_while_no_trace_may_begin_get_one_later(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_traces, "REST_S", 0.05)
+
+    async def scene(world: World) -> None:
+        async def first_line() -> bytes:
+            with await world.connect() as sock:
+                await asyncio.get_running_loop().sock_sendall(sock, GET_TRACE)
+                got = b""
+                while b"balloond_trace" not in got:
+                    got += await asyncio.get_running_loop().sock_recv(sock, 1 << 16)
+                return got
+
+        for _ in range(3):
+            assert all(await asyncio.gather(*(first_line() for _ in range(3))))
 
     play(scene)
 
