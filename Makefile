@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels install uninstall demo test test-vm bench fuzz fuzz-seccomp soak
+.PHONY: help setup wheels package install uninstall demo test test-vm test-packages bench fuzz fuzz-seccomp soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -9,6 +9,9 @@ setup: ## system packages (as root, through apt) and .venv
 
 wheels: ## build/wheels, to install balloond from (not as root); EXTRA=ctl for the demo's too
 	@.ci/wheels
+
+package: ## build/package, the Debian package of what is committed (installs what that takes)
+	@.ci/package
 
 install: ## copy all to PREFIX=/usr/local (DESTDIR=, SYSCONFDIR=/etc), with the distribution's Python
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' .ci/install
@@ -25,6 +28,10 @@ test: setup ## linters, unit, property and kernel tests
 test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 	@.venv/bin/python -m tests.vm.images
 	@.venv/bin/python -m pytest -m vm -n 2 --dist loadfile tests/vm $(ARGS)
+
+test-packages: setup package ## that package in clean roots of Debian 12, 13 and the next, under their own systemd
+	@.venv/bin/python -m tests.packages.roots
+	@.venv/bin/python -m pytest -m package -n 2 tests/packages $(ARGS)
 
 fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JSON object
 	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/fuzz.txt

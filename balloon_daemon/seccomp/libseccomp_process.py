@@ -33,9 +33,9 @@ def main() -> int:
     try:
         number = version()
         name = f"libseccomp {number}"
-        filter_ = pyseccomp.SyscallFilter(wanted["default"])
+        filter_ = pyseccomp.SyscallFilter(_signed(wanted["default"]))
         filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-        native = pyseccomp.system_arch()
+        native = pyseccomp.system_arch() & 0xFFFFFFFF
         if wanted["audit_arch"] != native:
             filter_.add_arch(wanted["audit_arch"])
             filter_.remove_arch(native)
@@ -57,7 +57,7 @@ def main() -> int:
             for index, comparator, value, mask in comparisons
         ]
         try:
-            filter_.add_rule_exactly(action, known, *arguments)
+            filter_.add_rule_exactly(_signed(action), known, *arguments)
         except OSError as err:
             return _refuse(f"{name} refuses a rule for {call}: {err.strerror}")
     sys.stdout.buffer.write(f"{number}\n".encode() + _exported(filter_))
@@ -69,6 +69,11 @@ def _exported(filter_: Any) -> bytes:
         filter_.export_bpf(file)
         file.seek(0)
         return file.read()
+
+
+def _signed(action: int) -> int:
+    """An action as a C int, which libseccomp's own module takes; pyseccomp takes both."""
+    return action - (1 << 32) if action >= 1 << 31 else action
 
 
 def _refuse(why: str) -> int:

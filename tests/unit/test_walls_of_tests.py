@@ -23,6 +23,7 @@ FOLDERS = {
     "tests.property": {"tests.harness", "tests.fakes"},
     "tests.kernel": {"tests.harness", "tests.fakes", "tests.fuzz", "tests.soak", "benchmarks"},
     "tests.vm": {"tests.harness"},
+    "tests.packages": {"tests.vm"},
     "benchmarks": {"tests.harness", "tests.vm"},
 }
 

@@ -61,12 +61,15 @@ class Line:
 class ServiceHost:
     """The machine, running. `stop` it at the end, whatever happened."""
 
-    def __init__(self, root: Path, log_dir: Path) -> None:
+    def __init__(self, root: Path, log_dir: Path, *, nspawn: Path | None = None) -> None:
         """Boots it and installs balloond, which is not started yet.
 
         Args:
             root: from `ready_root`; nothing is written to it.
             log_dir: gets `console.log`, `measured.txt` and, at the end, `journal.log`.
+            nspawn: the root directory whose systemd-nspawn boots it. Then balloond is not
+                installed, and the machine has cgroups of version 2 alone, which systemd needs
+                since version 258. None: its own.
 
         Raises:
             DeadlineError: it does not come up.
@@ -79,7 +82,7 @@ class ServiceHost:
         command = [
             *("setpriv", "--pdeathsig", "KILL"),
             *_inside(self._cgroup),
-            *nspawn_command(root),
+            *nspawn_command(nspawn or root),
             *(
                 f"--machine=balloond-{os.getpid()}",
                 "--quiet",
@@ -101,12 +104,15 @@ class ServiceHost:
                 stderr=console,
                 # It would lock the root, which nothing is written to, by a file beside it: another
                 # run could not boot from it, and would take the file for damage.
-                env=os.environ | {"SYSTEMD_NSPAWN_LOCK": "0"},
+                env=os.environ
+                | {"SYSTEMD_NSPAWN_LOCK": "0"}
+                | ({} if nspawn is None else {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}),
             )
         try:
             self._init = wait_until(self._find_init, what="systemd boots")
             self.run("systemctl", "is-system-running", "--wait", check=False)
-            self._install()
+            if nspawn is None:
+                self._install()
             self.low_mem = LowMemDir(self.path(_LOW_MEM_DIR), margin_mib=MARGIN_MIB)
         except BaseException:
             self.stop()
