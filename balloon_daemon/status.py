@@ -85,7 +85,7 @@ class VmStatus(NamedTuple):
 
     Attributes:
         vm: which VM.
-        can: its abilities, as its guest reported them when the VM attached.
+        can: its abilities, as its guest reported them last.
         policy: its policy's state; None where the guest has not reported its size yet.
         balloon_bytes: its balloon's size, as its driver reports it.
         stats: its guest's last statistics; None: it has sent none.

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from balloon_daemon.guests.driven.lookups import LOOKUPS
+from balloon_daemon.guests.driven.memory_files import MEMORY_FILES
 from balloon_daemon.linux.reading_child import APART
 from tests.harness.kept_figures import close_figures
 from tests.harness.needs import judge_skip
@@ -47,9 +48,11 @@ def _nobody_looks_up() -> Iterator[None]:
     forked with: `close_figures` says why."""
     yield
     wait_until(LOOKUPS.close, what="children that look paths up end")
-    if LOOKUPS.low is not None:
-        LOOKUPS.low.close()
-        LOOKUPS.low = None
+    wait_until(MEMORY_FILES.close, what="the child that measures files ends")
+    for forks in (LOOKUPS, MEMORY_FILES):
+        if forks.low is not None:
+            forks.low.close()
+            forks.low = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

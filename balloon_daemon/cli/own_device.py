@@ -31,6 +31,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.jailed.forks import Forks
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
+from balloon_daemon.guests.vmm_files import Ask
 from balloon_daemon.linux.bounded_file import why_unreadable
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.signals import Interruptible
@@ -74,6 +75,7 @@ class OwnDevice(NamedTuple):
         config: Config,
         bus: Bus,
         undo: contextlib.ExitStack,
+        ask: Ask,
         *,
         keep_fds: bool,
     ) -> VhostUserGuests:
@@ -83,6 +85,7 @@ class OwnDevice(NamedTuple):
             config: the settings.
             bus: takes events.
             undo: gets the steps that undo the opening.
+            ask: has a child look at VMMs' processes.
             keep_fds: a keeper is wanted.
 
         Raises:
@@ -101,7 +104,7 @@ class OwnDevice(NamedTuple):
         _show_how_to_attach(config, opened)
         forks = Forks(self.template, lambda: self._say_shared(bus.publish))
         return VhostUserGuests(
-            config, self.identity, forks, opened.sockets, opened.store, bus.publish
+            config, self.identity, forks, opened.sockets, opened.store, bus.publish, ask
         )
 
     def _announce(self, publish: Publish) -> None:

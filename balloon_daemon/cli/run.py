@@ -40,7 +40,7 @@ from balloon_daemon.errors import (
     printable,
 )
 from balloon_daemon.events import SocketNotPrivate, SourceTrouble
-from balloon_daemon.guests.open_guest import NEW_LOW, Drivers
+from balloon_daemon.guests.open_guest import NEW_LOW, Drivers, asker
 from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
@@ -166,7 +166,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                     bus.publish(SocketNotPrivate(risk))
                 drivers = Drivers(bus.publish, low=low)
             else:
-                own_vms = own.open_vms(config, bus, undo, keep_fds=args.keep_fds)
+                own_vms = own.open_vms(config, bus, undo, asker(low), keep_fds=args.keep_fds)
                 drivers = Drivers(bus.publish, own_vms.has_vm_of, low)
             opened: list[GuestDriver] = [] if own_vms is None else [own_vms]
             opened += drivers.open(config)

@@ -31,6 +31,7 @@ from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
     Actual,
     Attached,
+    CanDo,
     Gone,
     Guest,
     GuestState,
@@ -130,6 +131,8 @@ class Governor:
         match report:
             case Attached():
                 self._attach(vm_id, vm, report)
+            case CanDo(can):
+                vm.can = can
             case Resized(vm_mem_bytes):
                 self._resize(vm_id, vm, vm_mem_bytes)
             case Actual() | Stats() | Held() | StateChanged():

@@ -4,13 +4,14 @@ Runs in the controller. Only this module and ``look.py`` import the modules of a
 each kind's where the configuration has VMs of that kind.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.seam import GuestDriver
+from balloon_daemon.guests.vmm_files import Ask, Take
 from balloon_daemon.linux.apart import LowNumbers
 
 if TYPE_CHECKING:
@@ -23,6 +24,23 @@ Low = Callable[[], LowNumbers]
 
 NEW_LOW: Low = LowNumbers
 """For a balloond without devices of its own; otherwise the template shares its ``LowNumbers``."""
+
+
+def asker(low: Low) -> Ask:
+    """Makes the ``Ask`` of VMs on balloond's own device: the children are those of driven VMs.
+
+    Args:
+        low: makes a ``LowNumbers``, which forks the children.
+    """
+
+    async def ask(order: Sequence[object], take: Take, fd: int = -1) -> None:
+        from balloon_daemon.guests.driven.lookups import LOOKUPS
+
+        if LOOKUPS.low is None:
+            LOOKUPS.low = low()
+        await LOOKUPS.ask(order, take, fd)
+
+    return ask
 
 
 class Drivers:
@@ -100,8 +118,10 @@ class Drivers:
         """The claims of both drivers; made, with what their lookups need, for the first."""
         from balloon_daemon.guests.driven.claims import Claims
         from balloon_daemon.guests.driven.lookups import LOOKUPS
+        from balloon_daemon.guests.driven.memory_files import MEMORY_FILES
 
         if self._claims is None:
             self._claims = Claims()
-            LOOKUPS.low = self._low()
+            MEMORY_FILES.low = self._low()
+            LOOKUPS.low = LOOKUPS.low or self._low()
         return self._claims

@@ -100,6 +100,17 @@ class Attached(NamedTuple):
 
 
 @fact
+class CanDo(NamedTuple):
+    """The abilities of a VM that was reported as attached have changed.
+
+    Attributes:
+        can: its abilities.
+    """
+
+    can: frozenset[Ability]
+
+
+@fact
 class Resized(NamedTuple):
     """The VM's size has changed.
 
@@ -211,7 +222,7 @@ class Gone(NamedTuple):
     why: str
 
 
-Report = Attached | Resized | StateChanged | Actual | Stats | Held | Refused | Stuck | Gone
+Report = Attached | CanDo | Resized | StateChanged | Actual | Stats | Held | Refused | Stuck | Gone
 ReportTo = Callable[[VmId, Report], None]
 """Takes a VM's report. Raises StateError: no policy can be in the state of ``Attached.row``."""
 

@@ -10,12 +10,15 @@ import json
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 
 NAME = "balloond-looks"
 """The process's name in ``ps`` and ``top``."""
@@ -23,12 +26,28 @@ NAME = "balloond-looks"
 MAX_PACKET_BYTES = 160 * 1024
 """The longest order or part of an answer; the kernel takes 200 KiB (net.core.wmem_default)."""
 
+MOST_FILES = 4
+"""The most open files that come with one part of an answer."""
+
 _DONE = (0, "")
+_FD = struct.Struct("i")
 
 Answers = Callable[[Sequence[object], int, Callable[[int], None]], Iterator[object]]
 """Carries out an order. Takes the order, in JSON's types, a descriptor that came with it, or -1,
 and a function to call with a user for whom a lookup may wait from then on. Yields the parts of the
-answer, and may raise OSError and ValueError."""
+answer, each a value in JSON's types or a ``Passed``, and may raise OSError and ValueError."""
+
+
+class Passed(NamedTuple):
+    """A part of an answer that comes with files that the child has opened.
+
+    Attributes:
+        value: the part, in JSON's types.
+        files: the files, fewer than were sent where the receiver has no descriptors left.
+    """
+
+    value: object
+    files: Sequence[OwnedFd]
 
 
 class AskedChild:
@@ -83,19 +102,28 @@ class AskedChild:
         socket.send_fds(self._ours, [json.dumps(order).encode()], fds, socket.MSG_NOSIGNAL)
 
     def part(self) -> object:
-        """The next part of an answer: ``[value]``, or the number of a user for whom the child may
-        wait from then on, or, as the last part, ``[errno, why, seconds]`` with the processor time
-        that the order took (errno 0: it was carried out). A child's first message, before any
-        order, is such a last part.
+        """The next part of an answer: ``[value]``, or a ``Passed``, or the number of a user for
+        whom the child may wait from then on, or, as the last part, ``[errno, why, seconds]`` with
+        the processor time that the order took (errno 0: it was carried out). A child's first
+        message, before any order, is such a last part.
 
         Raises:
             BlockingIOError: no part has come yet.
             OSError: the child has ended.
         """
-        packet = self._ours.recv(MAX_PACKET_BYTES)
+        # Not socket.recv_fds(), which ignores its flags.
+        packet, ancillary, *_ = self._ours.recvmsg(
+            MAX_PACKET_BYTES, socket.CMSG_LEN(MOST_FILES * _FD.size), socket.MSG_CMSG_CLOEXEC
+        )
+        # These are files in /proc that the child has opened: whoever may read them may lock them.
+        files = [lockable(fd) for *_, data in ancillary for (fd,) in _FD.iter_unpack(data)]
         if not packet:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        return json.loads(packet)
+        part: object = json.loads(packet)
+        match part:
+            case {"passed": value}:
+                return Passed(value, files)
+        return part
 
     def end(self) -> None:
         """Kills the child; ``is_gone`` reaps it."""
@@ -129,6 +157,15 @@ def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
         def say(part: object) -> None:
             orders.send(json.dumps(part).encode())
 
+        def answer(value: object) -> None:
+            if not isinstance(value, Passed):
+                say([value])
+                return
+            fds = [file.fileno() for file in value.files]
+            socket.send_fds(orders, [json.dumps({"passed": value.value}).encode()], fds)
+            for file in value.files:
+                file.close()
+
         say([*_DONE, 0.0])
         while True:
             packet, fds, *_ = socket.recv_fds(orders, MAX_PACKET_BYTES, 1)
@@ -137,7 +174,7 @@ def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
             end, began_s = _DONE, time.thread_time()
             try:
                 for value in answers(json.loads(packet), fds[0] if fds else -1, say):
-                    say([value])
+                    answer(value)
             except OSError as err:
                 end = err.errno or errno.EIO, err.strerror or str(err)
             except ValueError as err:

@@ -1,6 +1,7 @@
 """Reads another user's files as that user, where root lacks some of root's capabilities.
 
-Runs in the controller. The shipped unit leaves balloond root without CAP_DAC_READ_SEARCH and
+Runs in children of the controller's, which look names up and read files, and in processes that
+serve no VMs. The shipped unit leaves balloond root without CAP_DAC_READ_SEARCH and
 CAP_SYS_PTRACE. The files in /proc/PID that say what a process has open and has read (fd, io) may
 then be read by that process's user alone: of others the kernel demands the first capability at
 open(2), and the second at each reading, in ptrace_may_access(). Each of the two amounts to all
@@ -28,15 +29,6 @@ _EFFECTIVE = re.compile(rb"^CapEff:\s+([0-9a-f]{16})$", re.MULTILINE)
 
 Identity = tuple[int, int]
 """A user and a group."""
-
-
-def as_user_of(pid: int) -> contextlib.AbstractContextManager[None]:
-    """Opens files for a process's user during the block, where that is needed and possible.
-
-    Args:
-        pid: the process; if there is no such process, files are opened for this process's user.
-    """
-    return as_user(identity_of(pid))
 
 
 @contextlib.contextmanager
@@ -67,14 +59,8 @@ def as_oneself() -> None:
     LIBC.setfsgid(os.getegid())
 
 
-def identity_of(pid: int) -> Identity | None:
-    """The user and group for whom a process's files in /proc have to be opened; None: this
-    process's own."""
-    return _user_of(pid) if _has_to() else None
-
-
 @functools.cache
-def _has_to() -> bool:
+def lacks_rights() -> bool:
     """Whether this process is root, but without the capabilities to read every process's files."""
     if os.geteuid() != 0:
         return False
@@ -83,16 +69,3 @@ def _has_to() -> bool:
     except OSError:
         return False
     return found is not None and int(found[1], 16) & _ALL != _ALL
-
-
-def _user_of(pid: int) -> Identity | None:
-    """The owner of a process's files in /proc; None: this process's user, or there are no
-    files."""
-    try:
-        # Ask for ``fd``, not for the process's directory: that belongs to the process's user, but
-        # the files in it belong to root if the process is not dumpable.
-        found = os.stat(f"/proc/{pid}/fd")
-    except OSError:
-        return None
-    user = found.st_uid, found.st_gid
-    return None if user == (os.geteuid(), os.getegid()) else user

@@ -10,6 +10,7 @@ the child for a moment, and kills a child that is late.
 import contextlib
 import errno
 import gc
+import mmap
 import os
 import select
 import signal
@@ -33,8 +34,8 @@ WITHIN_S = 0.05
 """How long a reading may take; it takes some 0.1 ms where the processors are not busy."""
 
 BUSY_TIMES = 9
-"""How many further times ``WITHIN_S`` a child is waited for if it is runnable but has no
-processor, as on a busy host: then the delay is not the fault of the process whose file it
+"""How many further times ``WITHIN_S`` a child is waited for that has not begun to read, because it
+has no processor, as on a busy host: then the delay is not the fault of the process whose file it
 reads."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
@@ -78,9 +79,14 @@ class _Child:
         self.took_s = 0.0
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pidfd = OwnedFd(-1)
+        # Shared with the child, which notes here that it has begun an order. Its state in
+        # /proc/PID/stat would tell more, but the lookup of that file may wait for ever.
+        self._begun = mmap.mmap(-1, mmap.PAGESIZE)
         parent = os.getpid()
         try:
-            self._pid = fork_sharing_fds(lambda: _serve(self._theirs.fileno(), parent))
+            self._pid = fork_sharing_fds(
+                lambda: _serve(self._theirs.fileno(), parent, self._begun)
+            )
         except OSError:
             self._close()
             raise
@@ -102,14 +108,14 @@ class _Child:
         poller = select.poll()
         poller.register(self._ours, select.POLLIN)
         poller.register(self._pidfd.fileno(), select.POLLIN)
+        self._begun[0] = 0
         self._ours.send(_ORDER.pack(fd, most_bytes, *(identity or _OWN)))
-        ready = poller.poll(WITHIN_S * 1000)
-        for _ in range(BUSY_TIMES):
-            if ready or not self._is_runnable():
+        for _ in range(2 * (1 + BUSY_TIMES)):
+            # A child that had begun before this wait had a processor: it is late after the wait.
+            had_begun = self._begun[0]
+            ready = poller.poll(WITHIN_S / 2 * 1000)
+            if ready or had_begun:
                 break
-            ready = poller.poll(WITHIN_S * 1000)
-        # The child may not be runnable because it has just answered: look once more.
-        ready = ready or poller.poll(0)
         if not ready:
             raise _late("it is read too slowly")
         if self._ours.fileno() not in [number for number, _ in ready]:
@@ -137,17 +143,8 @@ class _Child:
         self._close()
         return True
 
-    def _is_runnable(self) -> bool:
-        """Whether the child runs, or waits for a processor and for nothing else."""
-        try:
-            with open(f"/proc/{self._pid}/stat", "rb") as stat:
-                # The state is the first field behind the name, which is in parentheses.
-                return stat.read().rpartition(b")")[2].split()[0] == b"R"
-        except OSError:
-            return False
-
     def _close(self) -> None:
-        for end in (self._ours, self._theirs, self._pidfd):
+        for end in (self._ours, self._theirs, self._pidfd, self._begun):
             end.close()
 
 
@@ -263,7 +260,7 @@ def _late(why: str) -> TimeoutError:
     return TimeoutError(errno.ETIMEDOUT, why)
 
 
-def _serve(orders: int, parent: int) -> NoReturn:
+def _serve(orders: int, parent: int, begun: mmap.mmap) -> NoReturn:
     """The only code of this program that may run in the child: it shares the parent's table, so
     any descriptor that it opened or closed would be opened or closed in the parent."""
     try:
@@ -273,6 +270,7 @@ def _serve(orders: int, parent: int) -> NoReturn:
         as_oneself()  # The parent may have forked while it opened files for another user.
         jail.die_with(parent, NAME)
         while order := os.read(orders, _ORDER.size):
+            begun[0] = 1
             fd, most_bytes, uid, gid = _ORDER.unpack(order)
             identity = None if (uid, gid) == _OWN else (uid, gid)
             number, content, began_s = 0, b"", time.thread_time()

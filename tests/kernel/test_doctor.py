@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from balloon_daemon.ctl.doctor.reader import read_host, swapped_bytes
-from balloon_daemon.linux.process_figures import ProcessFigures
 from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import BALLOOND, ROOT, Daemon
 from tests.harness.host_setting import NR_HUGEPAGES, NoSwapError, changed, swap_on, zram
@@ -25,6 +24,7 @@ from tests.harness.makers import SETTINGS, MakeGuest, StartDaemon
 from tests.harness.needs import needs_root
 from tests.harness.other_user import AS_NOBODY
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread, well
+from tests.harness.vmm_files import figures_of
 from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import facts
 
@@ -339,7 +339,7 @@ def test_pages_of_a_pool_that_a_mapping_has_reserved_are_not_idle() -> None:
 @needs_root
 def test_vm_in_huge_pages(host: Host) -> None:
     # More than all other memory of this process, which is the VMM.
-    pages = (ProcessFigures(os.getpid()).resident_bytes() or 0) // HUGE_BYTES + 64
+    pages = (figures_of(os.getpid()).resident_bytes() or 0) // HUGE_BYTES + 64
     with pool(pages):
         fd = os.memfd_create("guest", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
         os.ftruncate(fd, pages * HUGE_BYTES)

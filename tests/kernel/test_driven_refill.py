@@ -9,7 +9,7 @@ from pathlib import Path
 from balloon_daemon.events import Event, Refilled
 from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.control import Notice
-from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.lookups import ask_here
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.driven.vm import DrivenVm
 from balloon_daemon.guests.driven.waking import Notices
@@ -19,6 +19,7 @@ from balloon_daemon.units import MIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
 from tests.harness.faults import fault
+from tests.harness.vmm_files import host_side
 
 VM = VmId(1, "web")
 MADV_POPULATE_READ = 22
@@ -64,8 +65,9 @@ def test_memory_that_a_snapshot_filled_is_freed_again(tmp_path: Path) -> None:
 
     async def run() -> None:
         vmm, notices = Vmm(), Notices()
-        host = HostSide(None, vmm.found.memory_file)
-        shared = Shared(events.append, report, Bases(tmp_path / "bases", events.append))
+        host = host_side(os.getpid(), vmm.found.memory_file)
+        bases = Bases(tmp_path / "bases", events.append)
+        shared = Shared(events.append, report, bases, ask=ask_here)
         guest = DrivenVm(VM, vmm, vmm.found, host, notices, shared)
         task = asyncio.create_task(guest.serve())
         guest.watch(1.0)

@@ -31,17 +31,21 @@ RIGHTS = ("setuid", "setgid", "setpcap", "kill", "syslog")
 
 LOOK = """
 import asyncio, json, os, subprocess, sys
+from balloon_daemon.guests.driven import vmm_process
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.lookups import LOOKUPS
 from balloon_daemon.guests.libvirt.qemu_process import find_memory_file
-from balloon_daemon.linux.process_figures import ProcessFigures, files_of
-pid = int(sys.argv[1])
-host = HostSide(pid, asyncio.run(find_memory_file(pid)))
-seen = [host.disk_read_bytes(), host.held_bytes(), len(files_of(pid)), len(files_of(os.getppid()))]
-asyncio.run(host.look(LOOKUPS.ask))
+from balloon_daemon.linux.process_lookups import files_of
+pid, ask = int(sys.argv[1]), LOOKUPS.ask
+async def look():
+    host = HostSide(await vmm_process.opened(pid, ask), await find_memory_file(pid))
+    await host.look(ask)
+    return host.disk_read_bytes(), host.held_bytes()
+seen = [*asyncio.run(look()), len(files_of(pid)), len(files_of(os.getppid()))]
 # By the child that has just read for the VMM's user.
 with subprocess.Popen(["sleep", "60"]) as own:
-    seen.append(ProcessFigures(own.pid).read_bytes())
+    own_side = HostSide(asyncio.run(vmm_process.opened(own.pid, ask)))
+    seen.append(own_side.disk_read_bytes())
     own.kill()
 ids = open("/proc/self/status").read().split("Uid:")[1].split()[:4]
 print(json.dumps([*seen, ids]))

@@ -16,6 +16,7 @@ from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB
 from tests.harness.host_setting import NR_HUGEPAGES, changed
 from tests.harness.processes import counts_its_reads
+from tests.harness.vmm_files import host_side
 
 VMM = "import sys; memory = bytearray(64 << 20); print(flush=True); sys.stdin.read()"
 """A process with 64 MiB of memory that it has written."""
@@ -50,21 +51,23 @@ def looked(host: HostSide) -> Fault | None:
 
 
 def test_resident_set_is_what_a_process_holds(vmm: subprocess.Popen[bytes]) -> None:
-    held_bytes = HostSide(vmm.pid).held_bytes()
+    held_bytes = host_side(vmm.pid).held_bytes()
     assert held_bytes is not None
     assert 64 * MIB <= held_bytes < 128 * MIB
 
 
 def test_blocks_of_the_memory_file_are_what_a_vm_holds() -> None:
     fd = create_memfd("memory", size_bytes=64 * MIB)
-    try:
-        host = HostSide(os.getpid(), f"/proc/{os.getpid()}/fd/{fd}")
-        assert host.held_bytes() == 0
+
+    async def scene() -> list[int | None]:
+        host = host_side(os.getpid(), f"/proc/{os.getpid()}/fd/{fd}")
+        found = [host.held_bytes()]
         os.pwrite(fd, b"1" * 3 * MIB, 5 * MIB)
-        assert host.held_bytes() == 3 * MIB
-    finally:
+        found.append(host.held_bytes())
         os.close(fd)
-    assert host.held_bytes() is None
+        return [*found, host.held_bytes()]
+
+    assert asyncio.run(scene()) == [0, 3 * MIB, None]
 
 
 def test_what_a_process_has_read_is_counted(tmp_path: Path) -> None:
@@ -72,7 +75,7 @@ def test_what_a_process_has_read_is_counted(tmp_path: Path) -> None:
     disk.write_bytes(b"1" * MIB)
     while not counts_its_reads(os.getpid()):
         disk.read_bytes()
-    host = HostSide(os.getpid())
+    host = host_side(os.getpid())
     before = host.disk_read_bytes()
     disk.read_bytes()
     after = host.disk_read_bytes()
@@ -82,34 +85,34 @@ def test_what_a_process_has_read_is_counted(tmp_path: Path) -> None:
 
 
 def test_process_that_has_ended_has_no_figures(vmm: subprocess.Popen[bytes]) -> None:
-    host = HostSide(vmm.pid)
+    host = host_side(vmm.pid)
     assert host.pid == vmm.pid
     assert host.started > 0
     vmm.kill()
     vmm.wait()
     assert looked(host) is None
     assert (host.pid, host.held_bytes(), host.disk_read_bytes()) == (0, None, None)
-    assert HostSide(vmm.pid).pid == 0
+    assert host_side(vmm.pid).pid == 0
 
 
 @pytest.mark.parametrize("pid", [None, -1, 0, 1, 1 << 40])
 def test_process_that_is_not_known_has_no_figures(pid: int | None) -> None:
-    host = HostSide(pid)
+    host = host_side(pid)
     assert (host.pid, host.started) == (0, 0)
     assert (host.held_bytes(), host.disk_read_bytes()) == (None, None)
     assert looked(host) is None
 
 
 def test_process_of_another_start_is_another_one(vmm: subprocess.Popen[bytes]) -> None:
-    one, same = HostSide(vmm.pid), HostSide(vmm.pid)
+    one, same = host_side(vmm.pid), host_side(vmm.pid)
     assert (one.pid, one.started) == (same.pid, same.started)
-    assert one.started != HostSide(os.getppid()).started
+    assert one.started != host_side(os.getppid()).started
 
 
 def test_ordinary_process_pins_nothing_and_has_no_huge_pages(
     vmm: subprocess.Popen[bytes],
 ) -> None:
-    assert looked(HostSide(vmm.pid)) is None
+    assert looked(host_side(vmm.pid)) is None
 
 
 def test_process_with_more_huge_pages_than_others_is_found() -> None:
@@ -123,7 +126,7 @@ def test_process_with_more_huge_pages_than_others_is_found() -> None:
             ) as process:
                 assert process.stdout is not None
                 process.stdout.readline()
-                found = looked(HostSide(process.pid))
+                found = looked(host_side(process.pid))
                 process.kill()
     except OSError as err:
         pytest.skip(f"needs root, to change {NR_HUGEPAGES}: {err.strerror}")
@@ -137,5 +140,5 @@ def test_process_with_a_device_of_vfio_is_found(
     (tmp_path / "vfio").touch()
     monkeypatch.setattr("balloon_daemon.guests.driven.host_side.PINNING", (f"{tmp_path}/",))
     with (tmp_path / "vfio").open():
-        assert looked(HostSide(os.getpid())) is Fault.PINNED
-    assert looked(HostSide(os.getpid())) is None
+        assert looked(host_side(os.getpid())) is Fault.PINNED
+    assert looked(host_side(os.getpid())) is None

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from balloon_daemon.linux import process_figures
-from balloon_daemon.linux.process_figures import ProcessFigures
+from balloon_daemon.linux import process_lookups
 from balloon_daemon.units import MIB
 from tests.harness.faults import fault
 from tests.harness.processes import counts_its_reads
+from tests.harness.vmm_files import figures_of
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_what_a_process_reads_is_counted(other: "subprocess.Popen[bytes]") -> No
     tell(other, "read", 1)
     while not counts_its_reads(other.pid):
         tell(other, "read", MIB)
-    figures = ProcessFigures(other.pid)
+    figures = figures_of(other.pid)
     before = figures.read_bytes()
     tell(other, "read", 8 * MIB)
     after = figures.read_bytes()
@@ -64,7 +64,7 @@ def test_shared_memory_that_a_process_touches_is_resident(
     tell(other, "read", 1)
     while not counts_its_reads(other.pid):
         tell(other, "read", MIB)
-    figures = ProcessFigures(other.pid)
+    figures = figures_of(other.pid)
     before = figures.resident_bytes()
     tell(other, "touch", 32 * MIB)
     after = figures.resident_bytes()
@@ -78,7 +78,7 @@ def test_process_that_is_gone_or_cannot_be_named_has_no_figures() -> None:
         process.wait()
         gone = process.pid
     for pid in (gone, 0, -1):
-        figures = ProcessFigures(pid)
+        figures = figures_of(pid)
         assert (figures.read_bytes(), figures.resident_bytes()) == (None, None)
 
 
@@ -99,7 +99,7 @@ def test_file_that_its_process_holds_a_lease_on_is_not_waited_for() -> None:
     ) as process:
         assert process.stdout is not None
         said = process.stdout.readline().decode().strip()
-        found = ProcessFigures(process.pid).read_bytes()
+        found = figures_of(process.pid).read_bytes()
         process.kill()
     if said != "held":
         pytest.skip(f"this kernel allows no lease on a file of /proc: {said}")
@@ -109,14 +109,14 @@ def test_file_that_its_process_holds_a_lease_on_is_not_waited_for() -> None:
 def test_process_that_has_ended_and_was_not_waited_for_has_no_memory() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert ProcessFigures(process.pid).resident_bytes() is None
+        assert figures_of(process.pid).resident_bytes() is None
 
 
 def test_few_of_many_descriptors_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_figures, "MOST_FILES", 8)
+    monkeypatch.setattr(process_lookups, "MOST_FILES", 8)
     with contextlib.ExitStack() as files:
         for _ in range(16):
             files.enter_context(open(os.devnull, "rb"))
-        found = dict(process_figures.files_of(os.getpid()))
+        found = dict(process_lookups.files_of(os.getpid()))
     assert len(found) == 8
     assert found[f"/proc/{os.getpid()}/fd/0"] == os.readlink("/proc/self/fd/0")

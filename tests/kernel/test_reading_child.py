@@ -1,8 +1,10 @@
 """Files whose reading may wait for ever."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,21 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from balloon_daemon.linux import process_figures, reading_child
+from balloon_daemon.guests import vmm_files
+from balloon_daemon.guests.driven.lookups import ask_here
+from balloon_daemon.linux import process_figures, process_lookups, reading_child
 from balloon_daemon.linux.figures import FigureFile
-from balloon_daemon.linux.process_figures import (
-    ProcessFigures,
-    huge_page_bytes_of,
-    owner_of,
-    start_time_of,
-    user_of,
-)
+from balloon_daemon.linux.process_lookups import owner_of
 from balloon_daemon.linux.reading_child import ReadsApart
 from tests.harness.faults import fault
 from tests.harness.many_groups import in_many_groups
 from tests.harness.other_user import NOBODY
-from tests.harness.readings import note_readings
 from tests.harness.slow_close import MuteFile
+from tests.harness.vmm_files import figures_of
 from tests.harness.waiting import wait_until
 
 VMM, OTHER_VMM, USER, OTHER_USER = 1, 2, 1001, 1002
@@ -128,22 +126,31 @@ def later(seconds: float) -> Iterator[None]:
         yield
 
 
-def test_child_without_a_processor_is_waited_for(
+def test_child_that_has_not_begun_for_want_of_a_processor_is_waited_for(
+    apart: ReadsApart, quick: int
+) -> None:
+    """A stopped child stands for one that is not scheduled; it goes on after the time in which a
+    reading is late."""
+    apart.read(quick, 4096, VMM, USER)
+    (child,) = children()
+    child.suspend()
+    wait_until(lambda: child.status() == "stopped", what="it is stopped")
+    goes_on = threading.Timer(3 * reading_child.WITHIN_S, child.resume)
+    goes_on.start()
+    assert b"rchar: " in apart.read(quick, 4096, VMM, USER)
+    goes_on.join()
+
+
+def test_child_that_never_gets_a_processor_is_late(
     apart: ReadsApart, quick: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits for less than it takes to switch to the child finds it runnable."""
+    monkeypatch.setattr(reading_child, "WITHIN_S", 0.01)
     apart.read(quick, 4096, VMM, USER)
-    processors = os.sched_getaffinity(0)
     (child,) = children()
-    child.cpu_affinity([min(processors)])
-    os.sched_setaffinity(0, {min(processors)})
-    monkeypatch.setattr(reading_child, "WITHIN_S", 0.0)
-    monkeypatch.setattr(reading_child, "BUSY_TIMES", 1_000_000)
-    try:
-        for _ in range(100):
-            assert b"rchar: " in apart.read(quick, 4096, VMM, USER)
-    finally:
-        os.sched_setaffinity(0, processors)
+    child.suspend()
+    wait_until(lambda: child.status() == "stopped", what="it is stopped")
+    with pytest.raises(TimeoutError):
+        apart.read(quick, 4096, VMM, USER)
 
 
 def test_killed_child_is_replaced(apart: ReadsApart, quick: int) -> None:
@@ -161,18 +168,16 @@ def test_file_that_cannot_be_read_has_the_kernels_reason(apart: ReadsApart) -> N
 
 
 @fault("VMM's process keeps whoever reads its files in /proc waiting")
-def test_process_whose_files_are_read_too_slowly_is_not_taken_for_one_that_has_ended(
+def test_process_whose_files_are_read_too_slowly_has_them_read_again_later(
     apart: ReadsApart, mute: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = os.getppid()
-    figures = ProcessFigures(pid)
+    figures = figures_of(pid)
     with pytest.raises(TimeoutError):
         apart.read(mute, 4096, pid, user_of(pid))
     monkeypatch.setattr(process_figures, "APART", apart)
-    assert (figures.read_bytes(), figures.may_tell_reads()) == (None, True)
-    with pytest.raises(TimeoutError):
-        start_time_of(pid)
-    assert huge_page_bytes_of(pid) is None
+    assert (figures.read_bytes(), figures.may_tell_reads) == (None, True)
+    assert not figures.has_failed
 
 
 def read_often(apart: ReadsApart, fd: int, pid: int, times: int) -> None:
@@ -204,6 +209,10 @@ def test_figures_are_those_that_this_process_would_read(apart: ReadsApart) -> No
         file.close()
 
 
+def user_of(pid: int) -> int:
+    return asyncio.run(vmm_files.user_of(pid, ask_here))
+
+
 def test_process_has_the_user_who_runs_it() -> None:
     assert user_of(os.getpid()) == os.getuid()
     assert user_of(-1) == -1
@@ -213,7 +222,8 @@ def test_process_has_the_user_who_runs_it() -> None:
 def test_user_is_told_without_a_reading_of_what_takes_long_to_make(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read = note_readings(process_figures, monkeypatch)
+    read: list[object] = []
+    monkeypatch.setattr(process_lookups, "_read", lambda *file: read.append(file))
     with in_many_groups() as pid:
         assert user_of(pid) == NOBODY
     assert read == []

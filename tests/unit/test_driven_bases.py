@@ -203,9 +203,11 @@ def test_of_living_vms_that_are_not_driven_the_user_with_most_loses_entries(
     bases = Bases(tmp_path / "bases", events.append)
     with process(NOBODY) as theirs, process() as ours:
         neighbours = WEB._replace(pid=theirs)
-        bases.note(neighbours, GIB)
+        note_driven(bases, neighbours, NOBODY)
+        bases.store()
+        bases = Bases(tmp_path / "bases", events.append)  # The next balloond knows the user, too.
         for number in range(5000):
-            bases.note(BaseKey(f"vm{number}", ours if has_pid else 0, 1), GIB)
+            note_driven(bases, BaseKey(f"vm{number}", ours if has_pid else 0, 1), 0)
         assert bases.get(neighbours) == GIB
         assert bases.get(BaseKey("vm0", ours if has_pid else 0, 1)) is None
 
@@ -224,6 +226,28 @@ def test_most_entries_with_the_longest_names_are_read_again(
 def ended(number: int) -> BaseKey:
     """A VM whose VMM's process is gone: the kernel gives out no such number."""
     return WEB._replace(pid=PID_MAX_LIMIT + number)
+
+
+def note_driven(bases: Bases, key: BaseKey, user: int) -> None:
+    """Notes the base of a VM that is driven for a moment."""
+    bases.hold(key, user)
+    bases.note(key, GIB)
+    bases.release(key)
+
+
+@pytest.mark.parametrize("users", [[0], ["0"], [True], "0", {"0": 0}, None, 7])
+def test_base_of_a_file_with_other_users_is_read_or_none_is(
+    tmp_path: Path, events: list[Event], users: object
+) -> None:
+    content = {"version": 1, "bases": [[*WEB, GIB]], "users": users}
+    (tmp_path / "bases").write_text(json.dumps(content))
+    assert Bases(tmp_path / "bases", events.append).get(WEB) in (GIB, None)
+
+
+def test_base_of_a_file_of_an_earlier_version_is_read(tmp_path: Path, events: list[Event]) -> None:
+    content = {"version": 1, "bases": [[*WEB, GIB]]}
+    (tmp_path / "bases").write_text(json.dumps(content))
+    assert Bases(tmp_path / "bases", events.append).get(WEB) == GIB
 
 
 def note_ended(bases: Bases, numbers: range) -> None:

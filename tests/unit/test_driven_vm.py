@@ -20,7 +20,6 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.guests.driven.control import ControlError, Notice, Sample
-from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Reporter, Shared
 from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Notices
@@ -41,6 +40,7 @@ from balloon_daemon.units import GIB, MIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
 from tests.harness.faults import fault
+from tests.harness.vmm_files import host_side
 
 R = TypeVar("R")
 VM = VmId(7, "web")
@@ -57,7 +57,7 @@ class World:
         shared = Shared(self.events.append, self._report, self.bases)
         self.notices = Notices()
         self.control.noticed = self.notices.put
-        host = HostSide(control.found.pid)
+        host = host_side(control.found.pid)
         self.guest = DrivenVm(VM, control, control.found, host, self.notices, shared)
         self.task = asyncio.create_task(self.guest.serve())
 
@@ -203,8 +203,9 @@ def test_memory_apart_from_the_balloon_is_not_what_the_vms_memory_occupies(
     reports: list[Report] = []
     bases = Bases(tmp_path / "bases", lambda event: None)
     shared = Shared(lambda event: None, lambda vm, report: reports.append(report), bases)
-    reporter = Reporter(VM, FOUND, HostSide(os.getpid()), shared)
-    reporter.take(Sample(GIB, 0, GuestState.RUNNING, None, 1000.0, apart_bytes), 1000.0)
+    reporter = Reporter(VM, FOUND, host_side(os.getpid()), shared)
+    sample = Sample(GIB, 0, GuestState.RUNNING, None, 1000.0, apart_bytes)
+    reporter.take(sample, 1000.0)
     (report,) = (report for report in reports if isinstance(report, Held))
     assert (report.held_bytes > 0) is held
 

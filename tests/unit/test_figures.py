@@ -23,9 +23,9 @@ from balloon_daemon.linux.figures import (
 )
 from balloon_daemon.linux.meminfo import host_memory
 from balloon_daemon.linux.mountinfo import read_mounts
-from balloon_daemon.linux.process_figures import ProcessFigures
 from tests.harness.faults import fault
 from tests.harness.fd_room import open_fds
+from tests.harness.vmm_files import figures_of
 from tests.harness.waiting import wait_until
 
 
@@ -45,7 +45,7 @@ def test_no_source_of_figures_closes_a_file_between_readings(
     for name in ("available", "margin"):
         (tmp_path / name).write_text("100")
     source = ChromeosLowMemory(tmp_path)
-    of_vmm, cgroups = ProcessFigures(os.getpid()), MemoryCgroups(has_unit=False)
+    of_vmm, cgroups = figures_of(os.getpid()), MemoryCgroups(has_unit=False)
 
     def look() -> set[str]:
         source.read()

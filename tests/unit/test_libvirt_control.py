@@ -88,9 +88,13 @@ def write_pid(directory: Path, text: str) -> None:
     (directory / "qemu/web.pid").write_text(text)
 
 
+def pid_of(uri: str, name: str, uuid: str) -> int | None:
+    return asyncio.run(find_pid(uri, name, uuid))
+
+
 def test_process_of_a_domain_is_found(tmp_path: Path, qemu: "subprocess.Popen[bytes]") -> None:
     write_pid(tmp_path, f"{qemu.pid}\n")
-    assert find_pid(uri(tmp_path), "web", UUID) == qemu.pid
+    assert pid_of(uri(tmp_path), "web", UUID) == qemu.pid
 
 
 def test_process_of_another_domain_is_not_taken_for_it(
@@ -98,25 +102,25 @@ def test_process_of_another_domain_is_not_taken_for_it(
 ) -> None:
     # The file may be an old one, and the number another process's by now.
     write_pid(tmp_path, str(qemu.pid))
-    assert find_pid(uri(tmp_path), "web", UUID.replace("a", "b")) is None
+    assert pid_of(uri(tmp_path), "web", UUID.replace("a", "b")) is None
 
 
 @pytest.mark.parametrize("text", ["", "no number", "-1", "0", "9" * 400])
 def test_file_without_a_process_names_none(tmp_path: Path, text: str) -> None:
     write_pid(tmp_path, text)
-    assert find_pid(uri(tmp_path), "web", UUID) is None
+    assert pid_of(uri(tmp_path), "web", UUID) is None
 
 
 @pytest.mark.parametrize("name", ["web", "../web", "a/b"])
 def test_domain_without_a_file_has_no_known_process(tmp_path: Path, name: str) -> None:
-    assert find_pid(uri(tmp_path), name, UUID) is None
+    assert pid_of(uri(tmp_path), name, UUID) is None
 
 
 @pytest.mark.parametrize(
     "uri", ["qemu+ssh://host/system", "qemu+tls://host/system", "test:///default", "xen:///system"]
 )
 def test_process_of_another_host_is_none_of_ours(uri: str) -> None:
-    assert find_pid(uri, "web", UUID) is None
+    assert pid_of(uri, "web", UUID) is None
 
 
 def memory_file_of(pid: int) -> str:

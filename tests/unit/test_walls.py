@@ -166,19 +166,25 @@ ROOMS = {
     "device": {"virtio", "tube", "seccomp", "linux"},
     "config": {"sizing", "linux"},
     "guests.waiting": set[str](),
+    # How children are asked about VMMs' processes: the same for VMs of all kinds.
+    "guests.vmm_files": {"linux"},
     "guests.seam": {"sizing.decision", "sizing.vm_settings"},
     "handover": {"guests.seam", "linux"},
     "guests.jailed": {
         "events", "sizing.decision", "sizing.vm_settings", "config", "guests.seam",
-        "guests.waiting", "handover", "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
+        "guests.vmm_files", "guests.waiting", "handover", "vhost_user", "virtio", "tube", "device",
+        "seccomp", "linux",
     },
-    "guests.driven": {"events", "sizing", "config", "guests.seam", "guests.waiting", "linux"},
+    "guests.driven": {
+        "events", "sizing", "config", "guests.seam", "guests.vmm_files", "guests.waiting", "linux",
+    },
     "guests.libvirt": {"events", "sizing", "config", "guests.seam", "guests.driven", "linux"},
     "guests.look": {
         "events", "sizing", "config", "guests.seam", "guests.driven", "guests.libvirt", "linux",
     },
     "guests.open_guest": {
-        "events", "config", "guests.seam", "guests.driven", "guests.libvirt", "linux",
+        "events", "config", "guests.seam", "guests.vmm_files", "guests.driven", "guests.libvirt",
+        "linux",
     },
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "sizing.vm_settings", "guests.seam"},
@@ -191,8 +197,8 @@ ROOMS = {
     },
     "cli": {
         "config", "controller", "guests.seam", "guests.waiting", "guests.jailed", "guests.look",
-        "guests.open_guest", "device", "host", "seccomp", "linux", "sizing", "events", "records",
-        "handover", "vhost_user", "tube", "virtio", "commands", "api",
+        "guests.open_guest", "guests.vmm_files", "device", "host", "seccomp", "linux", "sizing",
+        "events", "records", "handover", "vhost_user", "tube", "virtio", "commands", "api",
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},

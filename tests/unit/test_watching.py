@@ -7,7 +7,9 @@ import pytest
 
 from balloon_daemon.guests.jailed.watching import Watching
 from balloon_daemon.guests.seam import Stats
+from balloon_daemon.guests.vmm_files import FiguresToCome
 from tests.fakes.still_loop import StillLoop
+from tests.harness.vmm_files import figures_of
 
 
 class Looks:
@@ -18,7 +20,9 @@ class Looks:
         self.number = 0
 
     def watching(self, pid: int) -> Watching:
-        return Watching(pid, self._look)
+        vmm = FiguresToCome(pid, None, lambda: None)
+        vmm.now = figures_of(pid)  # A child has opened its files.
+        return Watching(vmm, pid, self._look)
 
     def _look(self) -> None:
         self.number += 1

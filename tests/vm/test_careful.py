@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.linux.process_figures import ProcessFigures
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.vmm_files import figures_of
 from tests.harness.whole_vm import facts
 from tests.vm.ballooned_vm import BALLOON_S, BalloonedVm, VmConfig
 from tests.vm.qemu import MIB
@@ -44,7 +44,7 @@ def start(vms: Running, suite: str, directory: Path, *, careful: bool) -> Balloo
 
 def seconds_in_need(vm: BalloonedVm, seconds: int) -> int:
     """In how many of the next seconds the guest reads from its disk what it had in memory."""
-    qemu = ProcessFigures(vm.guest.qemu.pid)
+    qemu = figures_of(vm.guest.qemu.pid)
     found, before = 0, qemu.read_bytes()
     assert before is not None
     for _ in range(seconds):

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import BasesNotStored, Publish
-from balloon_daemon.linux.process_figures import owner_of, user_of
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 _VERSION = 1
@@ -33,7 +32,7 @@ VM is named by its socket's path and all of the path's 108 bytes are escaped."""
 
 _MOST_ENTRIES, _AT_ONCE = 4096, 256
 """The most entries, and how many are dropped together when there are more: to find out which ones
-takes some milliseconds, and 40 µs for each entry of a process of root's."""
+takes some milliseconds."""
 
 
 def bases_path(main_socket: Path, kind: Kind) -> Path:
@@ -68,7 +67,9 @@ class Bases:
     def __init__(self, path: Path, publish: Publish) -> None:
         self._path = path
         self._publish = publish
-        self._bases = _read(path)
+        self._users: dict[BaseKey, int] = {}
+        """The users of VMMs' processes, as far as they are known."""
+        self._bases = _read(path, self._users)
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
         self._failed = False
@@ -77,15 +78,22 @@ class Bases:
         """The VM's base, in bytes of balloon; None: balloond has not changed its balloon."""
         return self._bases.get(key)
 
-    def hold(self, key: BaseKey) -> None:
-        """Notes that a VM is driven from now on, so that its entry is never dropped."""
+    def hold(self, key: BaseKey, user: int = -1) -> None:
+        """Notes that a VM is driven from now on, so that its entry is never dropped.
+
+        Args:
+            key: the VM.
+            user: the user of its VMM's process; -1: unknown.
+        """
         self._held[key] += 1
+        self._users[key] = user
 
     def release(self, key: BaseKey) -> None:
         """Notes that a VM is driven no more. Its entry stays, as it may be driven again."""
         self._held[key] -= 1
         if not self._held[key]:
             del self._held[key]
+            self._forget_user(key)
 
     def note(self, key: BaseKey, base_bytes: int) -> None:
         """Notes a VM's base; ``store`` writes it."""
@@ -97,6 +105,11 @@ class Bases:
     def forget(self, key: BaseKey) -> None:
         """Forgets a VM's base, because balloond has given back all that it took."""
         self._changed |= self._bases.pop(key, None) is not None
+        self._forget_user(key)
+
+    def _forget_user(self, key: BaseKey) -> None:
+        if key not in self._bases and key not in self._held:
+            self._users.pop(key, None)
 
     def _drop(self) -> None:
         """Drops entries of VMs that are not driven now: first those whose process is gone, then
@@ -105,19 +118,20 @@ class Bases:
         # Check only whether a process of this number exists. To tell whether it is still the same
         # process, its start time would be needed, and the event loop might have to wait for that
         # file.
-        gone = (key for key in self._free() if key.pid and owner_of(key.pid) < 0)
-        for key in list(islice(gone, over)):
+        gone = (key for key in self._free() if key.pid and not _exists(key.pid))
+        dropped = set(islice(gone, over))
+        if len(dropped) < over:
+            left = (key for key in self._of_users_with_most() if key not in dropped)
+            dropped |= set(islice(left, over - len(dropped)))
+        for key in dropped:
             del self._bases[key]
-            over -= 1
-        if over > 0:
-            for key in self._of_users_with_most()[:over]:
-                del self._bases[key]
+            self._forget_user(key)
 
     def _of_users_with_most(self) -> list[BaseKey]:
         counts: Counter[int] = Counter()
         ranks: dict[BaseKey, int] = {}
         for key in reversed(list(self._free())):
-            user = user_of(key.pid)
+            user = self._users.get(key, -1)
             counts[user] += 1
             ranks[key] = counts[user]
         return sorted(ranks, key=ranks.__getitem__, reverse=True)
@@ -135,6 +149,8 @@ class Bases:
         earlier = [each for each in self._bases if each.name == key.name and each != key]
         moved = [self._bases.pop(each) for each in earlier]
         self._changed |= bool(moved)
+        for each in earlier:
+            self._forget_user(each)
         if restored and moved and key not in self._bases:
             self.note(key, moved[-1])
 
@@ -147,7 +163,8 @@ class Bases:
             return
         self._changed = False
         rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
-        content = json.dumps({"version": _VERSION, "bases": rows}).encode()
+        users = [self._users.get(key, -1) for key in self._bases]
+        content = json.dumps({"version": _VERSION, "bases": rows, "users": users}).encode()
         try:
             if rows:
                 _write(self._path, content)
@@ -177,8 +194,24 @@ def _write(path: Path, content: bytes) -> None:
     new.rename(path)
 
 
-def _read(path: Path) -> dict[BaseKey, int]:
-    """The file's entries; no entries where any part of the file is wrong."""
+def _exists(pid: int) -> bool:
+    """Whether there is a process of this number; looks nothing up in /proc."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # It is another user's.
+    return True
+
+
+def _read(path: Path, users: dict[BaseKey, int]) -> dict[BaseKey, int]:
+    """The file's entries; no entries where any part of the file is wrong.
+
+    Args:
+        path: the file.
+        users: gets the users of VMMs' processes. Files of earlier versions do not have them.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -191,8 +224,11 @@ def _read(path: Path) -> dict[BaseKey, int]:
         content = json.loads(os.read(fd, _MOST_BYTES))
         if content["version"] != _VERSION:
             return {}
-        return dict(map(_entry, content["bases"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        entries = [_entry(row) for row in content["bases"]]
+        found = zip(entries, content.get("users", ()), strict=False)
+        users.update({key: user for (key, _), user in found if type(user) is int})
+        return dict(entries)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
     finally:
         os.close(fd)

@@ -27,6 +27,7 @@ from balloon_daemon.guests.driven.discovery import (
 )
 from balloon_daemon.guests.driven.finder import Finder
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
+from balloon_daemon.guests.driven.memory_files import MEMORY_FILES
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import ReportTo, VmRegistry
 from balloon_daemon.rate_limit import LineBudget, OnceEach
@@ -153,6 +154,7 @@ class DrivenVms:
         """Stores the VMs' bases for another balloond."""
         self._bases.store()
         LOOKUPS.close()
+        MEMORY_FILES.close()
 
     def _find(self, vm: VmConfig, new_control: Callable[[], Control]) -> Finder:
         finder = self._new_finder(vm, new_control)

@@ -22,6 +22,7 @@ from balloon_daemon.events import (
     VmNotWanted,
 )
 from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven import vmm_process
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
@@ -31,7 +32,6 @@ from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.guests.waiting import is_done_within
-from balloon_daemon.linux.process_figures import user_of
 from balloon_daemon.units import VmId
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
@@ -108,10 +108,8 @@ async def opened(
             _check_claim(claim, shared)
             raise
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
-        try:
-            host = HostSide(found.pid, found.memory_file)
-        except OSError as err:
-            raise ControlError(Fault.HANGS, f"{err.filename}: {err.strerror}") from err
+        process = await vmm_process.opened(found.pid, shared.ask)
+        host = HostSide(process, found.memory_file)
         await check_process(host, shared)
         claim = claim._replace(pid=host.pid, vm_uuid=found.vm_uuid)
         _check_claim(claim, shared)
@@ -232,8 +230,7 @@ class Finder:
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1
         address, size = self.config.address, found.vm_mem_bytes
-        user = user_of(host.pid) if host.pid else -1
-        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet, user))
+        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet, host.user))
         if host.is_closed:
             self._shared.publish(ProcessNotSeen(vm, host.pid, quiet))
         self._shared.claims.claim(claim)

@@ -2,9 +2,9 @@
 
 Runs in the controller. As a rule there is one child, for as long as something is looked up. A
 request that has had no answer for a moment may be waiting for a directory's lock: then another
-child carries out the requests about other places. A place is a directory, or all processes of one
-user. After a second the child is killed; it may live on, as some of the kernel's waits end for no
-signal.
+child carries out the requests about other places. A place is a directory, all processes of one
+user, or /proc, in which the user of a process is looked up. After a second the child is killed; it
+may live on, as some of the kernel's waits end for no signal.
 """
 
 import asyncio
@@ -12,14 +12,16 @@ import errno
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.path_orders import answers
+from balloon_daemon.guests.vmm_files import Ask as Ask  # Exported again, with ``Take``.
+from balloon_daemon.guests.vmm_files import Take as Take
 from balloon_daemon.linux.apart import LowNumbers
-from balloon_daemon.linux.asked_child import Answers, AskedChild
+from balloon_daemon.linux.asked_child import Answers, AskedChild, Passed
 from balloon_daemon.linux.user_time import UserTime
 
 WITHIN_S = 1.0
@@ -51,14 +53,6 @@ _MOST_NOTED = 1024
 _Noted = TypeVar("_Noted")
 _PARTS_AT_ONCE = 16
 """How many parts of one child's answers are taken in one turn of the event loop."""
-
-Take = Callable[[object], None]
-"""Takes a part of an answer."""
-
-Ask = Callable[[Sequence[object], Take, int], Awaitable[None]]
-"""Has an order of ``path_orders.py`` carried out. Takes the order, the function that gets the
-parts of the answer, and the socket to connect or -1. Raises OSError, or ControlError where the
-order takes too long."""
 
 
 async def ask_here(order: Sequence[object], take: Take, fd: int = -1) -> None:
@@ -330,6 +324,8 @@ class Lookups:
                 self._go_on()
             case int(owner) if request is not None:
                 self._late.owned(request.place, owner)
+            case Passed() if request is not None and not request.done.done():
+                request.take(part)  # Else the files are closed with ``part``.
             case [value] if request is not None and not request.done.done():
                 request.take(value)
         if self._turns.get(child) is turn and self._loop is not None:
@@ -407,6 +403,8 @@ LOOKUPS = Lookups()
 def _place(order: Sequence[object]) -> tuple[str, int | None]:
     """The place that an order is about, and whose process, if it is about one."""
     match order:
+        case ["owner", int()]:
+            return "/proc", None
         case [_, int(), int(user), *_]:
             return f"processes of user {user}", user
         case ["identify" | "connect", str(path), *_]:

@@ -89,12 +89,8 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
             yield _identity(path)
         case ["connect", str(path), identity, *refused]:
             yield _connect(fd, path, identity, refused)
-        case ["files", int(pid), int(), [*starts]]:
-            yield process_orders.open_files(pid, list(map(str, starts)))
-        case ["thread", int(pid), int(), int(thread)]:
-            yield process_orders.has_thread(pid, thread)
         case _:
-            raise ValueError(f"no such order: {order!r}")
+            yield process_orders.answer(order)
 
 
 def _batches(matches: Iterator[Match | None]) -> Iterator[list[Match]]:

@@ -1,4 +1,4 @@
-"""What a VMM's process has open, and which threads it has.
+"""What a VMM's process is: its user, its files, its threads.
 
 Runs in a child of the controller's (``lookups.py``), or in a process that serves no VMs. Whoever
 may list a directory in /proc/PID can put locks on that directory by the million (fcntl(2)), and
@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from balloon_daemon.linux.file_access import as_user_of
+from balloon_daemon.linux import process_lookups
+from balloon_daemon.linux.asked_child import Passed
 from balloon_daemon.linux.libc import inode_of, size_of
-from balloon_daemon.linux.process_figures import files_of
+from balloon_daemon.linux.process_lookups import as_user_of, files_of
 
 MOST_FOUND = 64
 """How many descriptors are told of one process."""
@@ -29,6 +30,44 @@ _MOST_BYTES = 1 << 20
 """A status with all of a process's 65,536 groups has 0.7 MiB."""
 
 _INNER = re.compile(rb"^NSpid:\s+(.*)$", re.MULTILINE)
+
+
+def answer(order: Sequence[object]) -> object:
+    """Carries out an order about a process, and answers in JSON's types or with open files.
+
+    Args:
+        order: what is to be done, the process, its user and more.
+
+    Raises:
+        ValueError: there is no such order.
+    """
+    match order:
+        case ["owner", int(pid)]:
+            return process_lookups.owner_of(pid)
+        case ["real-user", int(pid), int()]:
+            return process_lookups.real_user_of(pid)
+        case ["open", int(pid), int(user)]:
+            return _opened(pid, user)
+        case ["files", int(pid), int(), [*starts]]:
+            return open_files(pid, list(map(str, starts)))
+        case ["look", int(pid), int(), int(started), [*starts]]:
+            if process_lookups.start_time_of(pid) != started:
+                return None
+            are_seen, found = open_files(pid, list(map(str, starts)))
+            return are_seen, bool(found), process_lookups.huge_page_bytes_of(pid)
+        case ["thread", int(pid), int(), int(thread)]:
+            return has_thread(pid, thread)
+        case ["has-word", int(pid), int(), str(word)]:
+            return word.encode() in process_lookups.words_of(pid)
+    raise ValueError(f"no such order: {order!r}")
+
+
+def _opened(pid: int, user: int) -> Passed | None:
+    found = process_lookups.opened(pid, user)
+    if found is None:
+        return None
+    files = [found.statm] if found.io is None else [found.statm, found.io]
+    return Passed([found.started, found.identity, len(files)], files)
 
 
 def open_files(pid: int, starts: Sequence[str]) -> tuple[bool, list[tuple[str, int, int]]]:

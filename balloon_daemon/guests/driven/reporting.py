@@ -99,7 +99,7 @@ class Reporter:
         if found.restored is not None:
             self.key = self.key._replace(name=found.vm_uuid)
             shared.bases.move(self.key, restored=found.restored)
-        shared.bases.hold(self.key)
+        shared.bases.hold(self.key, host.user)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
         self._refill = Refill(self.balloon)
         self._refusals = OnceEach(REFUSALS)

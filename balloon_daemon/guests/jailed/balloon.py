@@ -21,6 +21,7 @@ from balloon_daemon.guests.seam import (
     Ability,
     Actual,
     Attached,
+    CanDo,
     GuestState,
     Held,
     Refused,
@@ -30,6 +31,7 @@ from balloon_daemon.guests.seam import (
     Stats,
     VmRow,
 )
+from balloon_daemon.guests.vmm_files import Ask, FiguresToCome
 from balloon_daemon.rate_limit import OnceEach
 from balloon_daemon.units import PAGE_SIZE, VmId
 from balloon_daemon.vhost_user.backend import Backend
@@ -53,6 +55,7 @@ class BalloonSettings(NamedTuple):
         dry_run: never ask the driver for the balloon's size, as that changes the size.
         charge: charges the seconds that measuring the VM takes to its user; returns whether it may
             be measured now.
+        ask: has a child look at the VMM's process; None: nobody looks.
     """
 
     vm_mem_bytes: int | None
@@ -60,6 +63,7 @@ class BalloonSettings(NamedTuple):
     vmm_pid: int = 0
     dry_run: bool = False
     charge: Callable[[float], bool] = lambda _spent_s: True
+    ask: Ask | None = None
 
 
 def _ask_nobody(_target_bytes: int) -> None:
@@ -97,7 +101,8 @@ class Balloon:
         self._sounding = Sounding(ask, settings.poll_s)
         self._empty = asyncio.Event()
         self._attached = False
-        self.watching = Watching(settings.vmm_pid, self._look)
+        vmm = FiguresToCome(settings.vmm_pid, settings.ask, self._vmm_was_seen)
+        self.watching = Watching(vmm, settings.vmm_pid, self._look)
         self._refusals = OnceEach(REFUSALS)
         self._not_shared = asyncio.get_running_loop().call_later(
             SHARED_WITHIN_POLLS * settings.poll_s, self._say_not_shared
@@ -256,6 +261,11 @@ class Balloon:
             Ability.DEFLATE_ON_OOM: features & BalloonFeature.DEFLATE_ON_OOM,
         }
         return frozenset(ability for ability, has_it in can.items() if has_it)
+
+    def _vmm_was_seen(self) -> None:
+        """Reports what is known since the files of the VMM's process were opened."""
+        if self._attached:
+            self._report(self._vm, CanDo(self._can))
 
     def _report_size(self) -> None:
         self._report(self._vm, Resized(self.limits.size_bytes))

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from weakref import WeakSet
 
@@ -23,7 +23,8 @@ from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
 from balloon_daemon.guests.jailed.session import Session, Shared
-from balloon_daemon.guests.seam import VmRegistry
+from balloon_daemon.guests.seam import ReportTo, VmRegistry
+from balloon_daemon.guests.vmm_files import Ask
 from balloon_daemon.handover.keys import is_listener
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.jail import Identity
@@ -49,6 +50,7 @@ class VhostUserGuests:
         sockets: the sockets.
         store: keeps VMs for another controller.
         publish: takes events.
+        ask: has a child look at VMMs' processes.
     """
 
     def __init__(
@@ -59,9 +61,12 @@ class VhostUserGuests:
         sockets: Sequence[OwnSocket],
         store: Store,
         publish: Publish,
+        ask: Ask | None = None,
     ) -> None:
         self._config = config
-        self._identity = identity
+        self._new_shared: Callable[[ReportTo], Shared] = lambda report: Shared(
+            config, identity, forks, publish, report, ask
+        )
         self._forks = forks
         self._sockets = sockets
         self._store = store
@@ -85,9 +90,7 @@ class VhostUserGuests:
     def start(self, registry: VmRegistry) -> None:
         """Restores the VMs that another controller left, and accepts new connections."""
         self._registry = registry
-        self._shared = Shared(
-            self._config, self._identity, self._forks, self._publish, registry.report
-        )
+        self._shared = self._new_shared(registry.report)
         self._closer = Closer(asyncio.get_running_loop())
         for own in self._sockets:
             config = replace(self._config, vm_mem_bytes=own.vm.vm_mem_bytes)

@@ -25,6 +25,7 @@ from balloon_daemon.guests.jailed.saver import Saver, Snapshot
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.guests.jailed.turns import EachStep
 from balloon_daemon.guests.seam import Gone, ReportTo, Stats, VmRow
+from balloon_daemon.guests.vmm_files import Ask
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.tube.messages import Progress
@@ -44,6 +45,7 @@ class Shared(NamedTuple):
         forks: forks the devices.
         publish: takes events.
         report: takes reports to the controller.
+        ask: has a child look at VMMs' processes; None: nobody looks.
     """
 
     config: Config
@@ -51,6 +53,7 @@ class Shared(NamedTuple):
     forks: Forks
     publish: Publish
     report: ReportTo
+    ask: Ask | None = None
 
 
 class Session:
@@ -93,6 +96,7 @@ class Session:
             connection.peer_pid(),
             config.dry_run,
             peer.charge_measuring,
+            shared.ask,
         )
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
         self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from balloon_daemon.guests.seam import Stats
-from balloon_daemon.linux.process_figures import ProcessFigures
+from balloon_daemon.guests.vmm_files import FiguresToCome
 
 
 class Watching:
@@ -17,12 +17,14 @@ class Watching:
     disks to its guest's statistics.
 
     Args:
-        vmm_pid: its VMM's process; 0: unknown.
+        vmm: the figures of its VMM's process.
+        vmm_pid: that process; 0: unknown.
         look: asks the guest for statistics, and reports how much host memory the VM occupies.
     """
 
-    def __init__(self, vmm_pid: int, look: Callable[[], None]) -> None:
-        self._vmm = ProcessFigures(vmm_pid)
+    def __init__(self, vmm: FiguresToCome, vmm_pid: int, look: Callable[[], None]) -> None:
+        self._vmm = vmm
+        self._vmm.want()
         self.vmm_pid = vmm_pid or None
         """Its VMM's process; None: unknown."""
         self._look = look
@@ -31,8 +33,8 @@ class Watching:
 
     @property
     def knows_disk_reads(self) -> bool:
-        """Whether the kernel tells what the VMM has read."""
-        return self._vmm.may_tell_reads()
+        """Whether the kernel tells what the VMM has read, as far as that is known yet."""
+        return self._vmm.now.may_tell_reads
 
     def watch(self, every_s: float | None) -> None:
         """Calls ``look`` now, and from now on every so many seconds; None: no more."""
@@ -56,12 +58,12 @@ class Watching:
     def completed(self, stats: Stats) -> Stats:
         """The guest's statistics with what its VMM has read from its disks.
 
-        Only while the VM is watched: otherwise nobody uses that figure, and the first reading
-        opens a file.
+        Only while the VM is watched: otherwise nobody uses that figure, and a child reads it.
         """
         if self._every_s is None:
             return stats
-        return replace(stats, disk_read_bytes=self._vmm.read_bytes())
+        self._vmm.want()
+        return replace(stats, disk_read_bytes=self._vmm.now.read_bytes())
 
     def _due(self, every_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(every_s, self._due, every_s)

@@ -65,7 +65,8 @@ class DomainControl:
         if figures.against is not None:
             raise ControlError(figures.against)
         self._found_period_s = figures.period_s
-        pid = qemu_process.find_pid(self._connection.uri, self._name, self._uuid)
+        uri = self._connection.uri
+        pid = await qemu_process.find_pid(uri, self._name, self._uuid)
         sample = await self._take(figures)
         can = {
             Ability.STATS: True,

@@ -20,6 +20,7 @@ from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder, Pause
 from balloon_daemon.guests.driven.lookups import LOOKUPS
+from balloon_daemon.guests.driven.memory_files import MEMORY_FILES
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.libvirt import wire
 from balloon_daemon.guests.libvirt.connection import Connection
@@ -107,6 +108,7 @@ class LibvirtVms:
             await host.close()
         self._bases.store()
         LOOKUPS.close()
+        MEMORY_FILES.close()
 
     def _open_hosts(self) -> None:
         """Begins with the libvirts that are wanted and not looked at yet."""

@@ -4,19 +4,15 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.control import ControlError
-from balloon_daemon.guests.driven.vmm_process import open_files
+from balloon_daemon.guests.driven.vmm_process import has_word, open_files
 from balloon_daemon.linux.figures import read_once
-from balloon_daemon.linux.process_figures import apart
-from balloon_daemon.linux.reading_child import MOST_BYTES
 
 _MAX_PID_BYTES = 32
 _MEMORY_FILES = ("/memfd:memory-backend-memfd",)
 """How QEMU names the memfd of a memory backend."""
 
 
-def find_pid(uri: str, name: str, uuid: str) -> int | None:
+async def find_pid(uri: str, name: str, uuid: str) -> int | None:
     """The domain's process id; None where it is not known.
 
     libvirt writes the process id to a file beside its socket. The file may be out of date: so the
@@ -28,19 +24,16 @@ def find_pid(uri: str, name: str, uuid: str) -> int | None:
         uuid: its id.
 
     Raises:
-        ControlError: the process's figures cannot be read in time.
+        ControlError: the process cannot be looked at in time.
     """
     directory = _run_directory(uri)
     if directory is None or "/" in name:
         return None
     try:
         pid = int(read_once(f"{directory}/{name}.pid", _MAX_PID_BYTES))
-        words = read_once(f"/proc/{pid}/cmdline", MOST_BYTES, apart(pid)).split(b"\0")
-    except TimeoutError as err:
-        raise ControlError(Fault.HANGS, err.strerror or "") from err
     except (OSError, ValueError):
         return None
-    return pid if uuid.encode() in words else None
+    return pid if await has_word(pid, uuid) else None
 
 
 def _run_directory(uri: str) -> Path | None:
