@@ -90,6 +90,58 @@ def test_others_import_ssl_after_lean_asyncio() -> None:
     assert run(program) == "True\n"
 
 
+def test_daemon_loads_modules_for_errors_and_debugging_at_their_first_use() -> None:
+    program = """\
+import sys, signal
+import balloon_daemon.cli.run, balloon_daemon.cli.own_device
+import asyncio, dataclasses, ipaddress
+def loaded():
+    names = ("inspect", "ast", "dis", "tokenize", "ipaddress", "textwrap")
+    return [name for name in names if hasattr(sys.modules.get(name), "__file__")]
+async def serve():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
+asyncio.run(serve())
+print(*loaded())
+print(ipaddress.ip_address("::1"), ipaddress.ip_address("::2"), *loaded())
+@dataclasses.dataclass
+class NoDocstring:
+    field: int
+print(NoDocstring.__doc__, *loaded())
+"""
+    assert run(program).split("\n") == [
+        "",
+        "::1 ::2 ipaddress",
+        "NoDocstring(field: int) inspect ast dis ipaddress",
+        "",
+    ]
+
+
+def test_coroutine_function_is_refused_as_a_signal_handler() -> None:
+    program = """\
+import signal
+from balloon_daemon.cli.asyncio_lean import asyncio
+async def handler(): pass
+async def serve():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
+try:
+    asyncio.run(serve())
+except TypeError as err:
+    print(err)
+"""
+    assert run(program) == "coroutines cannot be used with add_signal_handler()\n"
+
+
+def test_traceback_shows_source_lines_though_tokenize_was_not_loaded() -> None:
+    program = """\
+import balloon_daemon.cli.run, traceback
+try:
+    balloon_daemon.cli.run.printable(None)
+except Exception:
+    print(traceback.format_exc())
+"""
+    assert "if text.isprintable():" in run(program)
+
+
 def test_lean_asyncio_leaves_a_loaded_one_alone() -> None:
     program = """\
 import ssl
