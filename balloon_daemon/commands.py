@@ -6,9 +6,10 @@ The API, which asks, needs to know neither the controller nor its guests.
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import Ended, Reading, Reason, Share
 from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId

@@ -24,7 +24,8 @@ None of them ends the controller. Failures of the kernel stay ``OSError``, with 
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+
+from balloon_daemon.named_tuple import NamedTuple
 
 
 class BalloondError(Exception):

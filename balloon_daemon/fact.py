@@ -1,8 +1,8 @@
 """Makes the named tuples of events, reports, effects and tube messages compare by their class too.
 
-Pure. A named tuple takes 0.1 ms of each start and some 5 KiB, a frozen dataclass seven times the
-time and more than twice the memory, and there are dozens of these classes. But plain named tuples
-of two classes are equal if their fields are equal, and a tuple without fields is false.
+Pure. A named tuple takes 0.02 ms of each start and some 3 KiB, a frozen dataclass twenty times the
+time and four times the memory, and there are dozens of these classes. But plain named tuples of
+two classes are equal if their fields are equal, and a tuple without fields is false.
 """
 
 from typing import TypeVar

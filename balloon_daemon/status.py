@@ -4,9 +4,8 @@
 status need not know the controller.
 """
 
-from typing import NamedTuple
-
 from balloon_daemon.guests.seam import Ability, GuestState, Refused, Stats, Stuck
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import (
     Decision,
     NeverLow,

@@ -4,9 +4,10 @@ Pure; imports only errors.
 """
 
 import re
-from typing import NamedTuple, NewType
+from typing import NewType
 
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.named_tuple import NamedTuple
 
 KIB = 1024
 MIB = 1024 * KIB

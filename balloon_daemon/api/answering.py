@@ -8,7 +8,7 @@ that ask at once one status is made, not 200.
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.api.client import Client, Phase, chunk
 from balloon_daemon.api.routes import (
@@ -23,6 +23,7 @@ from balloon_daemon.api.routes import (
     WholeStatus,
 )
 from balloon_daemon.api.traces import Traces
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.records.recent import Recent
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol, assert_never
+from typing import Any, Protocol, assert_never
 from urllib.parse import unquote
 
 from balloon_daemon.api.bodies import RefusedError as RefusedError
@@ -42,6 +42,7 @@ from balloon_daemon.commands import (
     SetBalloon,
     Unreserve,
 )
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.status import Undriven
 from balloon_daemon.units import VmId, format_size
 

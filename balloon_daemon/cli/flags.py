@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from balloon_daemon import __version__
 from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
@@ -17,6 +17,7 @@ from balloon_daemon.config.model import Config, FromFiles, default_policy_file, 
 from balloon_daemon.config.values import parse_libvirt_uri, parse_pattern
 from balloon_daemon.config.vms import Discover, Kind
 from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.policy import Dialect
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.units import parse_memory_size

@@ -2,7 +2,6 @@
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import VmConfig
@@ -13,6 +12,7 @@ from balloon_daemon.guests.jailed.listening import kept_listener, listen
 from balloon_daemon.handover.keeper_start import check_keepers_place, reach_keeper, start_keeper
 from balloon_daemon.handover.store import Store
 from balloon_daemon.handover.systemd_store import systemd_store
+from balloon_daemon.named_tuple import NamedTuple
 
 
 class Opened(NamedTuple):

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.cli.device_user import (
     SHARED_USER,
@@ -35,6 +34,7 @@ from balloon_daemon.guests.vmm_files import Ask
 from balloon_daemon.linux.bounded_file import why_unreadable
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.signals import Interruptible
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.records.bus import Bus
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy

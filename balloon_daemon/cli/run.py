@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -92,6 +93,10 @@ def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None
         finally:
             bus.drain_by(None)
 
+    # Give SIGINT another action than KeyboardInterrupt, which would make asyncio.run() install a
+    # handler of its own. END_SIGNALS stay blocked until the controller has installed its handlers.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         asyncio.run(run())
     finally:

@@ -3,9 +3,9 @@ Pure."""
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import NamedTuple
 
 from balloon_daemon.errors import printable
+from balloon_daemon.named_tuple import NamedTuple
 
 Key = tuple[str, ...]
 """A key or a table, by the names that lead to it from the top: ``("vm", "web", "floor")``."""

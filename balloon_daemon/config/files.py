@@ -4,11 +4,11 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.errors import printable
 from balloon_daemon.linux.bounded_file import read_bounded, why_unreadable
 from balloon_daemon.linux.directories import others_may_write
+from balloon_daemon.named_tuple import NamedTuple
 
 LIMIT_BYTES = 1 << 20
 """The largest file that is read; a VM takes some hundred bytes."""

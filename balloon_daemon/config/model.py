@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.config.entries import Key, Origin
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.linux.directories import is_private
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 

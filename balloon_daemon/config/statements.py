@@ -9,7 +9,6 @@ text, so it is used for files with mistakes and for ``balloond --check``.
 
 import re
 import tomllib
-from typing import NamedTuple
 
 from balloon_daemon.config.entries import (
     DEEPEST,
@@ -21,6 +20,7 @@ from balloon_daemon.config.entries import (
     table_said,
 )
 from balloon_daemon.errors import printable
+from balloon_daemon.named_tuple import NamedTuple
 
 MOST_FAULTS = 100
 """Reading ends after so many faults of the language: the file is of another kind then."""

@@ -1,8 +1,8 @@
 """The VMs that a configuration names, as values."""
 
 from enum import Enum
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.vm_settings import VmSettings
 
 

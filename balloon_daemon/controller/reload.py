@@ -8,7 +8,7 @@ another one after it, as the files may have changed since.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.commands import NotReloaded, Reloaded
 from balloon_daemon.config.model import Config
@@ -21,6 +21,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.linux.systemd import notify
+from balloon_daemon.named_tuple import NamedTuple
 
 MISTAKES_SAID = 100
 """How many mistakes are published, a line each; whoever has asked by the API gets all."""

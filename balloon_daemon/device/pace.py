@@ -8,9 +8,8 @@ work is not served; the other queues are, so a guest that reports much free memo
 balloon served.
 """
 
-from typing import NamedTuple
-
 from balloon_daemon.errors import RingError
+from balloon_daemon.named_tuple import NamedTuple
 
 MAX_TURN_S = 0.01
 """Time spent on one queue before the other queues and the controller get their turn. One looping

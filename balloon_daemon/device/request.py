@@ -8,11 +8,12 @@ import array
 import marshal
 import socket
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from balloon_daemon import __version__
 from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.linux.jail import Identity
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.virtio.balloon import BalloonQueue
 
 _FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec._fields]

@@ -1,9 +1,9 @@
 """A device's settings as values, made before the fork, and the meaning of its exit code."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from balloon_daemon.linux import jail
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 

@@ -1,9 +1,9 @@
 """Events about balloond as a whole and about its host. Pure."""
 
 from enum import Enum
-from typing import NamedTuple
 
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 
 # --- start and end ------------------------------------------------------------------------------
 

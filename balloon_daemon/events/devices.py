@@ -1,10 +1,10 @@
 """Events about VMs' devices, and the devices' reports. Pure."""
 
 from enum import Enum
-from typing import NamedTuple
 
 from balloon_daemon.errors import Rule
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import VmId
 
 

@@ -4,9 +4,9 @@ A VM that cannot be driven has no ``VmId``: it is named by its name and its addr
 """
 
 from enum import Enum
-from typing import NamedTuple
 
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import VmId
 
 

@@ -1,9 +1,9 @@
 """Events about VMs' memory: its kind, its size, and how much of it is freed. Pure."""
 
 from enum import Enum
-from typing import NamedTuple
 
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import VmId
 
 

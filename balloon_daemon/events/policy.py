@@ -3,9 +3,8 @@
 They are published only while somebody records them, and the log has no lines for them.
 """
 
-from typing import NamedTuple
-
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing import host_events
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.host_events import Seen, VmDecision

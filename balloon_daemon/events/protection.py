@@ -1,8 +1,7 @@
 """Events about the protection of guests: when a VM is asked for no more, and why. Pure."""
 
-from typing import NamedTuple
-
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import Missing, Sign
 from balloon_daemon.units import VmId
 

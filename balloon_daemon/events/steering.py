@@ -1,8 +1,7 @@
 """Events about what operators ask of the policy for a time. Pure."""
 
-from typing import NamedTuple
-
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import Ended
 from balloon_daemon.units import VmId
 

@@ -1,8 +1,7 @@
 """Events about VMs: their connections, balloons, stored state and end. Pure."""
 
-from typing import NamedTuple
-
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.units import VmId
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind, VmConfig
@@ -30,6 +29,7 @@ from balloon_daemon.guests.driven.kinds import control_of
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import VmSettings
 

@@ -13,9 +13,10 @@ too; ``Gone`` last.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId

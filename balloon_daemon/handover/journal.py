@@ -11,11 +11,12 @@ import os
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
+from balloon_daemon.named_tuple import NamedTuple
 
 _HEAD = struct.Struct("<IIQ")
 MAX_REQUEST_BYTES = 8192

@@ -1,7 +1,7 @@
 """The VMs that another controller has left in a store."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
@@ -9,6 +9,7 @@ from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, decode_st
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import read_sealed
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import VmId
 
 

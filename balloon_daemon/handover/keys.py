@@ -5,7 +5,8 @@ VM's number, which is never used again, and not the VM's name for people.
 """
 
 import re
-from typing import NamedTuple
+
+from balloon_daemon.named_tuple import NamedTuple
 
 STATE = ".state-"
 """The part between the VM and the serial number in a state's name."""

@@ -10,9 +10,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NamedTuple
 
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.named_tuple import NamedTuple
 
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 """Errors that mean that the socket is full at the moment; any other error means that the store is

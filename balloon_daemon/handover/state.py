@@ -13,11 +13,11 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.state_v1 import read_v1
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import VmId
 
 VERSION = 2

@@ -10,7 +10,7 @@ true.
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from balloon_daemon.events import (
     SourceEvent,
@@ -20,6 +20,7 @@ from balloon_daemon.events import (
     SourceTrouble,
     SourceUnknown,
 )
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
 Known = TypeVar("Known", bound=Reading | NeverLow)

@@ -8,7 +8,8 @@ effects.
 import errno
 import os
 import stat
-from typing import NamedTuple
+
+from balloon_daemon.named_tuple import NamedTuple
 
 _CHUNK = 64 * 1024
 

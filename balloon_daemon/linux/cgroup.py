@@ -19,11 +19,11 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from balloon_daemon.linux.figures import read_figures, read_once
 from balloon_daemon.linux.mountinfo import Mount, read_mounts
 from balloon_daemon.linux.systemd import is_process_of_unit
+from balloon_daemon.named_tuple import NamedTuple
 
 PROC_SELF = Path("/proc/self")
 

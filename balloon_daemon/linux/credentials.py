@@ -4,9 +4,9 @@ import errno
 import select
 import socket
 import struct
-from typing import NamedTuple
 
 from balloon_daemon.linux.figures import closes_are_behind, lockable
+from balloon_daemon.named_tuple import NamedTuple
 
 _CREDENTIALS = struct.Struct("3i")
 _SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13

@@ -9,12 +9,12 @@ import resource
 import signal
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import prctl
 
 from balloon_daemon.linux.libc import show_as
 from balloon_daemon.linux.namespaces import enter_empty_namespaces
+from balloon_daemon.named_tuple import NamedTuple
 
 
 class Identity(NamedTuple):

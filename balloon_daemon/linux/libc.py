@@ -7,7 +7,9 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
+
+from balloon_daemon.named_tuple import NamedTuple
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 """The C library of this process; its calls release the interpreter's lock."""

@@ -19,10 +19,10 @@ import os
 import re
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.mountinfo import MOUNTINFO, read_mounts
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import KIB
 
 MEMINFO = Path("/proc/meminfo")

@@ -4,11 +4,11 @@ import fcntl
 import mmap
 import os
 import stat
-from typing import NamedTuple
 
 from balloon_daemon.errors import MemoryFileError, printable
 from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.libc import mount_of
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import format_size
 
 # linux/fcntl.h. Only files of shmem and hugetlbfs answer F_GET_SEALS; every other file system

@@ -3,9 +3,9 @@
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.linux.figures import read_figures
+from balloon_daemon.named_tuple import NamedTuple
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 

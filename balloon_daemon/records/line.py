@@ -1,7 +1,8 @@
 """The content of a log line: level, event word, message, fields. Pure."""
 
 from enum import IntEnum
-from typing import NamedTuple
+
+from balloon_daemon.named_tuple import NamedTuple
 
 
 class Level(IntEnum):

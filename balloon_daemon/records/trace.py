@@ -11,9 +11,10 @@ further line is an ``Entry``. ``docs/simulate.md`` lists its keys.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (

@@ -15,9 +15,10 @@ Calls of another ABI under the same AUDIT_ARCH (x32) are always killed, whatever
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from balloon_daemon.errors import PolicyFileError, PolicyProblem
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.bpf import (
     ARCH_OFFSET,
     BPF_MAXINSNS,

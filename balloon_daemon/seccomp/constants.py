@@ -9,9 +9,9 @@ text takes less time and memory than a dictionary of all.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from balloon_daemon.errors import StateError
+from balloon_daemon.named_tuple import NamedTuple
 
 X32_SYSCALL_BIT = 0x40000000
 """The bit that marks the number of every call of the x32 ABI, whose AUDIT_ARCH is x86_64's.

@@ -5,8 +5,9 @@ fuzz-seccomp`` compare the compiled filter with it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.constants import NO_SYSCALL
 from balloon_daemon.seccomp.policy import (
     KILL_PROCESS,

@@ -11,8 +11,8 @@ For some disjoint rules of one call libseccomp 2.5.4 makes wrong programs, or ne
 
 from collections.abc import Iterator, Set
 from itertools import product
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.policy import (
     MAX_ARGUMENTS,
     Atom,

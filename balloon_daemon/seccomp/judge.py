@@ -7,8 +7,9 @@ the same calls, and ``seccomp.evaluator`` gives the text's meaning for each call
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.evaluator import evaluate
 from balloon_daemon.seccomp.flat_rules import FlatRule, TooManyRulesError, flat_rules
 from balloon_daemon.seccomp.machine import BadProgramError, BpfMachine

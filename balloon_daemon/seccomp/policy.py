@@ -1,9 +1,9 @@
 """A policy file's content as plain values, shared by parser, compiler and evaluator. Pure."""
 
 from enum import Enum, IntEnum
-from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyProblem
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.constants import Abi
 
 MAX_ARGUMENTS = 6

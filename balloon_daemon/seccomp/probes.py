@@ -8,8 +8,8 @@ come calls with arguments drawn at random, from all of these values and others.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.constants import NO_SYSCALL
 from balloon_daemon.seccomp.policy import (
     MAX_ARGUMENTS,

@@ -1,7 +1,6 @@
 """Reads one rule of a policy file: calls, a colon, filters. Pure."""
 
-from typing import NamedTuple
-
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.constants import (
     ARCH_NAMES,
     KNOWN_ELSEWHERE,

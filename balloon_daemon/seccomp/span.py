@@ -7,8 +7,9 @@ remain after several comparisons of a policy: bounds, known bits, and single val
 
 from collections.abc import Iterator, Set
 from enum import IntEnum
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.policy import MAX_U64, Atom, Operator
 
 

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyProblem
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.seccomp.policy import Dialect, Place
 
 LINE_LIMIT = 131_072

@@ -8,10 +8,11 @@ then ignores that message, the controller kills the device.
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from balloon_daemon.errors import Rule, TubeError
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
 
 MAX_MESSAGE_BYTES = 1024

@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import termios
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
@@ -22,6 +22,7 @@ from balloon_daemon.linux.passed_fds import (
     bytes_without_fds,
     read_urgent_in_place,
 )
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.memory_table import Fd, FileFacts
 from balloon_daemon.vhost_user.messages import (

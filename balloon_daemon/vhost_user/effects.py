@@ -1,8 +1,7 @@
 """The effects that a back-end asks its caller for, and the vrings that it offers. Pure values."""
 
-from typing import NamedTuple
-
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user.memory_table import Fd
 from balloon_daemon.vhost_user.messages import Message, VringAddr

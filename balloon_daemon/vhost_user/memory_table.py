@@ -13,9 +13,10 @@ Source: vhost-user, "Memory region description", SET_MEM_TABLE, ADD_MEM_REG, REM
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user.messages import RegionDescription
 

@@ -6,9 +6,9 @@ All fields are in the host's byte order; balloond runs on little-endian hosts on
 
 import struct
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
 
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import FrontendAddr, GuestAddr
 
 HEADER = struct.Struct("<III")

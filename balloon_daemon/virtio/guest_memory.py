@@ -6,8 +6,8 @@ Source: vhost-user, "Memory region description"; virtio 1.3, 2.7.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import FrontendAddr, GuestAddr
 
 

@@ -14,9 +14,9 @@ there.
 """
 
 import struct
-from typing import NamedTuple
 
 from balloon_daemon.errors import GuestError, RingError, Rule, StateError
+from balloon_daemon.named_tuple import NamedTuple
 
 MAX_QUEUE_SIZE = 32768
 """virtio 1.3, 2.7: the maximum queue size of a split virtqueue."""

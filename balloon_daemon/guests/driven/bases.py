@@ -19,10 +19,10 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import BasesNotStored, Publish
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 _VERSION = 1

@@ -8,9 +8,8 @@ same kind must also report the same UUID, as one process may have opened the soc
 VMs.
 """
 
-from typing import NamedTuple
-
 from balloon_daemon.config.vms import VmConfig
+from balloon_daemon.named_tuple import NamedTuple
 
 SocketId = tuple[int, int]
 """A socket's device and inode numbers, which are the same by all of its paths."""

@@ -13,7 +13,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import ControlError
@@ -21,6 +20,7 @@ from balloon_daemon.guests.driven.lookups import Ask, ask_here
 from balloon_daemon.guests.driven.path_orders import Match
 from balloon_daemon.guests.driven.unix_socket import socket_at
 from balloon_daemon.guests.driven.waking import Bell
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.rate_limit import LineBudget
 
 MOST_SOCKETS, MOST_OF_ONE_USER = 1024, 768

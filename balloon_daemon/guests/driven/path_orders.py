@@ -16,10 +16,10 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.guests.driven import process_orders
 from balloon_daemon.linux.walked_path import WalkedPath
+from balloon_daemon.named_tuple import NamedTuple
 
 LOOK_FOR_S, PAUSE_S = 0.001, 0.02
 """How long names are looked at before a pause, and how long the pause is. A user who may write to

@@ -9,12 +9,12 @@ docs/interop/virtio-balloon-stats.rst.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.seam import Stats
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 UNKNOWN = (1 << 64) - 1

@@ -12,7 +12,6 @@ import json
 import socket
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
@@ -23,6 +22,7 @@ from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.passed_fds import DescriptorsSentError
+from balloon_daemon.named_tuple import NamedTuple
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import NamedTuple
 
 from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.listening import Listener
 from balloon_daemon.guests.jailed.session import Session, Shared
 from balloon_daemon.handover.keys import listener_key
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.rate_limit import RateLimit
 
 ACCEPT_PART = 1 / 32

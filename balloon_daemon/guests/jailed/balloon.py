@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
 
 from balloon_daemon.events import (
     BalloonFound,
@@ -32,6 +31,7 @@ from balloon_daemon.guests.seam import (
     VmRow,
 )
 from balloon_daemon.guests.vmm_files import Ask, FiguresToCome
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.rate_limit import OnceEach
 from balloon_daemon.units import PAGE_SIZE, VmId
 from balloon_daemon.vhost_user.backend import Backend

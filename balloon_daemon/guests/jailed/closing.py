@@ -16,11 +16,11 @@ import resource
 import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind, is_memory
 from balloon_daemon.linux.figures import lockable
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 
 MAX_HANGING = 16

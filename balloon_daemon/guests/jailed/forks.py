@@ -20,12 +20,13 @@ import os
 import signal
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.device.process import AskedFor, DeviceProcess, NotYetError, ask_for
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.device.template import ANSWER_WITHIN_S
 from balloon_daemon.guests.jailed.peers import Peer
+from balloon_daemon.named_tuple import NamedTuple
 
 REAP_EACH_S = 0.02
 """Seconds between two checks (waitpid(2)) whether killed processes have ended, while there are

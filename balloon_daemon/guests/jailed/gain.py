@@ -5,9 +5,8 @@ were given but not freed, by cause, and notices when giving more would take memo
 and free next to none for the host.
 """
 
-from typing import NamedTuple
-
 from balloon_daemon.events import LossCause
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.tube.messages import Progress
 
 WINDOW_PAGES = 4096

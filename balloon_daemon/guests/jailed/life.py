@@ -35,9 +35,9 @@ in the state keeps it, unless the step starts another timer.
 
 from collections import deque
 from enum import Enum, auto
-from typing import NamedTuple
 
 from balloon_daemon.errors import StateError
+from balloon_daemon.named_tuple import NamedTuple
 
 
 class State(Enum):

@@ -6,12 +6,12 @@ Runs in the controller. Any device may have been taken over by its guest.
 import asyncio
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 from balloon_daemon.device.process import MAX_DEATH_RECORD_BYTES, DeviceProcess
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.tube.messages import Command, Down, Up
 from balloon_daemon.units import VmId
 

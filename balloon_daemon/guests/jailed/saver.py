@@ -15,7 +15,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.guests.jailed.kept_fds import KeptFds
 from balloon_daemon.guests.seam import VmRow
@@ -31,6 +31,7 @@ from balloon_daemon.handover.state import (
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Region

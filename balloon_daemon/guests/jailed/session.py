@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.errors import FrontendError, StateFileError
@@ -27,6 +26,7 @@ from balloon_daemon.guests.jailed.turns import EachStep
 from balloon_daemon.guests.seam import Gone, ReportTo, Stats, VmRow
 from balloon_daemon.guests.vmm_files import Ask
 from balloon_daemon.linux.jail import Identity
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import VmId

@@ -6,7 +6,7 @@ and passes the results to the table.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from balloon_daemon.device.process import DeviceProcess
 from balloon_daemon.device.spec import DeviceSpec
@@ -21,6 +21,7 @@ from balloon_daemon.guests.jailed.running_device import Ended, Predecessor, Runn
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.tube.messages import Command, Target
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
