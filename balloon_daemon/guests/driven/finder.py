@@ -228,12 +228,12 @@ class Finder:
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
         found, host, claim = await opened(control, notices.put, self.config, self._shared)
+        notices.user = user_of(host.pid) if host.pid else -1
         vm = self._registry.next_vm(self.config.name)
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1
         address, size = self.config.address, found.vm_mem_bytes
-        user = user_of(host.pid) if host.pid else -1
-        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet, user))
+        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet, notices.user))
         if host.is_closed:
             self._shared.publish(ProcessNotSeen(vm, host.pid, quiet))
         self._shared.claims.claim(claim)
