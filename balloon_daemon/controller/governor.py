@@ -105,7 +105,9 @@ class Governor:
 
     def change(self, vm_id: VmId, settings: VmSettings | None) -> None:
         """Governs a VM by other settings from now on; None: no more, until it is gone."""
-        vm = self._vms[vm_id]
+        vm = self._vms.get(vm_id)
+        if vm is None:
+            return  # It is gone, and its task goes on for a moment, or until its device ends.
         vm.settings = settings or vm.settings
         if self._policy.governs(vm_id):
             if settings is None:

@@ -30,7 +30,7 @@ READY_AGAIN_S = 0.1
 """How soon to tell the service manager again where its queue is full."""
 
 
-FAILED = "it could not be applied, which is a bug of balloond's: look at its log, and restart it"
+FAILED = "it could not be applied, which is a bug of balloond's: look at its log, and try again"
 
 
 class Reread(NamedTuple):
@@ -128,8 +128,9 @@ class Reloads:
                 self._publish(ConfigMistake(mistake))
             self._publish(ConfigRefused(len(read.mistakes)))
             return NotReloaded(read.mistakes)
-        before, self._present = self._present, read.config
-        if read.config != before:
+        if read.config != self._present:
             self._apply(read.config)
+            # Not before: what a bug has kept from being applied counts as changed next time, too.
+            self._present = read.config
         self._publish(ConfigReloaded(read.changed))
         return Reloaded(read.changed)

@@ -28,11 +28,11 @@ from balloon_daemon.units import MIB
 from tests.harness.daemon import BALLOOND, Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
-from tests.harness.makers import SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.makers import MAXIMUM, SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
 from tests.harness.service_manager import ServiceManager
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import balloon_bytes, errors, facts, run_until
+from tests.harness.whole_vm import balloon_bytes, errors, facts, run_until, wait_for_device
 
 ENDED = ("config-reloaded", "config-refused")
 
@@ -174,6 +174,32 @@ def test_reload_touches_neither_rings_nor_config_space_of_a_vm_on_our_own_device
     run_until([guest], lambda: balloon_bytes(guest) == 64 * MIB)
     assert len(facts(daemon, "device-started")) == devices
     assert errors(daemon) == []
+
+
+@fault("VM whose VMM has hung up, and whose device does not end")
+def test_reload_applies_to_all_vms_while_one_is_going(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    file = tmp_path / "balloond.toml"
+    own = [f'[vm.{name}]\nvhost_user = "{tmp_path}/{name}.sock"\n' for name in ("one", "two")]
+    file.write_text("".join(own))
+    daemon = start_daemon("--config", str(file))
+    guests = [make_guest(SETTINGS) for _ in own]
+    for guest, name in zip(guests, ("one", "two"), strict=True):
+        guest.connect(str(tmp_path / f"{name}.sock"))
+        guest.bind()
+    run_until(guests, lambda: len(facts(daemon, "vm-attached")) == 2)
+    low_mem.set_low()
+    run_until(guests, lambda: all(balloon_bytes(guest) == MAXIMUM for guest in guests))
+
+    device = wait_for_device(guests, daemon, "one")
+    os.kill(device, signal.SIGSTOP)
+    guests.pop(0).hang_up()
+    run_until(guests, lambda: facts(daemon, "vmm-hung-up") != [])
+    file.write_text("".join(f"{each}ceiling = '64M'\n" for each in own))
+    reload(daemon, guests)
+    run_until(guests, lambda: balloon_bytes(guests[0]) == 64 * MIB)
+    assert facts(daemon, "callback-failed") == []
 
 
 def test_vm_with_a_lower_ceiling_or_a_higher_floor_gets_memory_back_at_once(

@@ -44,6 +44,7 @@ from tests.harness.vmm_files import host_side
 
 R = TypeVar("R")
 VM = VmId(7, "web")
+USER = 1000
 
 
 class World:
@@ -54,11 +55,11 @@ class World:
         self.reports: list[Report] = []
         self.events: list[Event] = []
         self.bases = Bases(path / "bases", self.events.append)
-        shared = Shared(self.events.append, self._report, self.bases)
-        self.notices = Notices()
+        self.shared = Shared(self.events.append, self._report, self.bases)
+        self.notices = Notices(USER)
         self.control.noticed = self.notices.put
         host = host_side(control.found.pid)
-        self.guest = DrivenVm(VM, control, control.found, host, self.notices, shared)
+        self.guest = DrivenVm(VM, control, control.found, host, self.notices, self.shared)
         self.task = asyncio.create_task(self.guest.serve())
 
     def _report(self, vm: VmId, report: Report) -> None:
@@ -434,6 +435,23 @@ def test_vmm_without_end_of_news_is_sampled_ten_times_a_second(play: Play) -> No
         assert 95 <= world.control.samples <= 105
 
     play(scene)
+
+
+@fault("the VMM of a driven VM sends news")
+@pytest.mark.parametrize(("user", "least", "most"), [(USER, 8, 10), (USER + 1, 95, 105)])
+def test_news_of_all_vms_of_one_user_cause_so_many_samples_and_others_have_theirs(
+    user: int, least: int, most: int, play: Play
+) -> None:
+    async def scene(world: World) -> None:
+        world.shared.vms_of[user] += 400
+        before = world.control.samples
+        for _ in range(1000):
+            world.control.noticed(Notice.CHANGED)
+            await asyncio.sleep(0.01)
+        assert least <= world.control.samples - before <= most
+
+    world = play(scene)
+    assert +world.shared.vms_of == {user: 400}
 
 
 def test_statistics_that_are_requested_come_at_once_unless_they_come_anyway(play: Play) -> None:

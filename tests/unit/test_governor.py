@@ -658,6 +658,16 @@ def test_vm_that_is_governed_no_more_gets_no_target_until_it_is_gone(host: Host)
     assert host.loop.failures == []
 
 
+@pytest.mark.parametrize("settings", [VmSettings(ceiling_bytes=0), None])
+def test_vm_that_is_gone_is_governed_by_no_other_settings(
+    host: Host, settings: VmSettings | None
+) -> None:
+    host.attached(A)
+    host.governor.report(A, Gone("its connection is closed"))
+    host.governor.change(A, settings)
+    assert host.governor.vm_status(A) is None
+
+
 def test_pause_is_published_shown_and_over_once_its_time_is(host: Host) -> None:
     guest = host.attached(A)
     host.memory.seen = LOW

@@ -226,6 +226,7 @@ class Finder:
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
         found, host, claim = await opened(control, notices.put, self.config, self._shared)
+        notices.user = host.user
         vm = self._registry.next_vm(self.config.name)
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1

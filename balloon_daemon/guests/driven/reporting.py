@@ -3,6 +3,7 @@
 Runs in the controller. A size that is out of range is not reported but raised as the VMM's fault.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -52,6 +53,7 @@ class Shared:
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
         ask: looks paths up.
+        vms_of: how many VMs of each user are driven.
     """
 
     publish: Publish
@@ -60,6 +62,7 @@ class Shared:
     is_own: Callable[[int], bool] = lambda pid: False
     claims: Claims = field(default_factory=Claims)
     ask: Ask = LOOKUPS.ask
+    vms_of: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)

@@ -85,11 +85,13 @@ class DrivenVm:
     async def serve(self) -> None:
         """Drives the balloon until the VM is gone."""
         why = ControlError(Fault.GONE)
+        self._shared.vms_of[self._notices.user] += 1
         try:
             await self._serve()
         except ControlError as err:
             why = err
         finally:
+            self._shared.vms_of[self._notices.user] -= 1
             self._control.close()
             self._wait_no_more()
             self._reporter.ended()
@@ -226,7 +228,7 @@ class DrivenVm:
                     self._schedule.young_until_s = now_s + YOUNG_S
                 case Notice.REFILLED:
                     self._reporter.refilled()
-            self._schedule.hurry(now_s)
+            self._schedule.hurry(now_s, self._shared.vms_of[self._notices.user])
 
     async def _set_balloon(self, balloon_bytes: int) -> None:
         self._shared.bases.store()
