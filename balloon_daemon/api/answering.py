@@ -11,17 +11,17 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from balloon_daemon.api.client import Client, Phase, chunk
-from balloon_daemon.api.routes import (
+from balloon_daemon.api.messages import (
     Answer,
     Later,
     Parts,
     Request,
-    Routes,
     Stream,
     TraceStream,
     Waiting,
     WholeStatus,
 )
+from balloon_daemon.api.routes import Routes
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.records.recent import Recent
 

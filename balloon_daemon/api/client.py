@@ -13,13 +13,8 @@ from enum import Enum, auto
 
 import h11
 
-from balloon_daemon.api.routes import (
-    MAX_BODY_BYTES,
-    REASONS,
-    RefusedError,
-    Request,
-    Rights,
-)
+from balloon_daemon.api.bodies import RefusedError
+from balloon_daemon.api.messages import MAX_BODY_BYTES, REASONS, Request, Rights
 from balloon_daemon.linux.passed_fds import bytes_without_fds, read_urgent_in_place
 
 MAX_HEAD_BYTES = 8192

@@ -18,8 +18,10 @@ from collections import deque
 from collections.abc import Callable
 
 from balloon_daemon.api.answering import Answering
+from balloon_daemon.api.bodies import RefusedError
 from balloon_daemon.api.client import Client, Phase
-from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
+from balloon_daemon.api.messages import Rights, refusal
+from balloon_daemon.api.routes import Routes
 from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Reloader, Tracing

@@ -7,7 +7,7 @@ import socket
 import stat
 from pathlib import Path
 
-from balloon_daemon.api.routes import Rights
+from balloon_daemon.api.messages import Rights
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.credentials import groups_of, peer_of
 from balloon_daemon.linux.directories import others_may_write

@@ -23,7 +23,7 @@ from balloon_daemon.api import socket_file
 from balloon_daemon.api import traces as api_traces
 from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
-from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
+from balloon_daemon.api.messages import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.api.traces import TOO_SLOW, Traces

@@ -5,19 +5,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from balloon_daemon.api.routes import (
+from balloon_daemon.api.messages import (
     REASONS,
     Answer,
     Later,
     Parts,
     Request,
     Rights,
-    Routes,
     Stream,
     TraceStream,
     Waiting,
     WholeStatus,
 )
+from balloon_daemon.api.routes import Routes
 from balloon_daemon.commands import (
     Done,
     NotDone,

@@ -111,6 +111,7 @@ PURE = {
     "ctl.simulate.world",
     "commands",
     "api.bodies",
+    "api.messages",
     "api.routes",
     "api.shown",
     "guests.jailed.gain",
