@@ -14,6 +14,8 @@ from balloon_daemon.commands import Reclaim, Reserve
 MAX_BODY_BYTES = 4096
 """The longest body of a request; no valid body needs more than some 60 bytes."""
 
+JSON = "application/json"
+
 REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -36,8 +38,10 @@ class Rights(IntEnum):
     """What a client may do."""
 
     NOTHING = 0
-    READ = 1
-    CHANGE = 2
+    SCRAPE = 1
+    """It may read the metrics alone."""
+    READ = 2
+    CHANGE = 3
 
 
 class Request(NamedTuple):
@@ -49,6 +53,7 @@ class Request(NamedTuple):
         body: the body.
         rights: what the client may do.
         uid: the client's user.
+        accept: the value of the header ``Accept``; "": there is none.
     """
 
     method: str
@@ -56,6 +61,7 @@ class Request(NamedTuple):
     body: bytes
     rights: Rights
     uid: int = 0
+    accept: str = ""
 
 
 class Answer(NamedTuple):
@@ -63,13 +69,15 @@ class Answer(NamedTuple):
 
     Attributes:
         status: the status code.
-        body: JSON.
+        body: the content.
         allow: the value of the header ``Allow``, the path's methods; "": no such header.
+        kind: the content's type.
     """
 
     status: int
     body: bytes
     allow: str = ""
+    kind: str = JSON
 
 
 class WholeStatus(NamedTuple):
@@ -82,9 +90,11 @@ class Parts(NamedTuple):
 
     Attributes:
         parts: makes the parts.
+        kind: the content's type.
     """
 
     parts: Iterator[bytes]
+    kind: str = JSON
 
 
 class Waiting(NamedTuple):

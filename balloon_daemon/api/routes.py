@@ -22,6 +22,7 @@ from balloon_daemon.api.messages import (
     WholeStatus,
     refusal,
 )
+from balloon_daemon.api.metrics import OPENMETRICS, TEXT, Metrics, wants_openmetrics
 from balloon_daemon.api.shown import (
     answer_parts,
     as_json,
@@ -84,12 +85,20 @@ class Routes:
     Args:
         desk: the controller.
         recent: the last events.
+        metrics: makes the metrics.
         reloader: has the configuration read anew; None: nobody can.
     """
 
-    def __init__(self, desk: Desk, recent: RecentEvents, reloader: Reloader | None = None) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        recent: RecentEvents,
+        metrics: Metrics,
+        reloader: Reloader | None = None,
+    ) -> None:
         self._desk = desk
         self._recent = recent
+        self._metrics = metrics
         self._reloader = reloader
 
     def answer(self, request: Request) -> Result:
@@ -141,15 +150,22 @@ class Routes:
         yield b"]}\n"
 
     def _answer(self, request: Request) -> Result:
-        if request.rights < Rights.READ:
+        if request.rights < Rights.SCRAPE:
             raise RefusedError(
                 403,
                 "you may not ask: only root, the user that balloond runs as, and members of the "
                 "group of its socket may; have yourself added to that group (balloond)",
             )
         path, _, query = request.target.partition("?")
+        if request.rights is Rights.SCRAPE and path != "/metrics":
+            raise RefusedError(404, "here is /metrics alone; all else is on the API's own socket")
         asked = asked_of(query)
         match path.split("/"):
+            case ["", "metrics"]:
+                _expect(request, "GET", asked)
+                openmetrics = wants_openmetrics(request.accept)
+                kind = OPENMETRICS if openmetrics else TEXT
+                return Parts(self._metrics.parts(openmetrics=openmetrics), kind)
             case ["", "v1", "status"]:
                 _expect(request, "GET", asked)
                 return WholeStatus()
