@@ -196,3 +196,23 @@ class Undriven(NamedTuple):
     address: str
     fault: str
     why: str
+
+
+class OwnFigures(NamedTuple):
+    """Figures of balloond's own process; None: not known.
+
+    Attributes:
+        resident_bytes: memory that it occupies, shared memory included.
+        virtual_bytes: its address space.
+        cpu_s: processor time, in user and kernel mode, without that of its children.
+        started_s: when it was started, in seconds since the epoch.
+        open_fds: how many descriptors it has open; the kernel tells it from 6.2 on.
+        most_fds: how many it may have open.
+    """
+
+    resident_bytes: int | None
+    virtual_bytes: int | None
+    cpu_s: float
+    started_s: float | None
+    open_fds: int | None
+    most_fds: int

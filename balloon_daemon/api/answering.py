@@ -11,17 +11,17 @@ from functools import partial
 from typing import Protocol
 
 from balloon_daemon.api.client import Client, Phase, chunk
-from balloon_daemon.api.routes import (
+from balloon_daemon.api.messages import (
     Answer,
     Later,
     Parts,
     Request,
-    Routes,
     Stream,
     TraceStream,
     Waiting,
     WholeStatus,
 )
+from balloon_daemon.api.routes import Routes
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.records.recent import Recent
@@ -131,7 +131,7 @@ class Answering:
     def _make(self, client: Client, parts: Parts) -> None:
         """Begins to make an answer of parts."""
         made: list[bytes] = []
-        done = partial(self._made, made, client)
+        done = partial(self._made, made, parts.kind, client)
         self._jobs.append(_Job(parts.parts, made.append, done, [client]))
 
     def _begin(self, client: Client, waiting: Waiting) -> None:
@@ -158,13 +158,13 @@ class Answering:
         if ticket is not None:
             self._routes.withdraw(ticket)
 
-    def _made(self, made: list[bytes], client: Client) -> None:
+    def _made(self, made: list[bytes], kind: str, client: Client) -> None:
         if self._server.serves(client):
-            self.finish(client, Answer(200, b"".join(made)))
+            self.finish(client, Answer(200, b"".join(made), kind=kind))
 
     def finish(self, client: Client, answer: Answer) -> None:
         """Sends an answer that is complete."""
-        client.begin_answer(answer.status, len(answer.body), answer.allow)
+        client.begin_answer(answer.status, len(answer.body), answer.allow, answer.kind)
         client.queue(answer.body)
         self._server.send(client)
 

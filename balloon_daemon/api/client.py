@@ -13,13 +13,8 @@ from enum import Enum, auto
 
 import h11
 
-from balloon_daemon.api.routes import (
-    MAX_BODY_BYTES,
-    REASONS,
-    RefusedError,
-    Request,
-    Rights,
-)
+from balloon_daemon.api.bodies import RefusedError
+from balloon_daemon.api.messages import JSON, MAX_BODY_BYTES, REASONS, Request, Rights
 from balloon_daemon.linux.passed_fds import bytes_without_fds, read_urgent_in_place
 
 MAX_HEAD_BYTES = 8192
@@ -125,13 +120,16 @@ class Client:
                 status = 400
             raise RefusedError(status, f"this is no HTTP request that can be read: {err}") from err
 
-    def begin_answer(self, status: int, length: int | None, allow: str = "") -> None:
+    def begin_answer(
+        self, status: int, length: int | None, allow: str = "", kind: str = JSON
+    ) -> None:
         """Queues the head of the answer.
 
         Args:
             status: the status code.
             length: the body's length in bytes; None: the body is a stream of lines, in chunks.
             allow: the value of the header ``Allow``; "": none.
+            kind: the body's type, where it is no stream.
 
         Raises:
             RefusedError: the client's version of HTTP knows no chunks.
@@ -140,7 +138,7 @@ class Client:
         # HTTP/1.0 has no chunks, and without them a stream that was cut short looks complete.
         if length is None and self._http.their_http_version == b"1.0":
             raise RefusedError(505, "the stream of events needs HTTP/1.1")
-        kind = "application/json" if length is not None else "application/x-ndjson"
+        kind = kind if length is not None else "application/x-ndjson"
         headers = [("Content-Type", kind), ("Connection", "close"), ("Cache-Control", "no-store")]
         if length is None:
             headers.append(("Transfer-Encoding", "chunked"))
@@ -212,7 +210,9 @@ class Client:
         head = self._head
         assert head is not None
         target = head.target.decode("ascii", errors="replace")
-        return Request(head.method.decode(), target, bytes(self._body), self.rights, self.uid)
+        accept = b",".join(value for name, value in head.headers if name == b"accept")
+        method, body = head.method.decode(), bytes(self._body)
+        return Request(method, target, body, self.rights, self.uid, accept.decode("latin-1"))
 
 
 def _refuse_chunks(head: h11.Request) -> None:

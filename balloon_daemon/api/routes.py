@@ -5,13 +5,24 @@ Pure. ``openapi.yaml`` describes requests and answers; a test holds the two toge
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Protocol, assert_never
 from urllib.parse import unquote
 
-from balloon_daemon.api.bodies import RefusedError as RefusedError
-from balloon_daemon.api.bodies import asked_of, cut, size_of, time_of, truth_of
+from balloon_daemon.api.bodies import RefusedError, asked_of, cut, size_of, time_of, truth_of
+from balloon_daemon.api.messages import (
+    Answer,
+    Later,
+    Parts,
+    Request,
+    Result,
+    Rights,
+    Stream,
+    TraceStream,
+    Waiting,
+    WholeStatus,
+    refusal,
+)
+from balloon_daemon.api.metrics import OPENMETRICS, TEXT, Metrics, wants_openmetrics
 from balloon_daemon.api.shown import (
     answer_parts,
     as_json,
@@ -46,9 +57,6 @@ from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.status import Undriven
 from balloon_daemon.units import VmId, format_size
 
-MAX_BODY_BYTES = 4096
-"""The longest body of a request; no valid body needs more than some 60 bytes."""
-
 WITHIN_S = 30.0
 """How long memory is tried to take where nobody says how long."""
 
@@ -57,121 +65,6 @@ MOST_NAMED = 64
 
 _MOST_KEYS = 8
 """How many VMs of one name an error tells apart."""
-
-REASONS = {
-    200: "OK",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    409: "Conflict",
-    411: "Length Required",
-    413: "Content Too Large",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
-"""All statuses that the API answers with (RFC 9110, section 15)."""
-
-
-class Rights(IntEnum):
-    """What a client may do."""
-
-    NOTHING = 0
-    READ = 1
-    CHANGE = 2
-
-
-class Request(NamedTuple):
-    """A request.
-
-    Attributes:
-        method: ``GET``, for example.
-        target: the path, with its query.
-        body: the body.
-        rights: what the client may do.
-        uid: the client's user.
-    """
-
-    method: str
-    target: str
-    body: bytes
-    rights: Rights
-    uid: int = 0
-
-
-class Answer(NamedTuple):
-    """An answer that is complete.
-
-    Attributes:
-        status: the status code.
-        body: JSON.
-        allow: the value of the header ``Allow``, the path's methods; "": no such header.
-    """
-
-    status: int
-    body: bytes
-    allow: str = ""
-
-
-class WholeStatus(NamedTuple):
-    """The answer is ``Routes.status_parts``, joined: made in parts, as it takes long with many
-    VMs."""
-
-
-class Parts(NamedTuple):
-    """The answer is these parts, joined. To make a part is to carry out the request for one VM.
-
-    Attributes:
-        parts: makes the parts.
-    """
-
-    parts: Iterator[bytes]
-
-
-class Waiting(NamedTuple):
-    """The answer is made once a command has ended (``Routes.begin``), which takes a while.
-
-    Attributes:
-        command: what is asked.
-        uid: the client's user.
-    """
-
-    command: Reclaim | Reserve
-    uid: int
-
-
-class Stream(NamedTuple):
-    """The answer is the last events, a line of JSON for each.
-
-    Attributes:
-        vm: only events of the VM of this name; None: all.
-        follow: later events too, as they come.
-    """
-
-    vm: str | None
-    follow: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TraceStream:
-    """The answer is a trace from now on, for as long as balloond runs."""
-
-
-class Later(NamedTuple):
-    """The answer comes when something has been done.
-
-    Attributes:
-        begin: begins it, and gives the answer to a function at its end.
-    """
-
-    begin: Callable[[Callable[[Answer], None]], None]
-
-
-Result = Answer | WholeStatus | Parts | Waiting | Stream | TraceStream | Later
-"""How a request is answered."""
 
 
 class RecentEvents(Protocol):
@@ -187,23 +80,26 @@ class RecentEvents(Protocol):
         """The VMs whose balloons balloond cannot drive now; with a name, that VM alone."""
 
 
-def refusal(status: int, sentence: str, allow: str = "") -> Answer:
-    """The answer to a request that is refused: the sentence, as JSON."""
-    return Answer(status, as_json({"error": sentence}) + b"\n", allow)
-
-
 class Routes:
     """All paths of the API.
 
     Args:
         desk: the controller.
         recent: the last events.
+        metrics: makes the metrics.
         reloader: has the configuration read anew; None: nobody can.
     """
 
-    def __init__(self, desk: Desk, recent: RecentEvents, reloader: Reloader | None = None) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        recent: RecentEvents,
+        metrics: Metrics,
+        reloader: Reloader | None = None,
+    ) -> None:
         self._desk = desk
         self._recent = recent
+        self._metrics = metrics
         self._reloader = reloader
 
     def answer(self, request: Request) -> Result:
@@ -255,15 +151,22 @@ class Routes:
         yield b"]}\n"
 
     def _answer(self, request: Request) -> Result:
-        if request.rights < Rights.READ:
+        if request.rights < Rights.SCRAPE:
             raise RefusedError(
                 403,
                 "you may not ask: only root, the user that balloond runs as, and members of the "
                 "group of its socket may; have yourself added to that group (balloond)",
             )
         path, _, query = request.target.partition("?")
+        if request.rights is Rights.SCRAPE and path != "/metrics":
+            raise RefusedError(404, "here is /metrics alone; all else is on the API's own socket")
         asked = asked_of(query)
         match path.split("/"):
+            case ["", "metrics"]:
+                _expect(request, "GET", asked)
+                openmetrics = wants_openmetrics(request.accept)
+                kind = OPENMETRICS if openmetrics else TEXT
+                return Parts(self._metrics.parts(openmetrics=openmetrics), kind)
             case ["", "v1", "status"]:
                 _expect(request, "GET", asked)
                 return WholeStatus()

@@ -15,16 +15,22 @@ import math
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from balloon_daemon.api.answering import Answering
+from balloon_daemon.api.bodies import RefusedError
 from balloon_daemon.api.client import Client, Phase
-from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
-from balloon_daemon.api.socket_file import ApiSocket
+from balloon_daemon.api.listeners import Listener, Listeners
+from balloon_daemon.api.messages import Rights, refusal
+from balloon_daemon.api.metrics import Metrics
+from balloon_daemon.api.own_figures import own_figures
+from balloon_daemon.api.routes import Routes
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Reloader, Tracing
-from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
+from balloon_daemon.events import ApiMisused, CallbackFailed, Publish
 from balloon_daemon.linux.passed_fds import hang_up
+from balloon_daemon.records.counters import Counters
 from balloon_daemon.records.recent import Recent
 
 TURN_S, SHARE = 0.0005, 1 / 8
@@ -34,9 +40,10 @@ may use for long."""
 LOOK_AT = 32
 """How many ready descriptors are taken from the epoll instance at a time."""
 
-MOST, MOST_READERS = 256, 192
-"""How many clients are served at a time, and how many of them may be clients that may only read.
-Further connections wait to be accepted; a further client that may only read is refused."""
+MOST, MOST_READERS, MOST_SCRAPERS = 256, 192, 8
+"""How many clients are served at a time, how many of them may be clients that may only read, and
+how many of them such as may read the metrics alone. Further connections wait to be accepted; a
+further client that may only read is refused."""
 
 ASK_WITHIN_S, TAKE_WITHIN_S = 10.0, 10.0
 """How long a client may take to send its whole request, and how long it may receive nothing while
@@ -50,22 +57,44 @@ MOST_MISUSES = 16
 stays open for good, and so costs one descriptor."""
 
 
+_READERS = {Rights.NOTHING, Rights.READ}
+"""Clients over a Unix socket that change nothing."""
+
+
+def _most_such(rights: Rights, clients: Iterable[Client]) -> int:
+    """How many clients with such rights are served at most, where there are more; else 0."""
+    if rights is Rights.CHANGE:
+        return 0
+    most, like = (MOST_SCRAPERS, {rights}) if rights is Rights.SCRAPE else (MOST_READERS, _READERS)
+    return most if sum(one.rights in like for one in clients) > most else 0
+
+
+class Records(NamedTuple):
+    """The readers of events that the server asks.
+
+    Attributes:
+        recent: the last events.
+        traces: the clients that record.
+        counters: how many faults and decisions there were.
+    """
+
+    recent: Recent
+    traces: Traces
+    counters: Counters
+
+
 class Server:
     """The API's server: a ``Service``.
 
     Args:
-        api_socket: where clients connect.
-        recent: the last events.
+        sockets: where clients connect.
+        records: what events leave behind.
         publish: takes events.
-        traces: the clients that record.
     """
 
-    def __init__(
-        self, api_socket: ApiSocket, recent: Recent, publish: Publish, traces: Traces
-    ) -> None:
-        self._socket = api_socket
-        self._recent = recent
-        self._traces = traces
+    def __init__(self, sockets: Sequence[Listener], records: Records, publish: Publish) -> None:
+        self._listeners = Listeners(sockets)
+        self._recent, self._traces, self._counters = records
         self._publish = publish
         self._answering: Answering
         self._epoll = select.epoll()
@@ -77,12 +106,14 @@ class Server:
 
     def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None = None) -> None:
         self._traces.start(tracing, self.serves, self.send_soon, self._later)
-        routes = Routes(desk, self._recent, reloader)
+        metrics = Metrics(desk, self._recent.undriven, self._counters, own_figures)
+        routes = Routes(desk, self._recent, metrics, reloader)
         self._answering = Answering(routes, self._recent, self._traces, self)
-        self._epoll.register(self._socket.sock, select.EPOLLIN)
+        self._listeners.watch(self._epoll, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
         self._recent.follow(self._answering.told)
-        self._publish(ApiListening(str(self._socket.path), self._socket.group))
+        for listener in self._listeners:
+            self._publish(listener.begun())
 
     def close(self) -> None:
         self._recent.leave(self._answering.told)
@@ -93,7 +124,8 @@ class Server:
             self.drop(client)
         for timer in self._timers.values():
             timer.cancel()
-        self._socket.close()
+        for listener in self._listeners:
+            listener.close()
         self._epoll.close()
 
     # --- turns --------------------------------------------------------------------------------
@@ -142,9 +174,9 @@ class Server:
         call()
 
     def _serve(self, fd: int) -> None:
-        if fd == self._socket.sock.fileno():
+        if (listener := self._listeners.get(fd)) is not None:
             if len(self._clients) < MOST:
-                self._accept()
+                self._accept(listener)
             return
         client = self._clients.get(fd)
         if client is None:
@@ -166,36 +198,35 @@ class Server:
             self._publish(CallbackFailed(f"{type(err).__name__}: {err}"))
             self.drop(client)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: Listener) -> None:
         try:
-            sock, _ = self._socket.sock.accept()
+            sock, _ = listener.sock.accept()
         except BlockingIOError:
             return
         except OSError:
             self._accept_later()  # No descriptor is free, perhaps.
             return
         sock.setblocking(False)
-        uid, rights = self._socket.rights_of(sock)
+        uid, rights = listener.rights_of(sock)
         client = Client(sock, uid, rights, time.monotonic() + ASK_WITHIN_S)
         self._clients[sock.fileno()] = client
         self._epoll.register(sock, select.EPOLLIN)
         self._later(LOOK_S, self._look)
         if len(self._clients) < MOST:
-            self._ready.append(self._socket.sock.fileno())  # Another client may wait.
+            self._ready.append(listener.sock.fileno())  # Another client may wait.
         else:
             self._accept_later()
         if self._is_shut_out(client):
             self.drop(client)
             return
-        readers = sum(one.rights < Rights.CHANGE for one in self._clients.values())
-        if rights < Rights.CHANGE and readers > MOST_READERS:
-            sentence = f"{MOST_READERS} clients are served already; ask again later"
+        if most := _most_such(rights, self._clients.values()):
+            sentence = f"{most} clients are served already; ask again later"
             self._answering.finish(client, refusal(503, sentence))
 
     def _is_shut_out(self, client: Client) -> bool:
         """Whether nothing is received from a client any more, because members of its group have
         sent descriptors too often (``MOST_MISUSES``)."""
-        return client.rights < Rights.CHANGE and self._misuses >= MOST_MISUSES
+        return client.rights in _READERS and self._misuses >= MOST_MISUSES
 
     # --- the answering's calls ----------------------------------------------------------------
 
@@ -261,12 +292,12 @@ class Server:
 
     def _accept_later(self) -> None:
         """Lets clients wait in the socket's queue for a moment."""
-        self._epoll.modify(self._socket.sock, 0)
+        self._listeners.watch(self._epoll, 0)
         self._later(LOOK_S, self._accept_again)
 
     def _accept_again(self) -> None:
         if len(self._clients) < MOST:
-            self._epoll.modify(self._socket.sock, select.EPOLLIN)
+            self._listeners.watch(self._epoll, select.EPOLLIN)
         else:
             self._accept_later()
 
@@ -279,7 +310,8 @@ class Server:
         self._answering.left(client)
         # Close the connection of a client that may change something in any case, although the
         # close may block: root and this process's user can block this process in other ways too.
-        if hang_up(client.sock) or client.rights is Rights.CHANGE:
+        # No descriptors come over TCP, however much a client sends on.
+        if hang_up(client.sock) or client.rights not in _READERS:
             client.sock.close()
         else:
             self._keep(client)
@@ -293,7 +325,8 @@ class Server:
             closed = self._misuses == MOST_MISUSES
             self._publish(ApiMisused(client.uid, closed))
             if closed:
-                self._socket.close_to_group()
+                for listener in self._listeners:
+                    listener.close_to_group()
                 # Drop the group's other clients in their turns, not here: that takes some ms.
                 self._ready.extend(self._clients)
                 self._turn_soon()

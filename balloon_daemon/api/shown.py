@@ -83,7 +83,7 @@ def vm_shown(status: VmStatus) -> Shown:
         "guest_available_bytes": None if stats is None else stats.available_bytes,
         "guest_free_bytes": None if stats is None else stats.free_bytes,
         "occupied_bytes": status.held_bytes,
-        "returned_bytes": _returned_bytes(status),
+        "returned_bytes": returned_bytes(status),
         "trouble": None if trouble is None else trouble.why,
         "protection": None if status.protection is None else _protection(status.protection),
         "last_decision": _decision(status.decided),
@@ -122,7 +122,7 @@ def undriven_shown(vm: Undriven) -> Shown:
     return vm._asdict()
 
 
-def _returned_bytes(status: VmStatus) -> int | None:
+def returned_bytes(status: VmStatus) -> int | None:
     """How much of the balloon the host has: what the VM's memory does not occupy, at most all of
     the balloon; None where it is not known how much the VM's memory occupies."""
     if not status.balloon_bytes:

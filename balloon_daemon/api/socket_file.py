@@ -7,8 +7,9 @@ import socket
 import stat
 from pathlib import Path
 
-from balloon_daemon.api.routes import Rights
+from balloon_daemon.api.messages import Rights
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.events import ApiListening
 from balloon_daemon.linux.credentials import groups_of, peer_of
 from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.passed_fds import (
@@ -71,6 +72,10 @@ class ApiSocket:
         except ConfigError:
             self.sock.close()
             raise
+
+    def begun(self) -> ApiListening:
+        """The event of its beginning."""
+        return ApiListening(str(self.path), self.group)
 
     def rights_of(self, client: socket.socket) -> tuple[int, Rights]:
         """A connected client's user, and what it may do.

@@ -123,9 +123,10 @@ def _service_path() -> Path | None:
 def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitStack) -> Service:
     # Imported here: a balloond without an API does not load what only that needs.
     try:
-        from balloon_daemon.api.server import Server
+        from balloon_daemon.api.server import Records, Server
         from balloon_daemon.api.socket_file import ApiSocket
         from balloon_daemon.api.traces import Traces
+        from balloon_daemon.records.counters import Counters
         from balloon_daemon.records.recent import Recent
     except ModuleNotFoundError as err:
         raise ConfigError(
@@ -141,10 +142,10 @@ def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitS
             ) from err
     api_socket = ApiSocket(path)
     undo.callback(api_socket.close)
-    recent, traces = Recent(), Traces(lambda: _header(settings))
-    bus.read_by(recent)
-    bus.read_by(traces)
-    return Server(api_socket, recent, bus.publish, traces)
+    records = Records(Recent(), Traces(lambda: _header(settings)), Counters())
+    for reader in records:
+        bus.read_by(reader)
+    return Server([api_socket], records, bus.publish)
 
 
 def _header(settings: PolicySettings) -> bytes:

@@ -33,6 +33,17 @@ class ApiListening(NamedTuple):
 
 
 @fact
+class MetricsListening(NamedTuple):
+    """The metrics can be read over TCP.
+
+    Attributes:
+        address: the IP address and the port.
+    """
+
+    address: str
+
+
+@fact
 class ApiNotOpened(NamedTuple):
     """balloond runs without its API, which nobody asked for by a flag.
 
@@ -437,6 +448,7 @@ class RecordingEnded(NamedTuple):
 DaemonEvent = (
     Listening
     | ApiListening
+    | MetricsListening
     | ApiNotOpened
     | ApiMisused
     | Stopping

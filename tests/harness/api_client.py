@@ -60,6 +60,17 @@ def ask(path: Path, target: str, method: str = "GET", content: object = None) ->
         connection.close()
 
 
+def fetched(path: Path, target: str, accept: str = "") -> tuple[int, str, str]:
+    """Asks for what is no JSON. Returns the answer's status, content type and text."""
+    connection = UnixConnection(path)
+    try:
+        connection.request("GET", target, headers={"Accept": accept} if accept else {})
+        answer = connection.getresponse()
+        return answer.status, answer.headers["Content-Type"], answer.read().decode()
+    finally:
+        connection.close()
+
+
 def sent(path: Path, text: bytes) -> tuple[int, str]:
     """Sends bytes that need be no request. Returns the answer's status and sentence."""
     with connected(path) as sock:

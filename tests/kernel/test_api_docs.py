@@ -57,6 +57,7 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
+    assert answers.pop() == "# HELP balloond_build_info The version of this balloond.\n"
     status, explanation, first, last, trace, one, everyone, told, *more = map(json.loads, answers)
     paused, resumed, reloaded, reclaimed, reserved, unreserved = more
     check("Status")(status)

@@ -23,8 +23,8 @@ from balloon_daemon.api import socket_file
 from balloon_daemon.api import traces as api_traces
 from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
-from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
-from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
+from balloon_daemon.api.messages import MAX_BODY_BYTES, Rights
+from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Records, Server
 from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.api.traces import TOO_SLOW, Traces
 from balloon_daemon.commands import (
@@ -51,6 +51,7 @@ from balloon_daemon.events import (
     TargetReached,
     TraceBegun,
 )
+from balloon_daemon.records.counters import Counters
 from balloon_daemon.records.recent import Recent
 from balloon_daemon.sizing.decision import Ended, Share
 from balloon_daemon.sizing.host_events import Looked
@@ -145,7 +146,8 @@ class World:
         self.socket = ApiSocket(path)
         self.tracing = Tracing()
         self.traces = self.tracing.traces
-        self.server = Server(self.socket, self.recent, self.events.append, self.traces)
+        self.records = Records(self.recent, self.traces, Counters())
+        self.server = Server([self.socket], self.records, self.events.append)
 
     async def connect(self) -> socket.socket:
         """A client's end of a new connection."""
@@ -336,7 +338,7 @@ def test_follower_that_never_reads_is_dropped_and_others_get_every_event(play: P
             lines = (await reading).split(b"\r\n\r\n", 1)[1].split(b"\r\n")
             assert [json.loads(line)["actual_bytes"] for line in lines[1::2]] == list(range(sent))
             world.server = Server(
-                ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+                [ApiSocket(world.socket.path)], world.records, world.events.append
             )
             world.server.start(world.desk, world.tracing)
 
@@ -375,7 +377,7 @@ def test_recording_client_that_is_too_slow_is_told_so_and_dropped(
             world.server.close()
             assert len(chunks_of(await reading)) == 2 + sent
             world.server = Server(
-                ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+                [ApiSocket(world.socket.path)], world.records, world.events.append
             )
             world.server.start(world.desk, world.tracing)
 
@@ -466,9 +468,8 @@ def test_trace_says_what_was_lost_before_it_could_be_told(play: Play) -> None:
             *_, lost, after = chunks_of(await received(sock))
         assert json.loads(lost) == {"t": 2.0, "event": "lost", "entries": 3}
         assert json.loads(after)["event"] == "looked"
-        world.server = Server(
-            ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
-        )
+        again = ApiSocket(world.socket.path)
+        world.server = Server([again], world.records, world.events.append)
         world.server.start(world.desk, world.tracing)
 
     play(scene)

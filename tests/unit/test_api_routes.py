@@ -2,22 +2,25 @@
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from balloon_daemon.api.routes import (
+from balloon_daemon.api.messages import (
     REASONS,
     Answer,
     Later,
     Parts,
     Request,
     Rights,
-    Routes,
     Stream,
     TraceStream,
     Waiting,
     WholeStatus,
 )
+from balloon_daemon.api.metrics import OPENMETRICS, TEXT, Metrics
+from balloon_daemon.api.own_figures import own_figures
+from balloon_daemon.api.routes import Routes
 from balloon_daemon.commands import (
     Done,
     NotDone,
@@ -36,6 +39,7 @@ from balloon_daemon.commands import (
     Unreserve,
 )
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
+from balloon_daemon.records.counters import Counters
 from balloon_daemon.sizing.decision import (
     Decision,
     Ended,
@@ -148,9 +152,15 @@ def desk() -> Desk:
     return Desk()
 
 
+def routes_of(desk: Desk, reloader: Any = None) -> Routes:
+    recent = Events()
+    metrics = Metrics(desk, recent.undriven, Counters(), own_figures)
+    return Routes(desk, recent, metrics, reloader)
+
+
 @pytest.fixture
 def routes(desk: Desk) -> Routes:
-    return Routes(desk, Events())
+    return routes_of(desk)
 
 
 def get(target: str, method: str = "GET", body: bytes = b"") -> Request:
@@ -315,13 +325,37 @@ def test_mistake_in_a_request_is_a_status_and_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "target", ["/v1/status", "/v1/events", "/v1/trace", "/v1/vms/web", "/v1/nothing"]
+    "target", ["/v1/status", "/v1/events", "/v1/trace", "/v1/vms/web", "/v1/nothing", "/metrics"]
 )
 def test_whoever_may_not_read_learns_nothing(target: str, routes: Routes) -> None:
     answer = routes.answer(Request("GET", target, b"", Rights.NOTHING))
     assert isinstance(answer, Answer)
     assert answer.status == 403
     assert "you may not ask" in json.loads(answer.body)["error"]
+
+
+def test_metrics_are_in_the_format_that_is_asked_for(routes: Routes) -> None:
+    for accept, kind, end in (("", TEXT, b""), (OPENMETRICS, OPENMETRICS, b"# EOF\n")):
+        request = Request("GET", "/metrics", b"", Rights.READ, accept=accept)
+        parts = routes.answer(request)
+        assert isinstance(parts, Parts)
+        assert parts.kind == kind
+        text = b"".join(parts.parts)
+        assert text.startswith(b"# HELP balloond_build")
+        assert text.endswith(end)
+        assert (b"# EOF" in text) == (end != b"")
+
+
+def test_whoever_may_read_the_metrics_alone_reads_nothing_else(routes: Routes) -> None:
+    assert isinstance(routes.answer(Request("GET", "/metrics", b"", Rights.SCRAPE)), Parts)
+    for target in ("/v1/status", "/v1/events", "/v1/trace", "/v1/vms/web", "/", "/v1/release"):
+        for method in ("GET", "POST", "PUT"):
+            answer = routes.answer(Request(method, target, b"", Rights.SCRAPE))
+            assert isinstance(answer, Answer)
+            assert answer.status == 404, target
+    answer = routes.answer(Request("POST", "/metrics", b"", Rights.SCRAPE))
+    assert isinstance(answer, Answer)
+    assert (answer.status, answer.allow) == (405, "GET")
 
 
 def test_whoever_may_read_may_record(routes: Routes) -> None:
@@ -460,7 +494,7 @@ def test_reload_is_answered_when_the_configuration_was_read(
     result: Reloaded | NotReloaded, status: int, schema: str, desk: Desk
 ) -> None:
     reloader, answers = Reloader(), list[Answer]()
-    routes = Routes(desk, Events(), reloader)
+    routes = routes_of(desk, reloader)
     later = routes.answer(Request("POST", "/v1/reload", b"", Rights.CHANGE))
     assert isinstance(later, Later)
     assert reloader.done == []
@@ -480,7 +514,7 @@ def test_reload_of_what_cannot_be_read_anew_or_with_a_body_is_refused(
 ) -> None:
     for asked, body, status in (
         (routes, b"", 503),
-        (Routes(desk, Events(), Reloader()), b'{"file": "/x"}', 400),
+        (routes_of(desk, Reloader()), b'{"file": "/x"}', 400),
     ):
         answer = asked.answer(Request("POST", "/v1/reload", body, Rights.CHANGE))
         assert isinstance(answer, Answer)

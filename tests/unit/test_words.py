@@ -72,6 +72,7 @@ from balloon_daemon.events import (
     MemoryNotGivenBack,
     MemoryNotShared,
     MemoryOutOfReach,
+    MetricsListening,
     NoBackendChannel,
     NoDriverYet,
     NotAccepted,
@@ -665,6 +666,13 @@ DAEMON: list[Row] = [
         "api-listening",
         "the API listens on /run/api.sock; members of the group balloond may read",
         {"socket": "/run/api.sock", "group": "balloond"},
+    ),
+    (
+        MetricsListening("127.0.0.1:9710"),
+        INFO,
+        "metrics-listening",
+        "metrics can be read at http://127.0.0.1:9710/metrics",
+        {"address": "127.0.0.1:9710"},
     ),
     (
         ApiNotOpened("h11 is not installed"),

@@ -42,7 +42,7 @@ def worded(event: Event) -> Line | None:
     if said is None:
         return None
     level, message = said
-    return Line(level, _kebab_case(type(event).__name__), message, _fields(event))
+    return Line(level, word_of(type(event).__name__), message, _fields(event))
 
 
 def is_debug(event: Event) -> bool:
@@ -70,7 +70,7 @@ def _said(event: Event) -> tuple[Level, str] | None:
 
 
 @cache
-def _kebab_case(name: str) -> str:
+def word_of(name: str) -> str:
     """The event word of a class by its name: ``device-died`` for ``DeviceDied``."""
     return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower()
 

@@ -22,6 +22,7 @@ from balloon_daemon.events import (
     LinesLost,
     Listening,
     MemoryNotGivenBack,
+    MetricsListening,
     NotAccepted,
     PolicyFileWarning,
     ReaderFailed,
@@ -55,6 +56,8 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case ApiListening(socket, group):
             readers = f"; members of the group {group} may read" if group else ""
             return Level.INFO, f"the API listens on {socket}{readers}"
+        case MetricsListening(address):
+            return Level.INFO, f"metrics can be read at http://{address}/metrics"
         case ApiNotOpened(why):
             return Level.WARNING, f"there is no API: {why}"
         case ApiMisused(uid, closed):

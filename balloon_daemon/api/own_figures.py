@@ -1,0 +1,54 @@
+"""This process's own figures, as process exporters of Prometheus have them."""
+
+import os
+import resource
+import time
+from functools import cache
+
+from balloon_daemon.status import OwnFigures
+
+_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def own_figures() -> OwnFigures:
+    """The figures at this moment."""
+    virtual_bytes, resident_bytes = _sizes()
+    most_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OwnFigures(
+        resident_bytes, virtual_bytes, time.process_time(), _started_s(), _open_fds(), most_fds
+    )
+
+
+def _sizes() -> tuple[int, int] | tuple[None, None]:
+    try:
+        virtual, resident = _content("statm").split()[:2]
+    except OSError:
+        return None, None
+    return int(virtual) * _PAGE_BYTES, int(resident) * _PAGE_BYTES
+
+
+@cache
+def _started_s() -> float | None:
+    """Asked once: by two questions the clock's corrections would make two starts."""
+    try:
+        # proc_pid_stat(5): the process's name, in parentheses, may have spaces; field 22 is the
+        # 20th behind it.
+        ticks = int(_content("stat").rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / _TICKS_A_SECOND
+
+
+def _open_fds() -> int | None:
+    try:
+        # Since Linux 6.2 the directory's size is the number of descriptors; a list of thousands
+        # of them would take milliseconds.
+        return os.stat("/proc/self/fd").st_size or None
+    except OSError:
+        return None
+
+
+def _content(name: str) -> bytes:
+    with open(f"/proc/self/{name}", "rb", buffering=0) as file:
+        return file.read(4096)

@@ -1,0 +1,128 @@
+"""The metrics of a whole balloond, as Prometheus' own library reads them."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.fake_guest.machine import run
+from balloon_daemon.units import GIB, MIB
+from tests.harness.api_client import ask, fetched
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.metric_texts import Found, read_metrics
+from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
+from tests.harness.whole_vm import attach, balloon_bytes, errors, facts, wait_for_device
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Path:
+    return tmp_path / "api.sock"
+
+
+@pytest.fixture
+def served(start_daemon: StartDaemon, api: Path) -> Daemon:
+    daemon = start_daemon("--api", str(api))
+    daemon.wait(lambda: facts(daemon, "api-listening"), what="the API listens")
+    return daemon
+
+
+def scraped(api: Path) -> Found:
+    status, kind, text = fetched(api, "/metrics")
+    assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    return read_metrics(text)
+
+
+def test_metrics_say_what_the_status_says(
+    start_daemon: StartDaemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    tmp_path: Path,
+    api: Path,
+) -> None:
+    file = tmp_path / "balloond.toml"
+    odd = r"a\"b"
+    file.write_text(
+        f"[vm.'{odd}']\nqmp = \"{tmp_path}/web.qmp\"\npriority = 3\n"
+        f'[vm.gone]\nqmp = "{tmp_path}/gone.qmp"\n'
+    )
+    web = ScriptedVm()
+    web.boot()
+    web.send_stats(total_memory=GIB, free_memory=GIB // 2, available_memory=600 * MIB)
+    with monitors_in_a_thread([ScriptedMonitor(tmp_path / "web.qmp", web)]):
+        daemon = start_daemon("--config", str(file), "--api", str(api))
+        own = attach(make_guest(SETTINGS), daemon)
+        run([own], lambda: len(facts(daemon, "vm-attached")) == 2)
+        low_mem.set_low()
+        run([own], lambda: balloon_bytes(own) == MAXIMUM)
+        low_mem.set_available(1000)
+        daemon.wait(
+            lambda: scraped(api).value("balloond_host_available_bytes") == 1000 * MIB,
+            what="the last reading is shown",
+        )
+        metrics, status = scraped(api), ask(api, "/v1/status").content
+
+    assert metrics.value("balloond_host_margin_bytes") == 100 * MIB
+    assert metrics.value("balloond_host_low") == 0
+    assert metrics.value("balloond_vms") == 2
+    assert metrics.value("balloond_vm_not_driven", vm="gone", fault="not-there") == 1
+    names = {
+        "memory_bytes": "size_bytes",
+        "balloon_bytes": "balloon_bytes",
+        "target_bytes": "target_bytes",
+        "max_balloon_bytes": "balloon_max_bytes",
+        "returned_bytes": "host_freed_bytes",
+        "guest_available_bytes": "guest_available_bytes",
+        "level": "level",
+    }
+    assert {vm["name"] for vm in status["vms"]} == {odd, "vm2"}
+    for vm in status["vms"]:
+        for key, name in names.items():
+            assert metrics.value(f"balloond_vm_{name}", vm=vm["name"]) == vm[key], key
+    assert metrics.value("balloond_vm_size_bytes", vm="vm2") == VM_MEM_MIB * MIB
+    assert metrics.value("balloond_vm_balloon_bytes", vm="vm2") == MAXIMUM
+    assert metrics.value("balloond_vm_steps_total", vm="vm2", direction="up") == 16
+    decided = metrics.value("balloond_decisions_total", reason="low-memory")
+    assert decided is not None
+    assert decided >= 16
+    assert errors(daemon) == []
+
+
+def test_openmetrics_is_given_to_those_who_ask_for_it(served: Daemon, api: Path) -> None:
+    asked = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    status, kind, text = fetched(api, "/metrics", accept=asked)
+    assert status == 200
+    assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert read_metrics(text, openmetrics=True).value("balloond_vms") == 0
+
+
+def test_fault_of_a_device_is_counted_for_its_vm_and_goes_with_it(
+    served: Daemon, make_guest: MakeGuest, api: Path
+) -> None:
+    guest = attach(make_guest(SETTINGS), served)
+    device = wait_for_device([guest], served, "vm1")
+    assert scraped(api).value("balloond_faults_total", event="device-died") == 0
+    os.kill(device, signal.SIGKILL)
+    run([guest], lambda: len(facts(served, "device-started")) == 2)
+
+    metrics = scraped(api)
+    assert metrics.value("balloond_vm_faults_total", vm="vm1", event="device-died") == 1
+    assert metrics.value("balloond_faults_total", event="device-died") == 1
+
+    guest.hang_up()
+    served.wait(lambda: scraped(api).value("balloond_vms") == 0, what="the VM is gone")
+    metrics = scraped(api)
+    assert [one for one in metrics.samples if dict(one[1]).get("vm") == "vm1"] == []
+    assert metrics.value("balloond_faults_total", event="device-died") == 1
+
+
+def test_own_figures_are_the_controller_s(served: Daemon, api: Path) -> None:
+    metrics = scraped(api)
+    fds = len(list(Path(f"/proc/{served.pid}/fd").iterdir()))
+    shown = metrics.value("process_open_fds")
+    assert shown is None or abs(shown - fds) <= 2
+    statm = Path(f"/proc/{served.pid}/statm").read_text().split()
+    resident = metrics.value("process_resident_memory_bytes")
+    assert resident == pytest.approx(int(statm[1]) * 4096, rel=0.05)
