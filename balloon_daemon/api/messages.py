@@ -6,10 +6,10 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
 from balloon_daemon.api.shown import as_json
 from balloon_daemon.commands import Reclaim, Reserve
+from balloon_daemon.named_tuple import NamedTuple
 
 MAX_BODY_BYTES = 4096
 """The longest body of a request; no valid body needs more than some 60 bytes."""

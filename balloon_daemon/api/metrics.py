@@ -5,10 +5,11 @@ a test holds the two together. A figure that is not known has no sample; 0 is a 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from balloon_daemon import __version__
 from balloon_daemon.api.shown import returned_bytes
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.records.counters import Counters
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.status import HostStatus, OwnFigures, PolicyStatus, Undriven, VmStatus

@@ -53,7 +53,6 @@ from balloon_daemon.commands import (
     SetBalloon,
     Unreserve,
 )
-from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.status import Undriven
 from balloon_daemon.units import VmId, format_size
 

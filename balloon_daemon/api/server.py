@@ -16,7 +16,6 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.bodies import RefusedError
@@ -30,6 +29,7 @@ from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Reloader, Tracing
 from balloon_daemon.events import ApiMisused, CallbackFailed, Publish
 from balloon_daemon.linux.passed_fds import hang_up
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.records.counters import Counters
 from balloon_daemon.records.recent import Recent
 

@@ -13,12 +13,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.figures import lockable
+from balloon_daemon.named_tuple import NamedTuple
 
 NAME = "balloond-looks"
 """The process's name in ``ps`` and ``top``."""

@@ -14,12 +14,12 @@ import contextlib
 import os
 import re
 from itertools import islice
-from typing import NamedTuple
 
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_access import Identity, as_user, lacks_rights
 from balloon_daemon.linux.libc import blocks_of
 from balloon_daemon.linux.process_figures import ProcessFiles
+from balloon_daemon.named_tuple import NamedTuple
 
 MOST_FILES = 4096
 """Descriptors of a process that are looked at, which takes some 10 µs each: a VMM may have half a

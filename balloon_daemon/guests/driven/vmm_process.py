@@ -5,12 +5,12 @@ Runs in the controller.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from balloon_daemon.guests import vmm_files
 from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.linux.process_figures import ProcessFiles
+from balloon_daemon.named_tuple import NamedTuple
 
 _MOST_LETTERS = 4096  # A link's text is at most that long (PATH_MAX).
 
