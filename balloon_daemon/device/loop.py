@@ -35,6 +35,10 @@ FAULTS_A_SECOND = 4
 """Faults of one device that are reported in a second; further faults are only counted."""
 
 
+HOST_PAGES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // PAGE_SIZE
+"""The host's memory, in 4 KiB pages, as the template is loaded."""
+
+
 class Reporter:
     """Sends faults to the controller at a limited rate; each sent fault has the number of those
     that were left out before it."""
@@ -156,7 +160,10 @@ class DeviceLoop:
         self._channel = BackendChannel(channel_fd, config_change, self._epoll)
         self._unreported = False
         self._report_at = 0.0
-        self._account = Account(device.memory_pages, earned)
+        # A VMM may claim any size for its guest's memory: tmpfs makes files of 16 TiB of holes.
+        # Such a guest's targets would grant its device a core for hours. No host has more pages to
+        # move at a time than it has memory.
+        self._account = Account(min(device.memory_pages, HOST_PAGES), earned)
         self._resting: dict[int, float] = {}
         """Queues whose kicks are ignored for a while: kick descriptor -> the clock at the end."""
 

@@ -86,7 +86,8 @@ class Asked:
     """Counts how many pages the targets still ask the guest to move.
 
     Args:
-        memory_pages: all that the guest has, in 4 KiB pages.
+        memory_pages: the most that a guest has to move at a time, in 4 KiB pages: all that it has,
+            or the host has.
         first_pages: the pages granted for the first target, because this device does not know how
             large the balloon is already.
     """
@@ -101,7 +102,7 @@ class Asked:
         """Grants as many pages as the new target differs from the last one."""
         last, self._target_pages = self._target_pages, pages
         moves = self._first_pages if last is None else abs(pages - last)
-        # Cap the granted pages at the guest's memory: grants that the guest never uses would
+        # Cap the granted pages at this memory: grants that the guest never uses would
         # otherwise add up without end.
         self._left_pages = min(self._left_pages + moves, self._memory_pages)
 
@@ -136,7 +137,8 @@ class Account:
     """All allowances of one guest.
 
     Args:
-        memory_pages: all that the guest has, in 4 KiB pages.
+        memory_pages: the most that a guest has to move at a time, in 4 KiB pages: all that it has,
+            or the host has.
         earned: how much of its allowances it has at the beginning, from 0 to 1. A guest that has
             its device started anew over and over must not have full allowances each time.
     """

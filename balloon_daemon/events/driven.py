@@ -232,6 +232,17 @@ class BasesNotStored(NamedTuple):
 
 
 @fact
+class BasesPathTaken(NamedTuple):
+    """Something else than a file is where the VMs' bases are to be stored.
+
+    Attributes:
+        path: the path.
+    """
+
+    path: str
+
+
+@fact
 class SocketIgnored(NamedTuple):
     """A path that a pattern of ``[discover]`` names is no socket.
 
@@ -311,6 +322,7 @@ DrivenEvent = (
     | Refilled
     | GivenBackLater
     | BasesNotStored
+    | BasesPathTaken
     | SocketIgnored
     | DirectoryHangs
     | DirectoryNotListed

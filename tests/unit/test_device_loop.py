@@ -8,6 +8,7 @@ from time import monotonic
 
 import pytest
 
+from balloon_daemon.device import loop
 from balloon_daemon.device.balloon import (
     MAX_CHAINS_A_TURN,
     MAX_PFN_BYTES,
@@ -366,3 +367,24 @@ def test_kick_that_hangs_up_while_its_queue_rests_is_dropped(two_queues: Loop) -
     two_queues.now_s += 60
     two_queues.turns(2)
     assert two_queues.device.looks == looks
+
+
+class Claims(BalloonDevice):
+    """A device whose VMM says that the guest has 16 TiB."""
+
+    memory_pages = (16 << 40) // PAGE_SIZE
+
+
+@fault("VMM claims far more memory for its guest than the host has")
+def test_guest_of_16_tib_is_granted_no_more_work_than_the_host_has_pages(
+    tube: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "HOST_PAGES", 100 * 256)
+    rig = RecordingReclaimer([(0, 64, 1)])
+    device = Claims(rig.memory, rig.reclaimer, [], lambda *_: None)
+    account = DeviceLoop(device, tube[1], Reporter(tube[1]), None, b"")._account
+    account.target(Claims.memory_pages)
+    turn = Turn(chains=1, pages=256)
+    rests_s = [account.charge(100 + number / 100, MAX_TURN_S, turn) for number in range(400)]
+    assert not any(rests_s[:100])
+    assert sum(map(bool, rests_s[100:])) > 100

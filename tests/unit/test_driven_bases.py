@@ -3,13 +3,15 @@
 import contextlib
 import json
 import os
+import socket
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from balloon_daemon.events import BasesNotStored, Event
+from balloon_daemon.events import BasesNotStored, BasesPathTaken, Event
 from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.units import GIB, MOST_MEMORY_BYTES
 from tests.harness.faults import fault
@@ -137,6 +139,38 @@ def test_path_that_is_no_file_has_no_entries(
 ) -> None:
     make(tmp_path / "bases")
     assert Bases(tmp_path / "bases", events.append).get(WEB) is None
+
+
+@fault("something else than a file is where")
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: os.symlink("elsewhere", path), lambda path: bind(path)],
+    ids=["fifo", "directory", "link", "socket"],
+)
+def test_what_is_no_file_is_left_alone_and_named_once(
+    tmp_path: Path, events: list[Event], make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "bases"
+    make(path)
+    kind = stat.S_IFMT(path.lstat().st_mode)
+    bases = Bases(path, events.append)
+    for base_bytes in (GIB, 2 * GIB):
+        bases.note(WEB, base_bytes)
+        bases.store()
+    bases.forget(WEB)
+    bases.store()
+    assert stat.S_IFMT(path.lstat().st_mode) == kind
+    assert os.listdir(tmp_path) == ["bases"]
+    assert events == [BasesPathTaken(str(path))]
+    path.rmdir() if stat.S_ISDIR(kind) else path.unlink()
+    bases.note(WEB, GIB)
+    bases.store()
+    assert Bases(path, events.append).get(WEB) == GIB
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
 
 
 @fault("the file of what was there before balloond")

@@ -21,6 +21,7 @@ from balloon_daemon.events import (
     BalloonSought,
     BaseFound,
     BasesNotStored,
+    BasesPathTaken,
     CallbackFailed,
     ConfigMistake,
     ConfigRefused,
@@ -1005,6 +1006,15 @@ DRIVEN: list[Row] = [
         "cannot store which balloons were there before balloond: No space left on device; after "
         "a crash the next balloond would not give back what this one has taken",
         {"error": "No space left on device"},
+    ),
+    (
+        BasesPathTaken("/run/balloond/socket.bases"),
+        WARNING,
+        "bases-path-taken",
+        "cannot store which balloons were there before balloond, as /run/balloond/socket.bases is "
+        "no regular file: remove it; after a crash the next balloond would not give back what "
+        "this one has taken",
+        {"path": "/run/balloond/socket.bases"},
     ),
     (
         SocketIgnored("/run/notes.qmp"),

@@ -21,7 +21,8 @@ from itertools import islice
 from pathlib import Path
 
 from balloon_daemon.config.vms import Kind
-from balloon_daemon.events import BasesNotStored, Publish
+from balloon_daemon.errors import printable
+from balloon_daemon.events import BasesNotStored, BasesPathTaken, Publish
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
@@ -166,6 +167,11 @@ class Bases:
         users = [self._users.get(key, -1) for key in self._bases]
         content = json.dumps({"version": _VERSION, "bases": rows, "users": users}).encode()
         try:
+            if _is_taken(self._path):
+                if not self._failed:
+                    self._publish(BasesPathTaken(printable(str(self._path))))
+                self._failed = True
+                return
             if rows:
                 _write(self._path, content)
             else:
@@ -176,6 +182,19 @@ class Bases:
             self._failed = True
         else:
             self._failed = False
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether something else than a regular file is at the path. An administrator may have put a
+    directory, a link or a FIFO there; a rename(2) or unlink(2) would remove what is no directory.
+
+    Raises:
+        OSError: the kernel's reason why that cannot be told.
+    """
+    try:
+        return not stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ from typing import assert_never
 from balloon_daemon.events import (
     BaseFound,
     BasesNotStored,
+    BasesPathTaken,
     DirectoryHangs,
     DirectoryNotListed,
     DomainsNotFound,
@@ -26,6 +27,8 @@ from balloon_daemon.events import (
 from balloon_daemon.records.line import Level, unless
 from balloon_daemon.units import format_size
 
+_BASES_NOT_STORED = "cannot store which balloons were there before balloond"
+_AFTER_A_CRASH = "after a crash the next balloond would not give back what this one has taken"
 _WHY_IT_HANGS = (
     ": the file system does not answer, or another user keeps a directory on the way busy; use a "
     "directory that only the VM's user may list"
@@ -129,11 +132,10 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             size = format_size(left_bytes)
             return Level.INFO, f"is paused or suspended, and takes {size} back when it goes on"
         case BasesNotStored(error):
-            message = (
-                f"cannot store which balloons were there before balloond: {error}; after a crash "
-                "the next balloond would not give back what this one has taken"
-            )
-            return Level.WARNING, message
+            return Level.WARNING, f"{_BASES_NOT_STORED}: {error}; {_AFTER_A_CRASH}"
+        case BasesPathTaken(path):
+            taken = f"{path} is no regular file: remove it"
+            return Level.WARNING, f"{_BASES_NOT_STORED}, as {taken}; {_AFTER_A_CRASH}"
         case SocketIgnored(path):
             return Level.DEBUG, f"{path} is no socket; ignored"
         case DirectoryHangs(path):
