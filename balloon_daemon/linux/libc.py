@@ -54,6 +54,14 @@ def keep_heap_off_brk() -> None:
     _curbrk.value = 2**64 - 1
 
 
+LIBC.malloc_trim.argtypes = [ctypes.c_size_t]
+
+
+def return_freed_memory() -> None:
+    """Gives the kernel the pages of this process's heap that hold nothing any more."""
+    LIBC.malloc_trim(0)
+
+
 _ARG_START, _ARG_END = 45, 46
 _ENV_START, _ENV_END = 47, 48
 """Indexes of fields in /proc/PID/stat (proc(5)), counted from the first behind the name."""

@@ -87,3 +87,15 @@ def test_keeper_runs_nothing_of_the_current_directory(trap: Path, tmp_path: Path
     kept = keeper_start.start_keeper(tmp_path / "s")
     kept.abandon()
     assert not trap.exists()
+
+
+def test_keeper_runs_nothing_of_site_packages(tmp_path: Path) -> None:
+    """A line in a .pth file there may begin with import, and is run at an interpreter's start."""
+    kept = keeper_start.start_keeper(tmp_path / "s")
+    keeper = keeper_start.keeper_at(tmp_path / "s")
+    assert keeper is not None
+    maps = Path(f"/proc/{keeper.pid}/maps").read_text()
+    command = Path(f"/proc/{keeper.pid}/cmdline").read_bytes().split(b"\0")
+    kept.abandon()
+    assert b"-S" in command
+    assert "site-packages" not in maps

@@ -17,7 +17,7 @@ def collected(phase, info):
 gc.callbacks.append(collected)
 enable = gc.enable
 def enabled():
-    later = ("inspect", "ast", "dis", "tokenize", "ipaddress", "textwrap")
+    later = ("inspect", "ast", "dis", "tokenize", "ipaddress", "textwrap", "asyncio.sslproto")
     loaded = [name for name in later if hasattr(sys.modules.get(name), "__file__")]
     print("loaded", len(loaded), *loaded, flush=True)
     print("serves", count, gc.get_freeze_count(), flush=True)
