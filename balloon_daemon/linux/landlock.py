@@ -4,7 +4,8 @@ The shipped unit leaves balloond CAP_SETUID, CAP_SETGID and CAP_KILL, with which
 another user and are ended all the same. Whoever takes the controller over could become any user by
 them, and look at the host through a process of that user's (/proc/PID/root), or kill any process.
 A Landlock domain closes both, whatever capabilities its processes have: the kernel refuses them
-ptrace_may_access() of processes outside it, and where it can (Linux 6.12) signals to these.
+ptrace_may_access() of processes outside it, and where it can (Linux 6.12) signals to these. A
+seccomp filter refuses prlimit(2) of other processes, by which they could be killed, too.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import os
 import re
 
 from balloon_daemon.linux.libc import LIBC
+from balloon_daemon.linux.seccomp import OWN_LIMITS
 
 # asm-generic/unistd.h, linux/landlock.h
 _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_RESTRICT_SELF = 444, 446
@@ -38,7 +40,7 @@ class _RulesetAttr(ctypes.Structure):
 
 def stay_out_of_other_processes() -> bool:
     """Enters a Landlock domain for good, with all later children, unless balloond needs what the
-    domain forbids.
+    domain forbids; and a filter that leaves other processes' limits alone (``OWN_LIMITS``).
 
     To be called before the first child is forked: a child outside could not be signalled.
 
@@ -50,6 +52,9 @@ def stay_out_of_other_processes() -> bool:
     Returns:
         False where balloond is not root or needs what the domain forbids, or where the kernel or a
         filter refuses it.
+
+    Raises:
+        OSError: the kernel refuses the filter.
     """
     if os.geteuid() != 0 or _effective() & _WIDER or LIBC.setfsuid(0) >= 0:
         return False
@@ -65,9 +70,12 @@ def stay_out_of_other_processes() -> bool:
     if ruleset < 0:
         return False
     try:
-        return _call(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0
+        if _call(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
+            return False
     finally:
         os.close(ruleset)
+    OWN_LIMITS.load()
+    return True
 
 
 def _effective() -> int:

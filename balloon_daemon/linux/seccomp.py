@@ -78,9 +78,9 @@ class Program:
 # Parts for BPF instructions, which are (opcode, jump if true, jump if false, constant). The values
 # are from linux/bpf_common.h and linux/seccomp.h.
 _LD_W_ABS, _AND_K, _JEQ_K, _RET_K = 0x20, 0x54, 0x15, 0x06
-_AT_NUMBER, _AT_ARCH, _AT_FLAGS = 0, 4, 16 + 3 * 8
-_X86_64, _MMAP = 0xC000003E, 9
-_ALLOW, _NO_MEMORY = 0x7FFF0000, 0x00050000 | 12
+_AT_NUMBER, _AT_ARCH, _AT_FIRST, _AT_THIRD, _AT_FLAGS = 0, 4, 16, 16 + 2 * 8, 16 + 3 * 8
+_X86_64, _MMAP, _PRLIMIT64, _NOT_X32 = 0xC000003E, 9, 302, 0xBFFF_FFFF
+_ALLOW, _NO_MEMORY, _NOT_PERMITTED = 0x7FFF0000, 0x00050000 | 12, 0x00050000 | 1
 
 # asm-generic/mman-common.h, linux/mman.h
 _MAP_TYPE, _MAP_PRIVATE, _MAP_GROWSDOWN, _MAP_HUGETLB = 0xF, 0x2, 0x100, 0x40000
@@ -109,6 +109,34 @@ RLIMIT_DATA counts private mappings alone: neither shared nor droppable ones, no
 memory: a device taken over by its guest could unmap that, and fill as much other memory as its
 guest has. Nor may it have MAP_HUGETLB: it could empty a pool of huge pages, and the next page that
 another VM's guest takes back from that pool would end its VMM by SIGBUS.
+"""
+
+OWN_LIMITS = Program(
+    b"".join(
+        struct.pack("<HBBI", *instruction)
+        for instruction in (
+            (_LD_W_ABS, 0, 0, _AT_ARCH),
+            (_JEQ_K, 0, 9, _X86_64),
+            (_LD_W_ABS, 0, 0, _AT_NUMBER),
+            (_AND_K, 0, 0, _NOT_X32),
+            (_JEQ_K, 0, 6, _PRLIMIT64),
+            (_LD_W_ABS, 0, 0, _AT_FIRST),
+            (_JEQ_K, 4, 0, 0),
+            (_LD_W_ABS, 0, 0, _AT_THIRD),
+            (_JEQ_K, 0, 3, 0),
+            (_LD_W_ABS, 0, 0, _AT_THIRD + 4),
+            (_JEQ_K, 0, 1, 0),
+            (_RET_K, 0, 0, _ALLOW),
+            (_RET_K, 0, 0, _NOT_PERMITTED),
+        )
+    )
+)
+"""Makes prlimit(2) fail with EPERM where it sets a limit of the process of any number but 0, which
+stands for the caller, and allows all else.
+
+A process may set limits of every process of its user, and with CAP_SYS_RESOURCE of all. The kernel
+kills whoever has used up its RLIMIT_CPU. A service manager's filter cannot refuse this: the C
+library calls prlimit64 for setrlimit(2) too.
 """
 
 

@@ -16,7 +16,7 @@ RIGHTS = ("setuid", "setgid", "setpcap", "kill", "syslog")
 """Those of the shipped unit, less CAP_SYS_RESOURCE, which the tests' root itself may lack."""
 
 PROGRAM = """
-import json, os, signal, subprocess, sys
+import json, os, resource, signal, subprocess, sys
 from pathlib import Path
 from balloon_daemon.linux.landlock import stay_out_of_other_processes
 from balloon_daemon.linux.seccomp import set_no_new_privs
@@ -38,6 +38,20 @@ def look(pid):
         os.setresuid(-1, 0, -1)
         os.setresgid(-1, 0, -1)
 
+def limit(pid):
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
+    try:
+        resource.prlimit(pid, resource.RLIMIT_CPU)
+        resource.prlimit(pid, resource.RLIMIT_CPU, (3600, 3600))
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+
+def limit_itself():
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.prlimit(0, resource.RLIMIT_CORE, (0, 0))
+
 others, policy = int(sys.argv[1]), sys.argv[2]
 set_no_new_privs()
 if policy:
@@ -48,6 +62,8 @@ seen = {
     "entered": entered,
     "look": attempt(lambda: look(others)),
     "kill": attempt(lambda: os.kill(others, 0)),
+    "limit": attempt(lambda: limit(others)),
+    "own limits": attempt(limit_itself),
     "own child": attempt(lambda: os.kill(child.pid, signal.SIGKILL)),
 }
 child.wait()
@@ -109,6 +125,14 @@ def test_root_that_has_shut_itself_out_ends_its_own_children_alone(tmp_path: Pat
     assert (found["kill"], found["own child"]) == ("Operation not permitted", "done")
 
 
+@needs_landlock
+def test_root_that_has_shut_itself_out_sets_limits_of_its_own_alone(tmp_path: Path) -> None:
+    """A process whose limit of processor time is used up is killed."""
+    found = reached(tmp_path, *RIGHTS, refused="setfsuid")
+
+    assert (found["limit"], found["own limits"]) == ("Operation not permitted", "done")
+
+
 @pytest.mark.parametrize(
     ("rights", "refused"),
     [
@@ -123,4 +147,5 @@ def test_root_that_would_lose_something_or_may_not_goes_on_as_it_is(
 ) -> None:
     found = reached(tmp_path, *rights, refused=refused)
 
-    assert found == {"entered": False, "look": "done", "kill": "done", "own child": "done"}
+    reaches = ("look", "kill", "limit", "own limits", "own child")
+    assert found == {"entered": False, **dict.fromkeys(reaches, "done")}

@@ -22,7 +22,7 @@ SEEN = "run/balloond/seen"
 DROP_IN = "run/systemd/system/balloond.service.d"
 
 PROGRAM = """\
-import json, os, signal, socket, sys
+import json, os, resource, signal, socket, sys
 from balloon_daemon.__main__ import main
 from balloon_daemon.cli import run
 
@@ -46,11 +46,23 @@ def ask_systemd():
         systemd.connect(f"/proc/self/fd/{{host}}/run/systemd/private")
     return True
 
+def limit_another():
+    os.setresgid({nobody}, {nobody}, 0)
+    os.setresuid({nobody}, {nobody}, 0)
+    try:
+        return resource.prlimit({pid}, resource.RLIMIT_CPU, (3600, 3600))
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+
 def taken_over(template):
     template.wait_until_ready()
     seen = {{
         "systemd": attempt(ask_systemd),
         "kill": attempt(lambda: os.kill({pid}, 0) or True),
+        "limit": attempt(limit_another),
+        "terminals": attempt(lambda: os.listdir("/dev/pts")),
+        "shared memory": attempt(lambda: os.scandir("/dev/shm")),
         "file in /dev": attempt(lambda: open("/dev/file", "x")),
         "file in /dev/shm": attempt(lambda: open("/dev/shm/file", "x")),
         "device": attempt(lambda: open("/dev/null", "w").write("x")),
@@ -125,14 +137,27 @@ def test_controller_that_was_taken_over_puts_no_file_among_the_hosts_devices(
 ) -> None:
     found = reached(host)
 
-    read_only = "Read-only file system"
-    assert (found["file in /dev"], found["file in /dev/shm"]) == (read_only, read_only)
+    assert found["file in /dev"] == "Read-only file system"
+    assert found["file in /dev/shm"] == "Permission denied"
     assert found["device"] == "done"
+
+
+def test_controller_that_was_taken_over_reads_no_terminal_and_no_memory_in_dev(
+    host: ServiceHost,
+) -> None:
+    found = reached(host)
+
+    assert (found["terminals"], found["shared memory"]) == ("Permission denied",) * 2
 
 
 @needs_scoped_signals
 def test_controller_that_was_taken_over_ends_nobody_elses_process(host: ServiceHost) -> None:
     assert reached(host)["kill"] == "Operation not permitted"
+
+
+@needs_landlock
+def test_controller_that_was_taken_over_limits_nobody_elses_process(host: ServiceHost) -> None:
+    assert reached(host)["limit"] == "Operation not permitted"
 
 
 def test_controller_with_the_drop_in_for_vms_may_look_at_their_processes(
@@ -143,4 +168,5 @@ def test_controller_with_the_drop_in_for_vms_may_look_at_their_processes(
     no_groups = "SupplementaryGroups=\n"  # This machine has no group kvm.
     found = reached(host, drop_in + no_groups)
 
-    assert (found["systemd"], found["kill"], found["own child"]) == ("done",) * 3
+    done = ("systemd", "kill", "limit", "own child")
+    assert [found[what] for what in done] == ["done"] * len(done)
