@@ -40,7 +40,7 @@ _balloonctl() {
         kind=words words='entry exec'
         ;;
     /simulate:--profile)
-        kind=words words='seed careful'
+        kind=words words='seed careful adaptive'
         ;;
     *)
         case $command in
