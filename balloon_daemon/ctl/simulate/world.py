@@ -213,7 +213,8 @@ class World:
             self._scorer.host(self._wanted_mib(since_s), now.margin_mib, seconds)
         for vm, guest in self._guests.items():
             lacks = guest.lacks_memory(since_s)
-            fared = Fared(guest.balloon_bytes(since_s), float(lacks), lacks, lacks)
+            balloon = guest.balloon_bytes(since_s)
+            fared = Fared(balloon, float(lacks), lacks, guest.is_short(since_s))
             self._scorer.guest(vm, fared, self._at_s, seconds)
 
     def _hear(self, vm: VmId, guest: Guest, at_s: float) -> None:
