@@ -111,7 +111,6 @@ PURE = {
     "ctl.charts.past",
     "ctl.simulate.course",
     "ctl.simulate.contenders",
-    "ctl.simulate.everyone",
     "ctl.simulate.fit",
     "ctl.simulate.guest",
     "ctl.simulate.judge",

@@ -1,4 +1,4 @@
-"""Every policy on one recorded trace. Pure."""
+"""Every policy on one recorded trace."""
 
 from collections.abc import Callable, Iterable
 
