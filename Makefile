@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels package install uninstall demo test test-vm test-packages bench fuzz fuzz-seccomp soak
+.PHONY: help setup wheels package install uninstall demo test test-vm test-packages bench judge fuzz fuzz-seccomp soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,3 +45,6 @@ fuzz-seccomp: setup ## a million calls: policy text against its evaluator and it
 
 bench: setup ## speed and size beside their goals (ARGS='reclaim cost' for some)
 	@.venv/bin/python -m benchmarks $(ARGS)
+
+judge: setup ## each policy on simulated hosts; on guests that you recorded (RECORDINGS=DIR)
+	@.venv/bin/balloonctl judge $(if $(RECORDINGS),--recordings $(RECORDINGS),$(addprefix --trace ,$(wildcard docs/traces/*.trace))) $(ARGS)
