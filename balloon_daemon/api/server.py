@@ -78,7 +78,7 @@ class Server:
     def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None = None) -> None:
         self._traces.start(tracing, self.serves, self.send_soon)
         routes = Routes(desk, self._recent, reloader)
-        self._answering = Answering(routes, self._recent, self._traces, self)
+        self._answering = Answering(routes, self._recent, self._traces, self, self._publish)
         self._epoll.register(self._socket.sock, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
         self._recent.follow(self._answering.told)
