@@ -306,8 +306,13 @@ class Routes:
         return Later(lambda take: reloader.reload(lambda result: take(_reload_answer(result))))
 
     def _vm_named(self, name: str) -> VmId:
-        """The VM of this name, or of this key."""
+        """The VM of this key, or of this name."""
         vm_ids = self._desk.vm_ids()
+        # Keys first: balloond gives them, and whoever starts a VM gives its name, which may be
+        # another VM's key.
+        for vm_id in vm_ids:
+            if key_of(vm_id) == name:
+                return vm_id
         match [vm_id for vm_id in vm_ids if vm_id.name == name]:
             case [vm_id]:
                 return vm_id
@@ -318,9 +323,6 @@ class Routes:
                     f"{len(several)} VMs are named {cut(name)}; name one of them by its key, "
                     f"which the status has: {keys}",
                 )
-        for vm_id in vm_ids:
-            if key_of(vm_id) == name:
-                return vm_id
         for undriven in self._recent.undriven(name):
             raise RefusedError(404, f"a VM that is not driven: {undriven.why}")
         raise _unknown(name)

@@ -108,7 +108,7 @@ class Server:
         self._traces.start(tracing, self.serves, self.send_soon, self._later)
         metrics = Metrics(desk, self._recent.undriven, self._counters, own_figures)
         routes = Routes(desk, self._recent, metrics, reloader)
-        self._answering = Answering(routes, self._recent, self._traces, self)
+        self._answering = Answering(routes, self._recent, self._traces, self, self._publish)
         self._listeners.watch(self._epoll, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
         self._recent.follow(self._answering.told)

@@ -68,6 +68,22 @@ class ApiMisused(NamedTuple):
 
 
 @fact
+class ApiClientTooSlow(NamedTuple):
+    """A client of the API was dropped, because too many bytes of answers wait for all clients
+    together, and it was the slowest.
+
+    Attributes:
+        uid: the client's user.
+        most_bytes: how many may wait.
+        suppressed: how many other clients were dropped so since the last such event.
+    """
+
+    uid: int
+    most_bytes: int
+    suppressed: int = 0
+
+
+@fact
 class Stopping(NamedTuple):
     """A signal ends balloond.
 
@@ -451,6 +467,7 @@ DaemonEvent = (
     | MetricsListening
     | ApiNotOpened
     | ApiMisused
+    | ApiClientTooSlow
     | Stopping
     | StoppingAtOnce
     | MemoryNotGivenBack

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from balloon_daemon.api import answering, socket_file
 from balloon_daemon.api import client as api_client
 from balloon_daemon.api import server as api_server
-from balloon_daemon.api import socket_file
 from balloon_daemon.api import traces as api_traces
 from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
@@ -43,6 +43,7 @@ from balloon_daemon.commands import (
     Unreserve,
 )
 from balloon_daemon.events import (
+    ApiClientTooSlow,
     ApiMisused,
     CallbackFailed,
     Event,
@@ -163,6 +164,14 @@ class World:
             with contextlib.suppress(BrokenPipeError):  # It has answered, and reads no more.
                 await asyncio.get_running_loop().sock_sendall(sock, text)
             return parsed(await received(sock))
+
+    def clients_waiting(self) -> list[Client]:
+        """The clients for which a part of their answers waits, the first one first."""
+        return [one for one in self.server.clients() if one.phase.name == "ANSWERED"]
+
+    def held(self) -> int:
+        """How many these are."""
+        return len(self.clients_waiting())
 
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -310,6 +319,58 @@ def test_client_that_does_not_take_its_answer_is_dropped(
             await world.until(lambda: world.server.clients() == [])
             with pytest.raises(json.JSONDecodeError):
                 parsed(await received(sock))
+
+    play(scene)
+
+
+@fault("clients that take their answers slowly")
+def test_answers_that_wait_for_slow_clients_are_bounded_together(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        world.desk.vms = 2000  # More than a socket's queue holds.
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as open_ones:
+            slow = [open_ones.enter_context(await world.connect()) for _ in range(6)]
+            await loop.sock_sendall(slow[0], GET_STATUS)
+            await world.until(lambda: world.held() == 1)
+            (size_bytes,) = (n_bytes for _, n_bytes in world.server._answering._held.values())
+            monkeypatch.setattr(answering, "MOST_HELD_BYTES", 3 * size_bytes + size_bytes // 2)
+            # Each answer is made for itself, so each is another one in memory.
+            for count, sock in enumerate(slow[1:3], start=2):
+                await loop.sock_sendall(sock, GET_STATUS)
+                await world.until(lambda count=count: world.held() == count)  # type: ignore[misc]  # bound per turn
+            first = world.clients_waiting()[0]
+            await loop.sock_sendall(slow[3], GET_STATUS)
+            await world.until(lambda: not world.server.serves(first))
+            assert world.held() == 3
+            assert world.events[-1] == ApiClientTooSlow(os.getuid(), answering.MOST_HELD_BYTES)
+            with pytest.raises(json.JSONDecodeError):
+                parsed(await received(slow[0]))
+            # Whoever takes its answer gets it.
+            status, content = await world.ask()
+            assert (status, len(content["vms"])) == (200, 2000)
+
+    play(scene)
+
+
+@fault("200 clients at once")
+def test_one_answer_of_many_slow_clients_counts_once(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "MOST_HELD_BYTES", 2 * MIB)
+
+    async def scene(world: World) -> None:
+        world.desk.vms = 2000
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as open_ones:
+            slow = [open_ones.enter_context(await world.connect()) for _ in range(20)]
+            await world.until(lambda: len(world.server.clients()) == 20)
+            for sock in slow:
+                await loop.sock_sendall(sock, GET_STATUS)
+            await world.until(lambda: world.held() == 20)
+            answers = await asyncio.gather(*map(received, slow))
+            assert {parsed(answer)[0] for answer in answers} == {200}
 
     play(scene)
 

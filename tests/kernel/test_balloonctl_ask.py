@@ -1,5 +1,6 @@
 """``balloonctl`` and a balloond that runs, or does not: what it prints, and its exit statuses."""
 
+import contextlib
 import grp
 import json
 import os
@@ -9,10 +10,14 @@ import socket
 import subprocess
 import tempfile
 import termios
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from balloon_daemon.ctl.main import main
 from balloon_daemon.fake_guest.machine import run
 from tests.harness.api_schemas import check
 from tests.harness.daemon import ROOT, Daemon
@@ -169,6 +174,105 @@ def test_something_else_that_listens_there_is_no_traceback(
     assert client.returncode == 3
     assert told.startswith(f"balloonctl: balloond at {path} {complaint}")
     assert told.count("\n") == 1
+
+
+NESTED = b"[" * 100_000
+ANSWERS = [
+    NESTED,
+    b'{"error":' + NESTED,
+    b"no JSON",
+    b"\xff",
+    b"[]",
+    b'"text"',
+    b"null",
+    b'{"vms":1,"host":[],"not_driven":{}}',
+    b'{"vms":[{}],"host":{},"vm":{},"events":[{}],"changed":7}',
+    b'{"vms":[[]],"host":null,"vm":null,"events":null,"changed":null,"time":"never"}',
+    b"9" * 5000,
+]
+"""Answers that balloond never gives."""
+
+COMMANDS = [
+    "status",
+    "top",
+    "explain web",
+    "events",
+    "events -f",
+    "reload",
+    "release",
+    "set web 1G",
+    "pause web",
+    "resume",
+    "reclaim 1G",
+    "reserve 1G",
+    "reserve 1G --json",
+    "unreserve",
+]
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Iterator[Callable[[int, bytes], Path]]:
+    """Makes a socket at which whatever is asked is answered with a status and a body."""
+    with ExitStack() as stack:
+
+        def answering(status: int, body: bytes) -> Path:
+            path = tmp_path / "other.sock"
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            listener.bind(str(path))
+            listener.listen()
+            head = f"HTTP/1.1 {status} x\r\nContent-Length: {len(body) + 1}\r\n\r\n".encode()
+
+            def serve() -> None:
+                with contextlib.suppress(OSError):  # The listener is shut down.
+                    while True:
+                        theirs, _ = listener.accept()
+                        with theirs:
+                            theirs.recv(1 << 16)
+                            theirs.sendall(head + body + b"\n")
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(listener.shutdown, socket.SHUT_RDWR)
+            return path
+
+        yield answering
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_answer_that_is_none_of_balloonds_is_one_line(
+    command: str,
+    answer: bytes,
+    answering: Callable[[int, bytes], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = answering(200, answer)
+    assert main([*command.split(), "--api", str(path)]) == 3
+    assert capsys.readouterr().err == (
+        f"balloonctl: what listens at {path} answers otherwise than balloond; name its socket "
+        "(--api)\n"
+    )
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
+def test_refusal_that_is_none_of_balloonds_is_one_line(
+    answer: bytes, answering: Callable[[int, bytes], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = answering(409, answer)
+    assert main(["status", "--api", str(path)]) == 3
+    told = f"balloonctl: balloond at {path} answers with status 409 and no sentence\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
+def test_doctor_says_that_what_answers_is_not_balloond(
+    answer: bytes, answering: Callable[[int, bytes], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = answering(200, answer)
+    main(["doctor", "--json", "--api", str(path)])
+    told = json.loads(capsys.readouterr().out)
+    assert told["not_asked"].startswith(f"what listens at {path} answers otherwise than balloond")
 
 
 @needs_root

@@ -247,6 +247,15 @@ def test_one_of_several_vms_of_a_name_is_named_by_its_key(
     assert routes.answer(get("/v1/events?vm=%2377")) == Stream("web", follow=True)
 
 
+@fault("two VMs have one name")
+def test_key_names_its_own_vm_whatever_another_vm_is_called(routes: Routes, desk: Desk) -> None:
+    called = VmId(78, "#1")
+    desk.vms = {WEB: FULL, called: BARE._replace(vm=called)}
+    for key in ("%231", "%2378"):
+        routes.answer(get(f"/v1/vms/{key}/balloon", "PUT", b'{"size_bytes":0}'))
+    assert desk.obeyed == [(SetBalloon(vm, 0, 600.0), 0) for vm in (WEB, called)]
+
+
 def test_vm_that_goes_while_the_status_is_made_is_left_out(routes: Routes, desk: Desk) -> None:
     desk.gone = [VmId(7, "gone")]
     parts = routes.status_parts()

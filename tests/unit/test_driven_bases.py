@@ -52,6 +52,18 @@ NEXT = WEB._replace(pid=200, start_time=3000)
 """The same VM in the VMM's next process."""
 
 
+@fault("two VMs have one name")
+@pytest.mark.parametrize("restored", [True, False])
+def test_base_of_a_vm_that_is_driven_stays_its_own_when_another_comes_by_its_name(
+    tmp_path: Path, events: list[Event], restored: bool
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.hold(WEB, NOBODY)
+    bases.note(WEB, GIB)
+    bases.move(NEXT, restored=restored)
+    assert (bases.get(WEB), bases.get(NEXT)) == (GIB, None)
+
+
 @pytest.mark.parametrize(("restored", "base_bytes"), [(True, GIB), (False, None)])
 def test_base_is_the_next_processs_only_of_a_vm_that_was_restored(
     tmp_path: Path, events: list[Event], restored: bool, base_bytes: int | None

@@ -10,6 +10,7 @@ import pytest
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.events import (
     AlreadyConnected,
+    ApiClientTooSlow,
     ApiListening,
     ApiMisused,
     ApiNotOpened,
@@ -689,6 +690,14 @@ DAEMON: list[Row] = [
         "the API: user 1000 has sent file descriptors; its connection is dropped, and from now on "
         "the socket is root's and balloond's own user's alone",
         {"uid": 1000, "closed": True},
+    ),
+    (
+        ApiClientTooSlow(1000, 32 * MIB, 7),
+        WARNING,
+        "api-client-too-slow",
+        "the API: user 1000 takes an answer too slowly while more than 32 MiB of answers wait; "
+        "its connection is dropped (7 more like it)",
+        {"uid": 1000, "most_bytes": 32 * MIB, "suppressed": 7},
     ),
     (
         Stopping("SIGTERM", vms_stay=False),

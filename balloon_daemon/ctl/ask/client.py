@@ -22,6 +22,17 @@ MOST_BYTES = 64 << 20
 """The longest answer: the status of 1,024 VMs has less than a megabyte."""
 
 
+_NOT_UNDERSTOOD = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What reading an answer raises that is no JSON, is nested too deeply, or has another shape."""
+
+
 class NoAnswerError(Exception):
     """balloond cannot be asked: says why, and the remedy."""
 
@@ -43,6 +54,18 @@ class Client:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    @contextlib.contextmanager
+    def understood(self) -> Iterator[None]:
+        """For what reads balloond's answers. Raises NoAnswerError: an answer is none of
+        balloond's."""
+        try:
+            yield
+        except _NOT_UNDERSTOOD as err:
+            raise NoAnswerError(
+                f"what listens at {printable(str(self._path))} answers otherwise than balloond; "
+                "name its socket (--api)"
+            ) from err
 
     def ask(
         self,
@@ -149,7 +172,7 @@ class Client:
             answer: Any = json.loads(body)
             # A configuration that is refused has its mistakes, which say more.
             sentence = "\n".join(map(printable, answer.get("mistakes") or [answer["error"]]))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except _NOT_UNDERSTOOD:
             return NoAnswerError(f"{self._name} answers with status {status} and no sentence")
         return NotAllowedError(sentence) if status == 403 else RefusedError(sentence)
 

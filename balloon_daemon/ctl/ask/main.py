@@ -144,7 +144,9 @@ def _asked(run: "Callable[[Client, Any], int | None]", options: argparse.Namespa
     )
 
     try:
-        return run(Client(options.api), options) or EXIT_OK
+        client = Client(options.api)
+        with client.understood():
+            return run(client, options) or EXIT_OK
     except NoAnswerError as err:
         return _complain(err, EXIT_NO_DAEMON)
     except NotAllowedError as err:

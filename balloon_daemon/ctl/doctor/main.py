@@ -80,18 +80,14 @@ def run(options: argparse.Namespace) -> int:
     found, vms, why, status = list(host_findings(facts)), 0, "", EXIT_OK
     if options.root is None:
         try:
-            vms, theirs = _asked(Client(options.api), facts)
+            client = Client(options.api)
+            with client.understood():
+                vms, theirs = _asked(client, facts)
             found += theirs
         except (NoAnswerError, RefusedError) as err:
             why, status = str(err), EXIT_NO_DAEMON
         except NotAllowedError as err:
             why, status = str(err), EXIT_NOT_ALLOWED
-        except (ValueError, TypeError, KeyError):
-            name = printable(str(options.api))
-            why = (
-                f"what listens at {name} answers otherwise than balloond; name its socket (--api)"
-            )
-            status = EXIT_NO_DAEMON
     else:
         why = "a directory was looked at (--root)"
     if options.json:

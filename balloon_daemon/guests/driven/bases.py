@@ -147,7 +147,13 @@ class Bases:
             key: the VM and its present process, which gets the entry if the VM was restored.
             restored: False: the VM was started anew, and the entry is forgotten.
         """
-        earlier = [each for each in self._bases if each.name == key.name and each != key]
+        # An entry that is held is another VM's that is driven now: users of two libvirts may give
+        # their domains one UUID.
+        earlier = [
+            each
+            for each in self._bases
+            if each.name == key.name and each != key and each not in self._held
+        ]
         moved = [self._bases.pop(each) for each in earlier]
         self._changed |= bool(moved)
         for each in earlier:

@@ -3,6 +3,7 @@
 from typing import assert_never
 
 from balloon_daemon.events import (
+    ApiClientTooSlow,
     ApiListening,
     ApiMisused,
     ApiNotOpened,
@@ -43,6 +44,7 @@ from balloon_daemon.events import (
     UserIgnored,
 )
 from balloon_daemon.records.line import Level, more
+from balloon_daemon.units import format_size
 
 CHANGES_SAID = 8
 """How many changed settings a line names."""
@@ -64,6 +66,12 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
             message = f"the API: user {uid} has sent file descriptors; its connection is dropped"
             alone = ", and from now on the socket is root's and balloond's own user's alone"
             return Level.WARNING, message + (alone if closed else "")
+        case ApiClientTooSlow(uid, most_bytes, suppressed):
+            message = (
+                f"the API: user {uid} takes an answer too slowly while more than "
+                f"{format_size(most_bytes)} of answers wait; its connection is dropped"
+            )
+            return Level.WARNING, message + more(suppressed)
         case DrivesOthers(named, places):
             words = [f"{named} named VM{'' if named == 1 else 's'}"] if named else []
             words += [f"all VMs at {place}" for place in places]
