@@ -14,7 +14,7 @@ from pathlib import Path
 from balloon_daemon.config.entries import Key, Origin, Where, entries_of
 from balloon_daemon.config.files import ConfigText, read_texts
 from balloon_daemon.config.gathered import DISCOVER, HOST, VM, Gathered
-from balloon_daemon.config.model import Config, FromFiles
+from balloon_daemon.config.model import FromFiles
 from balloon_daemon.errors import ConfigFileError, printable
 
 HOST_KEYS, VM_KEYS, DISCOVER_KEYS = tuple(HOST), tuple(VM), tuple(DISCOVER)
@@ -41,19 +41,6 @@ def read_config(
     if not texts and not unread:
         return None
     return parse_texts(texts, unread, with_origins=with_origins)
-
-
-def parse_config(text: str, file: str) -> Config:
-    """The settings in one file's text.
-
-    Args:
-        text: TOML 1.0.
-        file: the file's name, for messages.
-
-    Raises:
-        ConfigFileError: it has mistakes.
-    """
-    return parse_texts([ConfigText(file, text)]).config
 
 
 def parse_texts(

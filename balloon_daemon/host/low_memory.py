@@ -27,7 +27,7 @@ from balloon_daemon.host.notices import LowMemoryStatistics as LowMemoryStatisti
 from balloon_daemon.host.notices import SourceNotices, Unknown
 from balloon_daemon.host.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
-from balloon_daemon.linux.figures import FigureFile
+from balloon_daemon.linux.figures import FigureFile, one_read_of
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from balloon_daemon.units import MIB, format_size
@@ -450,7 +450,7 @@ def _whole_mib(margin_bytes: int) -> int:
 
 def _read_words(file: FigureFile) -> list[bytes]:
     """The words of a small file. Raises OSError: the kernel's reason, with the file's name."""
-    return file.read(_MOST_BYTES).split()
+    return file.read(_MOST_BYTES, one_read_of).split()
 
 
 def _whole_number(path: str, words: list[bytes], *, several: bool = False) -> int:

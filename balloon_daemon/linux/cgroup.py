@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from balloon_daemon.linux.figures import read_figures, read_once
+from balloon_daemon.linux.figures import one_read_of, read_figures, read_once
 from balloon_daemon.linux.mountinfo import Mount, read_mounts
 from balloon_daemon.linux.systemd import is_process_of_unit
 from balloon_daemon.named_tuple import NamedTuple
@@ -112,7 +112,7 @@ class MemoryCgroups:
 
     def _read_membership(self) -> bytes:
         try:
-            return read_figures(f"{self._proc}/cgroup")
+            return read_figures(f"{self._proc}/cgroup", content=one_read_of)
         except OSError:
             return b""  # A kernel without cgroups has no /proc/self/cgroup.
 
@@ -127,7 +127,7 @@ class MemoryCgroups:
                 return None
             self._limited.add(directory)
             used = _number(f"{directory}/{self._files.usage}") or 0
-            stat = read_figures(f"{directory}/memory.stat")
+            stat = read_figures(f"{directory}/memory.stat", content=one_read_of)
         except OSError as err:
             if err.errno not in (errno.ENOENT, errno.ENODEV):
                 self.problem = f"{err.filename}: {err.strerror}"
@@ -258,7 +258,7 @@ def _number(path: str) -> int | None:
         OSError: the file cannot be read; the kernel's reason, with the file's name.
         ValueError: the file holds no number; says which file and what it holds.
     """
-    content = read_figures(path).strip()
+    content = read_figures(path, content=one_read_of).strip()
     if content == b"max":
         return None
     if not content.isdigit() or len(content) > 20:

@@ -149,6 +149,22 @@ def content_of(fd: int, most_bytes: int) -> bytes:
     return bytes(content)
 
 
+def one_read_of(fd: int, most_bytes: int) -> bytes:
+    """Reads, by one read(2), a file that the kernel gives whole; a ``Content``.
+
+    Such are the files of sysfs (``sysfs_kf_seq_show``), those of a cgroup with one number or
+    ``memory.stat``, /proc/meminfo and /proc/PID/cgroup: each is one record to fs/seq_file.c, whose
+    buffer grows until the record fits. A list of mounts has a record for each mount, and may come
+    in parts.
+    """
+    try:
+        return os.pread(fd, min(_CHUNK_BYTES, most_bytes), 0)
+    except OSError as err:
+        if err.errno != errno.ESPIPE:
+            raise
+        return os.read(fd, most_bytes)  # A FIFO in the file's place.
+
+
 class FigureFile:
     """A file that is read again and again, and is open from the first reading on.
 
@@ -195,13 +211,14 @@ class FigureFile:
 _kept: dict[str, FigureFile] = {}
 
 
-def read_figures(path: str, most_bytes: int = MOST_BYTES) -> bytes:
+def read_figures(path: str, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:
     """The present content of a file that this process reads again and again.
 
     Args:
         path: the file, which stays open. Where more than ``MOST_KEPT`` are open, the file that was
             opened first is closed.
         most_bytes: how much of it is read at most.
+        content: reads the open file.
 
     Raises:
         OSError: the kernel's reason, with the file's name.
@@ -211,7 +228,7 @@ def read_figures(path: str, most_bytes: int = MOST_BYTES) -> bytes:
         file = _kept[path] = FigureFile(path)
         if len(_kept) > MOST_KEPT:
             _kept.pop(next(iter(_kept))).close()
-    return file.read(most_bytes)
+    return file.read(most_bytes, content)
 
 
 def read_once(path: str, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:

@@ -20,7 +20,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from balloon_daemon.linux.figures import read_figures
+from balloon_daemon.linux.figures import one_read_of, read_figures
 from balloon_daemon.linux.mountinfo import MOUNTINFO, read_mounts
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import KIB
@@ -29,7 +29,7 @@ MEMINFO = Path("/proc/meminfo")
 HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 
 # Longer numbers than 15 digits are not read: a PiB, in KiB, has 13 digits.
-_FIELD = re.compile(rb"^([A-Za-z_()]+): +([0-9]{1,15})(?: kB)?$", re.MULTILINE)
+_VALUE = re.compile(rb": +([0-9]{1,15})(?: kB)?$", re.MULTILINE)
 # The kernel computes MemAvailable from these fields, less its watermarks (mm/show_mem.c,
 # si_mem_available). Where MemAvailable is missing or 0, the sum of these fields is used. All
 # kernels that balloond supports have MemAvailable; a file mounted over /proc/meminfo may lack it.
@@ -75,18 +75,19 @@ def host_memory(
         OSError: the file cannot be read; the kernel's reason.
         ValueError: the file lacks MemTotal, or both MemAvailable and MemFree.
     """
-    figures = dict(_FIELD.findall(read_figures(os.fspath(path))))
-    total = _kib(figures, b"MemTotal") * KIB
+    # Look up the few fields that count: to parse all fifty takes half of a poll.
+    meminfo = b"\n" + read_figures(os.fspath(path), content=one_read_of)
+    total = _kib(meminfo, b"MemTotal") * KIB
     if not total:
         raise ValueError(f"{path} has no MemTotal")
-    available_bytes = _kib(figures, b"MemAvailable") * KIB
+    available_bytes = _kib(meminfo, b"MemAvailable") * KIB
     is_estimated = not available_bytes
     if is_estimated:
-        if b"MemFree" not in figures:
+        if _field(meminfo, b"MemFree") is None:
             raise ValueError(f"{path} has neither MemAvailable nor MemFree")
-        available_bytes = sum(_kib(figures, name) for name in _ESTIMATE) * KIB
+        available_bytes = sum(_kib(meminfo, name) for name in _ESTIMATE) * KIB
     available_bytes = min(available_bytes, total)
-    pool, poisoned = _pool_bytes(figures, hugepages), _kib(figures, b"HardwareCorrupted") * KIB
+    pool, poisoned = _pool_bytes(meminfo, hugepages), _kib(meminfo, b"HardwareCorrupted") * KIB
     # Huge page pools and poisoned pages are never part of the available memory. If all three
     # together exceed MemTotal, the figures are from different hosts, and the pools are not
     # counted: a container's meminfo may show the container's limit as MemTotal beside the host's
@@ -98,22 +99,32 @@ def host_memory(
     return HostMemory(total, available_bytes, pool, poisoned, is_estimated)
 
 
-def _kib(figures: dict[bytes, bytes], name: bytes) -> int:
-    return int(figures.get(name, 0))
+def _field(meminfo: bytes, name: bytes) -> int | None:
+    """The number in the field's last line, in KiB where it is an amount; None: there is none."""
+    line = b"\n" + name
+    if (at := meminfo.rfind(line + b":")) < 0:
+        return None
+    found = _VALUE.match(meminfo, at + len(line))
+    return None if found is None else int(found[1])
 
 
-def _pool_bytes(figures: dict[bytes, bytes], hugepages: Path) -> int:
+def _kib(meminfo: bytes, name: bytes) -> int:
+    return _field(meminfo, name) or 0
+
+
+def _pool_bytes(meminfo: bytes, hugepages: Path) -> int:
     """The bytes in persistent pools, without surplus pages.
 
     The HugePages lines cover the default size only; Hugetlb, for all sizes, came with Linux 4.16.
     """
-    size_kib, pages = _kib(figures, b"Hugepagesize"), _kib(figures, b"HugePages_Total")
-    persistent_kib = (pages - min(_kib(figures, b"HugePages_Surp"), pages)) * size_kib
-    if b"Hugetlb" not in figures:
+    size_kib, pages = _kib(meminfo, b"Hugepagesize"), _kib(meminfo, b"HugePages_Total")
+    persistent_kib = (pages - min(_kib(meminfo, b"HugePages_Surp"), pages)) * size_kib
+    hugetlb_kib = _field(meminfo, b"Hugetlb")
+    if hugetlb_kib is None:
         if size_kib:  # 0: the kernel has no huge pages
             others = _others(size_kib, hugepages)
             persistent_kib += sum(kib - surplus_kib for kib, surplus_kib in others)
-    elif (others_kib := _kib(figures, b"Hugetlb") - pages * size_kib) > 0:
+    elif (others_kib := hugetlb_kib - pages * size_kib) > 0:
         surplus_kib = sum(surplus for _, surplus in _others(size_kib, hugepages))
         persistent_kib += others_kib - min(surplus_kib, others_kib)
     return persistent_kib * KIB

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.cli.flags import build_parser, config_of
-from balloon_daemon.config.toml import DISCOVER_KEYS, HOST_KEYS, VM_KEYS, parse_config
+from balloon_daemon.config.toml import DISCOVER_KEYS, HOST_KEYS, VM_KEYS
 from balloon_daemon.config.values import PRIORITIES
+from tests.harness.config_text import parse_config
 from tests.vm.firecracker import BALLOON as FIRECRACKERS_BALLOON
 from tests.vm.libvirt_host import DOMAIN
 from tests.vm.qemu import BALLOOND_DEVICE, QEMU_BALLOON

@@ -11,8 +11,9 @@ from balloon_daemon.cli.device_user import default_user
 from balloon_daemon.cli.flags import build_parser, read_settings
 from balloon_daemon.cli.own_api import NOWHERE
 from balloon_daemon.config.model import default_policy_file, default_socket
-from balloon_daemon.config.toml import VM_KEYS, parse_config
+from balloon_daemon.config.toml import VM_KEYS
 from balloon_daemon.config.vms import Kind
+from tests.harness.config_text import parse_config
 
 ROOT = Path(__file__).parents[2]
 

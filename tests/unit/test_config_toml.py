@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from balloon_daemon.cli.own_api import NOWHERE
 from balloon_daemon.config.files import LIMIT_BYTES, ConfigText
 from balloon_daemon.config.model import Config
-from balloon_daemon.config.toml import parse_config, parse_texts, read_config
+from balloon_daemon.config.toml import parse_texts, read_config
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.errors import ConfigFileError
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import GIB, MIB
+from tests.harness.config_text import parse_config
 from tests.harness.faults import fault
 from tests.harness.other_user import NOBODY
 

@@ -15,10 +15,10 @@ from balloon_daemon.cli.check_settings import (
 )
 from balloon_daemon.config.gathered import DISCOVER, HOST, VM, WAYS, Parse
 from balloon_daemon.config.model import Config
-from balloon_daemon.config.toml import parse_config
 from balloon_daemon.config.values import shown
 from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.sizing.vm_settings import Profile
+from tests.harness.config_text import parse_config
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "systemd" / "balloond.toml"

@@ -31,13 +31,7 @@ def add_steering_parsers(add: Add) -> None:
         "back as ever. A restart of balloond ends it."
     )
     pause.add_argument("vms", metavar="VM", nargs="*", help="only these VMs")
-    pause.add_argument(
-        "--for",
-        dest="for_s",
-        type=hold,
-        metavar="TIME",
-        help="90s, 10m or 2h; a day at most (default: 10m)",
-    )
+    _add_time(pause, "--for", hold, "90s, 10m or 2h; a day at most (default: 10m)")
     resume = add("resume", "end pauses", _resume)
     resume.description = "Ends the pauses of some VMs, or all that there are."
     resume.add_argument("vms", metavar="VM", nargs="*", help="only these VMs")
@@ -56,22 +50,9 @@ def add_steering_parsers(add: Add) -> None:
         action="append",
         help="only from this VM; may be repeated",
     )
-    reclaim.add_argument(
-        "--within",
-        dest="within_s",
-        type=within,
-        default=WITHIN_S,
-        metavar="TIME",
-        help="try for so long; 10m at most (default: 30s)",
-    )
-    reclaim.add_argument(
-        "--hold",
-        dest="hold_s",
-        type=hold,
-        metavar="TIME",
-        help="give nothing of it back for so long; a day at most (default: 10m)",
-    )
-
+    _add_time(reclaim, "--within", within, "try for so long; 10m at most (default: 30s)", WITHIN_S)
+    text = "give nothing of it back for so long; a day at most (default: 10m)"
+    _add_time(reclaim, "--hold", hold, text)
     reserve = add("reserve", "have so much available above the margin for a time", _reserve)
     reserve.description = (
         "Has so much available above the margin for a time, before a VM is started, for example: "
@@ -80,23 +61,24 @@ def add_steering_parsers(add: Add) -> None:
         "ends them, and Ctrl-C one that is waited for."
     )
     reserve.add_argument("size", metavar="SIZE", type=positive_size, help="512M, 1.5G")
-    reserve.add_argument(
-        "--within",
-        dest="within_s",
-        type=within,
-        default=WITHIN_S,
-        metavar="TIME",
-        help="wait for so long; 10m at most (default: 30s)",
+    _add_time(
+        reserve, "--within", within, "wait for so long; 10m at most (default: 30s)", WITHIN_S
     )
-    reserve.add_argument(
-        "--for",
-        dest="for_s",
-        type=hold,
-        metavar="TIME",
-        help="90s, 10m or 2h; a day at most (default: 10m)",
-    )
+    _add_time(reserve, "--for", hold, "90s, 10m or 2h; a day at most (default: 10m)")
     unreserve = add("unreserve", "end all reserves", _unreserve)
     unreserve.description = "Ends all reserves. What was taken goes back step by step."
+
+
+def _add_time(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    read: Callable[[str], float],
+    text: str,
+    default_s: float | None = None,
+) -> None:
+    """Adds a flag with a time; the options have it in seconds, as ``within_s`` for --within."""
+    name = f"{flag.removeprefix('--')}_s"
+    parser.add_argument(flag, dest=name, type=read, metavar="TIME", default=default_s, help=text)
 
 
 def _reserve(client: "Client", options: argparse.Namespace) -> int | None:
