@@ -15,6 +15,8 @@ from balloon_daemon.records.trace_values import (
     TraceError,
     list_of,
     or_none,
+    parsed_began,
+    parsed_clock,
     parsed_draws,
     parsed_integer,
     parsed_number,
@@ -74,7 +76,7 @@ def decode_header(line: bytes) -> Header:
             f"is a trace of version {version}, and this balloonctl reads {VERSION}; "
             "read it with the balloonctl of the balloond that wrote it"
         )
-    began_s = content.take("began_s", parsed_number)
+    began_s = content.take("began_s", parsed_began)
     settings = content.take("settings", parsed_settings)
     content.end()
     return Header(began_s, settings)
@@ -93,7 +95,7 @@ class Decoder:
             TraceError: it is no entry.
         """
         content = Content.of_line(line)
-        at_s = content.take("t", parsed_number)
+        at_s = content.take("t", parsed_clock)
         event = self._event(content.take("event", parsed_text), content)
         entry = Entry(
             at_s,

@@ -17,6 +17,10 @@ from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 
 MOST_NUMBER = 1 << 64
 
+MOST_BEGAN_S, MOST_CLOCK_S = 1 << 37, 1 << 32
+"""The latest beginning of a trace, in the year 6325, and of a line, 136 years after the start of
+its host: calendars have both, and their sum."""
+
 T = TypeVar("T")
 
 
@@ -67,6 +71,23 @@ def parsed_number(value: object) -> float:
     ):
         raise TraceError("is no number of 0 or more")
     return value
+
+
+def parsed_began(value: object) -> float:
+    """When a trace began, in seconds since the epoch."""
+    return _below(MOST_BEGAN_S, value)
+
+
+def parsed_clock(value: object) -> float:
+    """When a line was written, in seconds on the host's clock."""
+    return _below(MOST_CLOCK_S, value)
+
+
+def _below(most: int, value: object) -> float:
+    number = parsed_number(value)
+    if number >= most:
+        raise TraceError("is a time that no clock has")
+    return number
 
 
 def parsed_integer(value: object) -> int:

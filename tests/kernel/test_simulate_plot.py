@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.records.trace import Entry, Header, encode_entry, encode_header
+from balloon_daemon.records.trace_values import MOST_BEGAN_S, MOST_CLOCK_S
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.decision import Reading
+from balloon_daemon.sizing.host_events import Added, Looked
+from balloon_daemon.units import VmId
 from tests.harness.daemon import ROOT
 from tests.harness.waiting import HANG_S
 
@@ -50,3 +56,17 @@ def test_place_without_room_for_a_picture_is_one_line(
         status,
         f"balloonctl simulate: {complaint.format(path=path)}\n",
     )
+
+
+def test_figures_and_times_beyond_all_measure_are_drawn(tmp_path: Path) -> None:
+    header = Header(float(MOST_BEGAN_S - 1), PolicySettings())
+    seen = Reading(1 << 63, 1 << 63)
+    entries = [
+        Entry(1.0, Looked(seen)),
+        Entry(1.0, Added(VmId(1, "web"), 1 << 63)),
+        Entry(float(MOST_CLOCK_S - 1), Looked(seen)),
+    ]
+    trace = tmp_path / "a.trace"
+    trace.write_bytes(encode_header(header) + b"".join(map(encode_entry, entries)))
+    done = simulate(trace, tmp_path / "a.png")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -22,6 +22,7 @@ from balloon_daemon.records.trace import (
     encode_entry,
     encode_header,
 )
+from balloon_daemon.records.trace_values import MOST_BEGAN_S, MOST_CLOCK_S
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.sizing.host_events import Added, Moved, Removed, Sampled
@@ -272,6 +273,15 @@ def written(directory: Path, *, more: bytes = b"") -> str:
         (b'{"balloond_trace":2}\n', ":1: is a trace of version 2, and this balloonctl reads 1"),
         (encode_header(Header(0.0, SETTINGS)), ": has no entries: nothing was recorded"),
         (encode_header(Header(0.0, SETTINGS)) + b"{}\n", ":2: t: is missing"),
+        (
+            encode_header(Header(float(MOST_BEGAN_S), SETTINGS)),
+            ":1: began_s: is a time that no clock has",
+        ),
+        (
+            encode_header(Header(0.0, SETTINGS))
+            + encode_entry(Entry(float(MOST_CLOCK_S), Read(None))),
+            ":2: t: is a time that no clock has",
+        ),
         (encode_header(Header(0.0, SETTINGS)) + b"[" * 100_000 + b"\n", ":2: is no JSON"),
         (
             encode_header(Header(0.0, SETTINGS))

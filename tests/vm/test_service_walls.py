@@ -63,6 +63,8 @@ def taken_over(template):
         "limit": attempt(limit_another),
         "terminals": attempt(lambda: os.listdir("/dev/pts")),
         "shared memory": attempt(lambda: os.scandir("/dev/shm")),
+        "passwords": attempt(lambda: open("/etc/shadow")),
+        "earlier passwords": attempt(lambda: open("/etc/shadow-")),
         "file in /dev": attempt(lambda: open("/dev/file", "x")),
         "file in /dev/shm": attempt(lambda: open("/dev/shm/file", "x")),
         "device": attempt(lambda: open("/dev/null", "w").write("x")),
@@ -148,6 +150,17 @@ def test_controller_that_was_taken_over_reads_no_terminal_and_no_memory_in_dev(
     found = reached(host)
 
     assert (found["terminals"], found["shared memory"]) == ("Permission denied",) * 2
+
+
+def test_controller_that_was_taken_over_reads_no_passwords(host: ServiceHost) -> None:
+    for name in ("shadow", "shadow-"):
+        # Root's, as on any host, with or without passwords in it.
+        path = host.path(f"etc/{name}")
+        path.touch()
+        path.chmod(0o600)
+    found = reached(host)
+
+    assert (found["passwords"], found["earlier passwords"]) == ("Permission denied",) * 2
 
 
 @needs_scoped_signals

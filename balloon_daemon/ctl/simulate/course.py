@@ -114,8 +114,9 @@ class _Course:
         if run and (at_s - run[-1]["at_s"] > GAP_S or not isinstance(seen, Reading)):
             self._host.append(run := [])
         if isinstance(seen, Reading):
-            sizes = {"available": seen.available_mib * MIB, "margin": seen.margin_mib * MIB}
-            run.append({"at_s": at_s, **sizes})
+            # As floats: matplotlib refuses integers of 2**63 and more, which a host may have said.
+            available, margin = float(seen.available_mib * MIB), float(seen.margin_mib * MIB)
+            run.append({"at_s": at_s, "available": available, "margin": margin})
 
     def _end(self, vm: VmId, at_s: float) -> None:
         row = self._now.pop(vm, None)
