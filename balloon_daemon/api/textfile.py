@@ -65,7 +65,8 @@ class MetricsFile:
             self._publish(MetricsFileEnded(why))
             return
         self._next_s = asyncio.get_running_loop().time() + EVERY_S
-        self._parts, self._made = self._metrics.parts(openmetrics=False), []
+        # Without this process's figures: node_exporter fails for samples that it has itself.
+        self._parts, self._made = self._metrics.parts(openmetrics=False, own=False), []
         self._make()
 
     def _make(self) -> None:
