@@ -393,11 +393,13 @@ class Metrics:
         self._counters = counters
         self._own_figures = own_figures
 
-    def parts(self, *, openmetrics: bool) -> Iterator[bytes]:
+    def parts(self, *, openmetrics: bool, own: bool = True) -> Iterator[bytes]:
         """The parts of the text, some of them empty: the work for one VM is done in one part.
 
         Args:
             openmetrics: as OpenMetrics; else in Prometheus' own format.
+            own: with this process's figures. Another exporter that takes the text in has figures
+                of its own by these names.
         """
 
         def text(family: Family, lines: str) -> bytes:
@@ -434,9 +436,10 @@ class Metrics:
         yield text(NOT_DRIVEN, "".join(dict.fromkeys(not_driven)))
         for family, made in lines.items():
             yield text(family, "".join(made))
-        own = self._own_figures()
-        for family, read_own in PROCESS:
-            yield text(family, family.lines(read_own(own)))
+        if own:
+            figures = self._own_figures()
+            for family, read_own in PROCESS:
+                yield text(family, family.lines(read_own(figures)))
         if openmetrics:
             yield b"# EOF\n"
 

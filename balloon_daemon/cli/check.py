@@ -8,6 +8,7 @@ from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, Settings
 from balloon_daemon.cli.opening import look
 from balloon_daemon.cli.own_api import check_api
 from balloon_daemon.cli.own_device import OwnDevice
+from balloon_daemon.cli.own_metrics import check_metrics
 from balloon_daemon.cli.printing import answer, complain, limits_said, vm_said
 from balloon_daemon.cli.risks import risks
 from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
@@ -44,7 +45,7 @@ def check(
 
     Raises:
         ConfigError: the socket for VMs without a name (``--socket``) cannot be opened, or the
-            API's (``--api``).
+            API's (``--api``), or metrics cannot go where they are wanted (``--metrics``).
         SourceError: low memory cannot be seen here.
         TrialError: no device can run here.
         JudgeError: libseccomp compiles the policy to a filter that answers a call differently.
@@ -54,6 +55,7 @@ def check(
     warned: list[SocketNotOpened | ApiNotOpened] = [*failed]
     if (no_api := check_api(config.api)) is not None:
         warned.append(no_api)
+    check_metrics(config.metrics)
     with Interruptible():
         for warning in () if own is None else own.warnings():
             complain(warning)

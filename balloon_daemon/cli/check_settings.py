@@ -58,6 +58,8 @@ def settings_said(settings: Settings) -> Iterator[str]:
     yield _host_said(settings, "api", args.api, NO_PLACE if api is None else _written(api))
     yield _host_said(settings, "history", args.history, NO_PLACE)
     yield _host_said(settings, "record", args.record, NO_PLACE)
+    metrics = None if args.metrics is None else str(args.metrics)
+    yield _host_said(settings, "metrics", metrics, NO_PLACE)
     yield _host_said(settings, "dry_run", args.dry_run or None, "false")
     for key, places in config.discover._asdict().items():
         yield from _discover_said(settings, ("discover", key), places)

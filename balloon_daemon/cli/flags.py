@@ -13,6 +13,7 @@ from balloon_daemon import __version__
 from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
 from balloon_daemon.cli.printing import complain, show
 from balloon_daemon.config.entries import Key, Origin
+from balloon_daemon.config.metrics_place import ENDING, MetricsPlace, parse_metrics
 from balloon_daemon.config.model import Config, FromFiles, default_policy_file, default_socket
 from balloon_daemon.config.values import parse_libvirt_uri, parse_pattern
 from balloon_daemon.config.vms import Discover, Kind
@@ -131,6 +132,10 @@ def _discover(text: str) -> Discover:
             return Discover(qmp=(parse_pattern(where),))
         case _:
             raise ConfigError(f"{text!r} is neither libvirt, libvirt=URI nor qmp=PATTERN")
+
+
+def _metrics(text: str) -> MetricsPlace:
+    return parse_metrics(str(Path(text).absolute()) if text.endswith(ENDING) else text)
 
 
 def _speed(text: str) -> float:
@@ -271,6 +276,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a trace of what the balloon policy sees and decides, for balloonctl simulate; "
         "at most 64 MiB; earlier traces are kept as FILE.1 to FILE.5",
     )
+    parser.add_argument(
+        "--metrics",
+        type=_checked(_metrics),
+        metavar="PLACE",
+        help="where metrics for Prometheus go beside the API's socket: ADDRESS:PORT, where "
+        "whoever reaches it may read them, or FILE.prom for node_exporter (docs/metrics.md)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     parser.add_argument(
         "--speed",
@@ -390,6 +402,7 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         dry_run=args.dry_run or base.dry_run,
         history=base.history if args.history is None else args.history,
         record=base.record if args.record is None else args.record,
+        metrics=base.metrics if args.metrics is None else args.metrics,
     )
 
 

@@ -3,10 +3,13 @@
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balloon_daemon.cli.default_directory import make_directory
 from balloon_daemon.commands import Service
+from balloon_daemon.config.metrics_place import MetricsPlace
 from balloon_daemon.config.model import default_socket
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.events import ApiNotOpened
@@ -14,6 +17,9 @@ from balloon_daemon.linux.directories import may_make_files, others_may_write
 from balloon_daemon.linux.socket_holder import holder_of
 from balloon_daemon.records.bus import Bus
 from balloon_daemon.sizing.balloon_policy import PolicySettings
+
+if TYPE_CHECKING:
+    from balloon_daemon.api.listeners import Listener
 
 NOWHERE = Path("none")
 """The value of --api with which there is no API, not even a service's."""
@@ -23,9 +29,13 @@ _MOST_PATH_BYTES = 107
 
 
 def open_api(
-    named: Path | None, settings: PolicySettings, bus: Bus, undo: contextlib.ExitStack
+    named: Path | None,
+    settings: PolicySettings,
+    bus: Bus,
+    undo: contextlib.ExitStack,
+    metrics: MetricsPlace | None = None,
 ) -> Service | None:
-    """Opens the API's socket.
+    """Opens the API's socket, and the TCP port of the metrics.
 
     A service has an API by default; if that cannot be opened, the service runs without it.
 
@@ -34,23 +44,31 @@ def open_api(
         settings: the policies' numbers.
         bus: gives the API its events.
         undo: gets the steps that undo the opening, should the start fail.
+        metrics: where metrics go; None: nowhere but to the API's socket.
 
     Returns:
-        The API's server; None: there is none.
+        The server; None: there is none.
 
     Raises:
-        ConfigError: the API cannot be opened where the flag wants it.
+        ConfigError: the API cannot be opened where the flag wants it, or the port cannot.
     """
     path = api_place(named)
-    if path is None:
-        return None
-    try:
-        return _open(path, settings, bus, undo)
-    except ConfigError as err:
-        if named is not None:
-            raise
-        bus.publish(ApiNotOpened(str(err)))
-        return None
+    sockets: list[Listener] = []
+    if path is not None:
+        try:
+            sockets.append(_open(path))
+            undo.callback(sockets[-1].close)
+        except ConfigError as err:
+            if named is not None:
+                raise
+            bus.publish(ApiNotOpened(str(err)))
+    if metrics is not None and metrics.file is None:
+        _check_h11(f"--metrics {metrics}: this", "--metrics")
+        from balloon_daemon.api.tcp_socket import TcpSocket
+
+        sockets.append(TcpSocket(metrics.host, metrics.port))
+        undo.callback(sockets[-1].close)
+    return _server(sockets, settings, bus) if sockets else None
 
 
 def check_api(named: Path | None) -> ApiNotOpened | None:
@@ -120,19 +138,30 @@ def _service_path() -> Path | None:
     return Path(directory, "api.sock") if os.path.isabs(directory) else None
 
 
-def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitStack) -> Service:
-    # Imported here: a balloond without an API does not load what only that needs.
+def _check_h11(what: str, flag: str) -> None:
+    """Loads what the API alone needs.
+
+    Args:
+        what: who needs it.
+        flag: the flag without which nobody does.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    # Imported here: a balloond without an API does not load it.
     try:
-        from balloon_daemon.api.server import Records, Server
-        from balloon_daemon.api.socket_file import ApiSocket
-        from balloon_daemon.api.traces import Traces
-        from balloon_daemon.records.counters import Counters
-        from balloon_daemon.records.recent import Recent
+        import balloon_daemon.api.server  # noqa: F401
     except ModuleNotFoundError as err:
         raise ConfigError(
-            f"API socket {path}: the API needs the package {err.name}, which is not installed; "
-            "install it (python3-h11), or leave --api out"
+            f"{what} needs the package {err.name}, which is not installed; "
+            f"install it (python3-h11), or leave {flag} out"
         ) from err
+
+
+def _open(path: Path) -> "Listener":
+    _check_h11(f"API socket {path}: the API", "--api")
+    from balloon_daemon.api.socket_file import ApiSocket
+
     if path.parent == default_socket().parent:
         try:
             make_directory(path)
@@ -140,12 +169,19 @@ def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitS
             raise ConfigError(
                 f"API socket {path}: {path.parent} cannot be made; name another path (--api)"
             ) from err
-    api_socket = ApiSocket(path)
-    undo.callback(api_socket.close)
+    return ApiSocket(path)
+
+
+def _server(sockets: Sequence["Listener"], settings: PolicySettings, bus: Bus) -> Service:
+    from balloon_daemon.api.server import Records, Server
+    from balloon_daemon.api.traces import Traces
+    from balloon_daemon.records.counters import Counters
+    from balloon_daemon.records.recent import Recent
+
     records = Records(Recent(), Traces(lambda: _header(settings)), Counters())
     for reader in records:
         bus.read_by(reader)
-    return Server([api_socket], records, bus.publish)
+    return Server(sockets, records, bus.publish)
 
 
 def _header(settings: PolicySettings) -> bytes:

@@ -21,7 +21,7 @@ from balloon_daemon.cli.flags import (
     build_parser,
     read_settings,
 )
-from balloon_daemon.cli.own_api import open_api
+from balloon_daemon.cli.own_metrics import check_metrics, open_services
 from balloon_daemon.cli.printing import (
     complain,
     print_no_more,
@@ -132,6 +132,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             from balloon_daemon.cli.recording import check_places
 
             check_places(config)
+        if config.metrics is not None and config.metrics.file is not None:
+            check_metrics(config.metrics)
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         too_much = beyond_host(config.margin_bytes)
         if own is None:
@@ -164,7 +166,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 records.enter_context(keep_history(config.history, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
-            api = open_api(config.api, config.policy, bus, undo)
+            service = records.enter_context(open_services(config, bus, undo, low))
             own_vms = None
             if own is None:
                 for risk in risks(config):
@@ -176,7 +178,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             opened: list[GuestDriver] = [] if own_vms is None else [own_vms]
             opened += drivers.open(config)
             files = ConfigFiles(args, low, drivers, own_vms)
-            controller = Controller(config, source, opened, bus.publish, bus.drain, api, files)
+            controller = Controller(config, source, opened, bus.publish, bus.drain, service, files)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")

@@ -14,6 +14,7 @@ from balloon_daemon.config.entries import (
     key_said,
     table_said,
 )
+from balloon_daemon.config.metrics_place import MetricsPlace, parse_metrics
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.values import (
     parse_api,
@@ -47,6 +48,7 @@ HOST: Mapping[str, Parse] = {
     "api": parse_api,
     "history": parse_path,
     "record": parse_path,
+    "metrics": parse_metrics,
     "dry_run": parse_truth,
 }
 """The keys of ``[host]``, each with its parser."""
@@ -190,6 +192,7 @@ class Gathered:
             api=self._get(("host", "api"), Path, None),
             history=self._get(("host", "history"), Path, None),
             record=self._get(("host", "record"), Path, None),
+            metrics=self._get(("host", "metrics"), MetricsPlace, None),
             dry_run=self._get(("host", "dry_run"), bool, False),
             vms=tuple(self._vm(name) for name in self._vms),
             discover=Discover(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from balloon_daemon.config.entries import Key, Origin
+from balloon_daemon.config.metrics_place import MetricsPlace
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.linux.directories import is_private
 from balloon_daemon.named_tuple import NamedTuple
@@ -68,6 +69,7 @@ class Config:
         dry_run: decide, and change no VM's balloon.
         history: the SQLite file of the last day; None: none is kept.
         record: where to write a trace of what the policy sees and decides; None: nowhere.
+        metrics: where metrics go beside the API's socket; None: nowhere.
     """
 
     socket: Path | None = field(default_factory=default_socket)
@@ -86,6 +88,7 @@ class Config:
     dry_run: bool = False
     history: Path | None = None
     record: Path | None = None
+    metrics: MetricsPlace | None = None
 
     @property
     def own_sockets(self) -> tuple[VmConfig, ...]:

@@ -44,6 +44,17 @@ class MetricsListening(NamedTuple):
 
 
 @fact
+class MetricsFileEnded(NamedTuple):
+    """No more is written to the file of ``--metrics``.
+
+    Attributes:
+        why: the kernel's text.
+    """
+
+    why: str
+
+
+@fact
 class ApiNotOpened(NamedTuple):
     """balloond runs without its API, which nobody asked for by a flag.
 
@@ -465,6 +476,7 @@ DaemonEvent = (
     Listening
     | ApiListening
     | MetricsListening
+    | MetricsFileEnded
     | ApiNotOpened
     | ApiMisused
     | ApiClientTooSlow

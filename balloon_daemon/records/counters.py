@@ -26,6 +26,7 @@ FAULTS: frozenset[type[Event]] = frozenset(
         events.KeeperUnreachable,
         events.LinesLost,
         events.MemoryNotGivenBack,
+        events.MetricsFileEnded,
         events.NotAccepted,
         events.ReaderFailed,
         events.RecordingEnded,

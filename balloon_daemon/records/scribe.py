@@ -1,4 +1,5 @@
-"""The daemon's side of a program that writes a file (``file_writer``, ``history_writer``).
+"""The daemon's side of a program that writes a file (``file_writer``, ``history_writer``,
+``metrics_writer``).
 
 Runs in the controller, and never waits for the program: content that the program does not take at
 once is kept in memory, up to ``MOST_BYTES``, and more is refused.
@@ -76,6 +77,11 @@ class Scribe:
         self._kept += content
         self.flush()
         return True
+
+    @property
+    def has_more(self) -> bool:
+        """Whether anything waits that the program has not taken yet."""
+        return bool(self._kept)
 
     def flush(self) -> None:
         """Sends what is kept, as far as the program takes it now."""

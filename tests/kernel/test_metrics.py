@@ -1,19 +1,36 @@
 """The metrics of a whole balloond, as Prometheus' own library reads them."""
 
+import asyncio
+import contextlib
+import http.client
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from balloon_daemon.api import server
+from balloon_daemon.api.server import MOST_MISUSES, MOST_SCRAPERS, Records, Server
+from balloon_daemon.api.tcp_socket import TcpSocket
+from balloon_daemon.api.traces import Traces
+from balloon_daemon.commands import Desk, Tracing
+from balloon_daemon.events import Event, MetricsListening
 from balloon_daemon.fake_guest.machine import run
+from balloon_daemon.records.counters import Counters
+from balloon_daemon.records.recent import Recent
 from balloon_daemon.units import GIB, MIB
 from tests.harness.api_client import ask, fetched
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.metric_texts import Found, read_metrics
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
+from tests.harness.waiting import HANG_S
 from tests.harness.whole_vm import attach, balloon_bytes, errors, facts, wait_for_device
 
 
@@ -126,3 +143,117 @@ def test_own_figures_are_the_controller_s(served: Daemon, api: Path) -> None:
     statm = Path(f"/proc/{served.pid}/statm").read_text().split()
     resident = metrics.value("process_resident_memory_bytes")
     assert resident == pytest.approx(int(statm[1]) * 4096, rel=0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def over_tcp(port: int, target: str = "/metrics", method: str = "GET") -> tuple[int, str]:
+    """An answer's status and its text."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
+    try:
+        connection.request(method, target)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def serving(start_daemon: StartDaemon, *flags: str) -> tuple[Daemon, int]:
+    """A balloond with metrics on a port."""
+    port = free_port()
+    daemon = start_daemon("--metrics", f"127.0.0.1:{port}", *flags)
+    daemon.wait(lambda: facts(daemon, "metrics-listening"), what="the port is open")
+    return daemon, port
+
+
+def test_metrics_alone_are_served_over_tcp(start_daemon: StartDaemon, api: Path) -> None:
+    daemon, port = serving(start_daemon, "--api", str(api))
+    status, text = over_tcp(port)
+    assert status == 200
+    assert read_metrics(text).kinds == scraped(api).kinds
+    for target in ("/", "/v1/status", "/v1/events", "/v1/vms/vm1", "/v1/trace"):
+        assert over_tcp(port, target)[0] == 404
+    assert over_tcp(port, "/v1/release", "POST")[0] == 404
+    daemon.stop()
+    with pytest.raises(ConnectionRefusedError):
+        over_tcp(port)
+
+
+def test_metrics_over_tcp_need_no_api(start_daemon: StartDaemon, make_guest: MakeGuest) -> None:
+    daemon, port = serving(start_daemon, "--api", "none")
+    guest = attach(make_guest(SETTINGS), daemon)
+    run([guest], lambda: facts(daemon, "vm-attached") != [])
+    assert read_metrics(over_tcp(port)[1]).value("balloond_vms") == 1
+    assert facts(daemon, "api-listening") == []
+
+
+@fault("more clients over TCP than are served")
+def test_scrapers_that_ask_nothing_take_no_place_of_the_apis_clients(
+    start_daemon: StartDaemon, api: Path
+) -> None:
+    daemon, port = serving(start_daemon, "--api", str(api))
+    with contextlib.ExitStack() as silent:
+        for _ in range(MOST_SCRAPERS):
+            silent.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S))
+        with socket.create_connection(("127.0.0.1", port), HANG_S) as late:
+            answer = http.client.HTTPResponse(late)
+            answer.begin()
+            assert answer.status == 503
+        assert ask(api, "/v1/status").status == 200
+    daemon.wait(lambda: over_tcp(port)[0] == 200, what="the others have gone")
+
+
+@fault("a client over TCP that goes on sending")
+def test_client_over_tcp_that_sends_on_is_dropped_and_is_no_misuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a Unix socket's client whose queue is never read empty it is not known whether it sends
+    descriptors, so its connection stays open, and after some the group may ask no more."""
+    monkeypatch.setattr(server, "hang_up", lambda sock: False)
+    events: list[Event] = []
+    listening = TcpSocket("127.0.0.1", 0)
+    port = listening.sock.getsockname()[1]
+    records = Records(Recent(), Traces(lambda: b""), Counters())
+    served = Server([listening], records, events.append)
+
+    async def scene() -> None:
+        served.start(cast(Desk, None), cast(Tracing, None))
+        for _ in range(MOST_MISUSES + 1):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+            writer.close()
+        served.close()
+
+    asyncio.run(asyncio.wait_for(scene(), HANG_S))
+    assert events == [MetricsListening(f"127.0.0.1:{port}")]
+
+
+@fault("the port of --metrics cannot be opened")
+def test_port_in_use_is_one_line_and_status_1(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = (
+            f"balloond: --metrics {place}: Address already in use; name another address or port, "
+            "or let the service use the network (docs/metrics.md has the drop-in)"
+        )
+        for check in ([], ["--check"]):
+            done = subprocess.run(
+                [
+                    *(sys.executable, "-m", "balloon_daemon", "--metrics", place, "--vm-mem"),
+                    *("1G", "--socket", str(tmp_path / "s.sock"), "--margin", "1M", *check),
+                ],
+                capture_output=True,
+                text=True,
+                timeout=HANG_S,
+            )
+            assert done.returncode == 1
+            assert said in done.stderr.splitlines()
+            assert "Traceback" not in done.stderr

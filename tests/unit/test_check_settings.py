@@ -82,6 +82,7 @@ def test_each_flag_is_said_with_its_value() -> None:
 def test_every_flag_that_sets_something_is_said() -> None:
     """Those that are keys of a file, too, are said as such."""
     keys = {"margin", "low_mem_dir", "socket", "discover", "api", "history", "record", "dry_run"}
+    keys.add("metrics")
     asks = {"help", "version", "check", "config"}
     flags = {action.dest: action for action in build_parser()._actions}
     told = {line.partition(" = ")[0] for line in said("--check")}

@@ -14,6 +14,7 @@ from balloon_daemon.cli.flags import (
     read_named_config,
     read_settings,
 )
+from balloon_daemon.config.metrics_place import MetricsPlace
 from balloon_daemon.config.model import Config, default_socket
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.errors import ConfigError, ConfigFileError
@@ -31,6 +32,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "--dry-run": ("", "dry_run", True),
     "--history": ("/var/lib/b.db", "history", Path("/var/lib/b.db")),
     "--record": ("/var/tmp/a.trace", "record", Path("/var/tmp/a.trace")),
+    "--metrics": ("127.0.0.1:9710", "metrics", MetricsPlace(None, "127.0.0.1", 9710)),
     "--speed": ("20", "policy", PolicySettings().faster(20)),
 }
 """Flags that end up in Config: a value as it is typed, the field, and what it is there."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from balloon_daemon.config.carried import config_of, parts_of
 from balloon_daemon.config.changes import LIVE, changes, keep_default_socket, takes_restart
 from balloon_daemon.config.entries import Key, Origin, Where
+from balloon_daemon.config.metrics_place import MetricsPlace
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.linux.asked_child import MAX_PACKET_BYTES
@@ -99,6 +100,7 @@ OTHER = {
     "dry_run": True,
     "history": Path("/h"),
     "record": Path("/r"),
+    "metrics": MetricsPlace(None, "::1", 9710),
 }
 
 

@@ -111,4 +111,5 @@ def described(table: str, key: str) -> set[str]:
         ("host", "api"): {"/run/balloond/api.sock as a service, else none"},
         ("host", "history"): {NO_PLACE},
         ("host", "record"): {NO_PLACE},
+        ("host", "metrics"): {NO_PLACE},
     }.get((table, key), {"none"} if key in WAYS else {VM_DEFAULTS.get(key, "")})

@@ -261,6 +261,7 @@ DOORS = {
         "handover.store",
         "cli",
         "api.server",
+        "api.textfile",
     },
     # Whoever has something to say publishes an event; records/log.py writes the lines itself.
     "logging": set[str](),

@@ -74,6 +74,7 @@ from balloon_daemon.events import (
     MemoryNotGivenBack,
     MemoryNotShared,
     MemoryOutOfReach,
+    MetricsFileEnded,
     MetricsListening,
     NoBackendChannel,
     NoDriverYet,
@@ -675,6 +676,13 @@ DAEMON: list[Row] = [
         "metrics-listening",
         "metrics can be read at http://127.0.0.1:9710/metrics",
         {"address": "127.0.0.1:9710"},
+    ),
+    (
+        MetricsFileEnded("No space left on device"),
+        WARNING,
+        "metrics-file-ended",
+        "no more is written to the file of --metrics: No space left on device",
+        {"why": "No space left on device"},
     ),
     (
         ApiNotOpened("h11 is not installed"),

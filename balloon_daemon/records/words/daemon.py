@@ -23,6 +23,7 @@ from balloon_daemon.events import (
     LinesLost,
     Listening,
     MemoryNotGivenBack,
+    MetricsFileEnded,
     MetricsListening,
     NotAccepted,
     PolicyFileWarning,
@@ -60,6 +61,9 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
             return Level.INFO, f"the API listens on {socket}{readers}"
         case MetricsListening(address):
             return Level.INFO, f"metrics can be read at http://{address}/metrics"
+        case MetricsFileEnded(why):
+            ended = why or "its writer has ended"
+            return Level.WARNING, f"no more is written to the file of --metrics: {ended}"
         case ApiNotOpened(why):
             return Level.WARNING, f"there is no API: {why}"
         case ApiMisused(uid, closed):

@@ -1,0 +1,104 @@
+"""Opens what serves clients and what writes metrics to a file, as the settings say."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from balloon_daemon.cli.own_api import open_api
+from balloon_daemon.commands import Desk, Reloader, Service, Tracing
+from balloon_daemon.config.metrics_place import MetricsPlace
+from balloon_daemon.config.model import Config
+from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.guests.open_guest import Low
+from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.records.bus import Bus
+
+
+class _Together:
+    """Several services as one: a ``Service``."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self._services = services
+
+    def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None) -> None:
+        for service in self._services:
+            service.start(desk, tracing, reloader)
+
+    def close(self) -> None:
+        for service in self._services:
+            service.close()
+
+
+@contextlib.contextmanager
+def open_services(
+    config: Config, bus: Bus, undo: contextlib.ExitStack, low: Low
+) -> Iterator[Service | None]:
+    """Opens the API's socket, and what metrics need beside it.
+
+    Args:
+        config: the settings.
+        bus: delivers events.
+        undo: gets the steps that undo the opening, should the start fail.
+        low: gives the numbers with which a file's writer is started.
+
+    Raises:
+        ConfigError: something cannot be opened where a setting wants it.
+    """
+    metrics = config.metrics
+    file = None if metrics is None else metrics.file
+    api = open_api(config.api, config.policy, bus, undo, metrics)
+    if file is None:
+        yield api
+        return
+    with _metrics_file(file, bus, low()) as writing:
+        yield writing if api is None else _Together((api, writing))
+
+
+@contextlib.contextmanager
+def _metrics_file(path: Path, bus: Bus, low: LowNumbers) -> Iterator[Service]:
+    # Imported here: a balloond that writes no such file does without it.
+    from balloon_daemon.api.textfile import MetricsFile
+    from balloon_daemon.records.counters import Counters
+    from balloon_daemon.records.metrics_file import lock_metrics_file
+    from balloon_daemon.records.recent import Recent
+    from balloon_daemon.records.scribe import Scribe
+
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(contextlib.closing(lock_metrics_file(path)))
+            scribe = Scribe("metrics_writer.py", [os.fspath(path)], low)
+            held.callback(scribe.close)
+        except OSError as err:
+            raise ConfigError(f"--metrics: its writer cannot be started: {err}") from err
+        finally:
+            # Free the low descriptor numbers: other parts of balloond start programs later.
+            low.close()
+        recent, counters = Recent(), Counters()
+        bus.read_by(recent)
+        bus.read_by(counters)
+        yield MetricsFile(scribe, recent, counters, bus.publish)
+
+
+def check_metrics(place: MetricsPlace | None) -> None:
+    """Finds out whether metrics can go where they are wanted, and makes nothing.
+
+    Raises:
+        ConfigError: they cannot; the error names the place and the remedy.
+    """
+    if place is None:
+        return
+    if place.file is not None:
+        from balloon_daemon.records.metrics_file import check_metrics_file
+
+        check_metrics_file(place.file)
+        return
+    # Imported here: only --check needs it.
+    from importlib.util import find_spec
+
+    if find_spec("h11") is None:
+        said = printable(str(place))
+        raise ConfigError(f"--metrics {said}: it needs the package h11; install it (python3-h11)")
+    from balloon_daemon.api.tcp_socket import bound
+
+    bound(place.host, place.port).close()
