@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.default_directory import (
@@ -28,6 +28,7 @@ from balloon_daemon.cli.printing import (
 )
 from balloon_daemon.cli.reloading import ConfigFiles
 from balloon_daemon.cli.risks import risks
+from balloon_daemon.controller.heartbeat import Heartbeat
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
@@ -47,7 +48,7 @@ from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
-from balloon_daemon.linux.systemd import has_stored_fds
+from balloon_daemon.linux.systemd import has_stored_fds, take_watchdog_s
 from balloon_daemon.records.bus import Bus
 from balloon_daemon.records.log import Log
 from balloon_daemon.seccomp.policy import Dialect
@@ -83,13 +84,15 @@ def _first_mistakes(err: PolicyFileError, args: argparse.Namespace) -> str:
     return "\n".join(shown)
 
 
-def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None:
+def _serve(
+    controller: Controller, beat: Heartbeat | None, bus: Bus, undo: contextlib.ExitStack
+) -> None:
     """Runs the controller to its end; cancels ``undo`` once the controller has begun to serve."""
 
     async def run() -> None:
         bus.drain_by(asyncio.get_running_loop().call_soon)
         try:
-            await controller.run()
+            await controller.run(beat)
         finally:
             bus.drain_by(None)
 
@@ -102,6 +105,24 @@ def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None
     finally:
         if controller.listening:
             undo.pop_all()
+
+
+def _heartbeat(bus: Bus, tend: Callable[[], None]) -> Heartbeat | None:
+    """Tells a service manager that has a watchdog how balloond is; None: there is no watchdog.
+
+    Args:
+        bus: gives the status line its events.
+        tend: replaces processes that devices need and that have ended.
+    """
+    if (watchdog_s := take_watchdog_s()) is None:
+        return None
+    # Imported here: a balloond without a watchdog does not load it.
+    from balloon_daemon.records.status_line import StatusLine
+
+    status = StatusLine()
+    bus.read_by(status)
+    # Half of it, as sd_watchdog_enabled(3) recommends: one message may be late.
+    return Heartbeat(watchdog_s / 2, status.line, tend)
 
 
 def _run(args: argparse.Namespace, template: Template) -> int:
@@ -177,7 +198,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             opened += drivers.open(config)
             files = ConfigFiles(args, low, drivers, own_vms)
             controller = Controller(config, source, opened, bus.publish, bus.drain, api, files)
-            _serve(controller, bus, undo)
+            beat = _heartbeat(bus, (lambda: None) if own_vms is None else own_vms.tend)
+            _serve(controller, beat, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")
         return EXIT_FAILURE

@@ -14,6 +14,7 @@ from balloon_daemon.controller.dismissal import Dismissals
 from balloon_daemon.controller.dry_run import DryGovernor, DryRun
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.heartbeat import Figures, Heartbeat
 from balloon_daemon.controller.reload import Files, Reloads
 from balloon_daemon.controller.survey import POLLS, Survey
 from balloon_daemon.controller.traced import Traced
@@ -167,13 +168,16 @@ class Controller:
         """Whether the controller has begun to serve; from then on even a failure leaves the VMs in
         the store."""
 
-    async def run(self) -> None:
+    async def run(self, heartbeat: Heartbeat | None = None) -> None:
         """Serves until SIGTERM or SIGINT; then gives the guests' memory back and ends.
 
         SIGHUP has the configuration read anew; from a terminal that hangs up it ends balloond as
         SIGTERM does. SIGUSR1 ends balloond too, but leaves to the next balloond all VMs whose
         driver can do so.
         The signals are blocked when this method begins, and again when it ends.
+
+        Args:
+            heartbeat: tells the service manager how balloond is; None: there is no watchdog.
         """
         loop = asyncio.get_running_loop()
         watch = self._watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
@@ -224,6 +228,8 @@ class Controller:
             self._service.start(self._governor, tracing, reloads)
         socket, others = self._config.socket, self._config.others
         notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
+        if heartbeat is not None:
+            heartbeat.begin(self._figures)
         places = self._config.discover.places
         if others or places:
             self._publish(DrivesOthers(len(others), places))
@@ -243,6 +249,8 @@ class Controller:
                 reloads.close()
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
+            if heartbeat is not None:
+                heartbeat.close()
             survey.close()
             watch.close()
             for driver in self._drivers:
@@ -276,6 +284,10 @@ class Controller:
         for vm in self._governor.vm_ids():
             if (status := self._governor.vm_status(vm)) is not None:
                 yield status
+
+    def _figures(self) -> Figures:
+        vms = list(self._governor.vms)
+        return Figures(len(vms), sum(vm.balloon_bytes for vm in vms), self._watch.look())
 
     def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
         if stopping.done():

@@ -175,10 +175,7 @@ class Template:
         Raises:
             NotYetError: no template is ready just now.
         """
-        self.reap()
-        self.reserve_low_numbers()
-        if self._running is None:
-            self._look_after_start()
+        self.tend()
         if (running := self._running) is None:
             raise self._not_yet()
         try:
@@ -222,6 +219,15 @@ class Template:
         assert self._running is not None
         self._lose(self._running, "does not answer")
         return OSError(errno.EAGAIN, "the process that forks devices does not answer")
+
+    def tend(self) -> None:
+        """Replaces a template that has ended. Not between ``ask`` and its answer."""
+        self.reap()
+        self.reserve_low_numbers()
+        if self._running is not None and self._running.is_gone():
+            self._lose(self._running, "is gone")
+        if self._running is None:
+            self._look_after_start()
 
     def reap(self, within_s: float = 0.0) -> bool:
         """Reaps templates that were killed; False where one has not ended within this time."""
@@ -298,11 +304,6 @@ class Template:
                 self._failed(err.strerror or str(err))
 
     def _start(self) -> _Process:
-        directories = {
-            os.path.dirname(os.path.abspath(file))
-            for name in ("prctl", "_prctl")
-            if (file := getattr(sys.modules.get(name), "__file__", None))
-        }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         # Room for the longest request: the kernel doubles the number, up to twice
@@ -316,7 +317,7 @@ class Template:
                 # not jailed.
                 command = [sys.executable, "-I", "-S", *_bytecode_options(), *PROGRAM]
                 pid = self._low.exec(
-                    [*command, str(fd), str(os.getpid()), *sorted(directories)],
+                    [*command, str(fd), str(os.getpid()), *_directories()],
                     {name: os.environ[name] for name in _PASSED_ON if name in os.environ},
                     fd,
                 )
@@ -362,6 +363,17 @@ class Template:
                 process.is_gone(within_s=KILLED_WITHIN_S)
         self._running = self._starting = None
         self._low.close()
+
+
+def _directories() -> list[str]:
+    """Where the template finds python-prctl, without the rest of site-packages."""
+    return sorted(
+        {
+            os.path.dirname(os.path.abspath(file))
+            for name in ("prctl", "_prctl")
+            if (file := getattr(sys.modules.get(name), "__file__", None))
+        }
+    )
 
 
 def _bytecode_options() -> list[str]:

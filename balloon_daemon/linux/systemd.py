@@ -73,6 +73,21 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
     return True
 
 
+def take_watchdog_s() -> float | None:
+    """How long the service manager waits for a ``WATCHDOG=1`` before it takes this process for
+    hung, in seconds; None: it does not wait for any.
+
+    The environment variables are removed, so that no child takes them for its own.
+
+    Source: sd_watchdog_enabled(3).
+    """
+    pid, told = os.environ.pop("WATCHDOG_PID", ""), os.environ.pop("WATCHDOG_USEC", "")
+    meant = not pid or pid == str(os.getpid())
+    if not meant or not (told.isascii() and told.isdigit()) or not int(told):
+        return None
+    return int(told) / 1e6
+
+
 def has_stored_fds() -> bool:
     """Whether systemd has passed descriptors to this process: those that it had stored."""
     return os.environ.get("LISTEN_PID") == str(os.getpid())

@@ -58,6 +58,9 @@ class AskedTemplate:
     def give_up(self) -> OSError:
         return OSError(11, "does not answer")
 
+    def tend(self) -> None:
+        """It does not end."""
+
     def reap(self) -> bool:
         return True
 

@@ -46,6 +46,8 @@ class Forker(Protocol):
 
     def reap(self) -> bool: ...
 
+    def tend(self) -> None: ...
+
 
 class Wanted(NamedTuple):
     """A guest's request for a device. Either ``forked`` or ``failed`` is called, unless the
@@ -143,6 +145,12 @@ class Forks:
         pending = PendingFork(wanted, line.waiting)
         self._go_on()
         return pending
+
+    def tend(self) -> None:
+        """Replaces a template that has ended; a template that has a request in hand is watched
+        anyway."""
+        if self._sent is None and not self._closed:
+            self._template.tend()
 
     def close(self) -> None:
         """Sends no further request to the template, and drops all requests. Another controller

@@ -87,6 +87,10 @@ class VhostUserGuests:
         """Whether its VMs can be left to another controller."""
         return self._store.keeps
 
+    def tend(self) -> None:
+        """Replaces the process that devices are forked from where it has ended."""
+        self._forks.tend()
+
     def start(self, registry: VmRegistry) -> None:
         """Restores the VMs that another controller left, and accepts new connections."""
         self._registry = registry
