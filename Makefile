@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels demo test test-vm bench fuzz fuzz-seccomp soak
+.PHONY: help setup wheels demo test test-vm bench fuzz fuzz-seccomp soak judge
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,3 +32,6 @@ fuzz-seccomp: setup ## a million calls: policy text against its evaluator and it
 
 bench: setup ## speed and size beside their goals (ARGS='reclaim cost' for some)
 	@.venv/bin/python -m benchmarks $(ARGS)
+
+judge: setup ## each policy on hosts with simulated guests (ARGS=--json)
+	@.venv/bin/balloonctl judge $(ARGS)

@@ -39,6 +39,7 @@ complete -c balloonctl -n '__balloonctl_ends' -a seccomp -d 'check, explain, tes
 complete -c balloonctl -n '__balloonctl_ends' -a history -d 'what balloond decided in the last day, and what host and VMs had'
 complete -c balloonctl -n '__balloonctl_ends' -a plot -d 'a picture of the last day, of one VM or of all'
 complete -c balloonctl -n '__balloonctl_ends' -a simulate -d 'what other settings would have done on a recorded host'
+complete -c balloonctl -n '__balloonctl_ends' -a judge -d 'how good the decisions of balloond'\''s profiles and of other rules are'
 complete -c balloonctl -n '__balloonctl_at' -s h -l help -d 'show this help message and exit'
 complete -c balloonctl -n '__balloonctl_at' -l version -d 'show program'\''s version number and exit'
 complete -c balloonctl -n '__balloonctl_at' -l api -rF -d 'the socket of balloond'\''s API (default: /run/balloond/api.sock)'
@@ -169,3 +170,6 @@ complete -c balloonctl -n '__balloonctl_at simulate' -l seed -x -d 'of the rando
 complete -c balloonctl -n '__balloonctl_at simulate' -l json -d 'print one JSON object'
 complete -c balloonctl -n '__balloonctl_at simulate' -l plot -rF -d 'draw host and VMs as they were recorded, too'
 complete -c balloonctl -n '__balloonctl_at simulate' -F
+complete -c balloonctl -n '__balloonctl_at judge' -s h -l help -d 'show this help message and exit'
+complete -c balloonctl -n '__balloonctl_at judge' -l seed -x -d 'of the policies'\'' random jitter (default: 0)'
+complete -c balloonctl -n '__balloonctl_at judge' -l json -d 'print one JSON object'

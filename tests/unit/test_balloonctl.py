@@ -19,7 +19,7 @@ Output = pytest.CaptureFixture[str]
 COMMANDS = [
     "", "status", "top", "explain", "events", "record", "reload", "release", "set", "demo",
     "seccomp", "seccomp check", "seccomp explain", "seccomp test", "seccomp compile",
-    "seccomp run", "seccomp trace", "simulate", "history", "plot", "doctor",
+    "seccomp run", "seccomp trace", "simulate", "judge", "history", "plot", "doctor",
 ]  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def guest(*sampled: Figures) -> Guest:
     samples = Samples()
     for each in sampled:
         samples.add(each)
-    return Guest(careful=True, balloon_bytes=0, at_s=0.0, samples=samples)
+    return Guest(careful=True, vm_mem_bytes=2 * GIB, balloon_bytes=0, at_s=0.0, samples=samples)
 
 
 def test_balloon_follows_its_target_at_its_rate_and_stops_there() -> None:

@@ -10,6 +10,10 @@ RATE_BYTES_S = 256 * MIB
 """How fast a balloon grows and shrinks. An assumption: a trace does not say how fast its guests
 could be, and with this rate a step of a sixteenth takes a second for a VM of 5 GiB."""
 
+LACKS_SHARE = 64
+"""A guest with less available than this part of its memory lacks memory: its kernel has no more
+than the free pages that it keeps for itself."""
+
 REPORT_S = 1.0
 """How often a moving balloon's size is reported: VMs that are driven are asked each second."""
 
@@ -19,14 +23,22 @@ class Guest:
 
     Args:
         careful: whether the policy is told the guest's reports.
+        vm_mem_bytes: its size.
         balloon_bytes: the size of its balloon.
         at_s: the time.
         samples: its recorded statistics.
     """
 
     def __init__(
-        self, *, careful: bool, balloon_bytes: int, at_s: float, samples: Samples
+        self,
+        *,
+        careful: bool,
+        vm_mem_bytes: int,
+        balloon_bytes: int,
+        at_s: float,
+        samples: Samples,
     ) -> None:
+        self.vm_mem_bytes = vm_mem_bytes
         self.careful = careful
         self.recorded_bytes = balloon_bytes
         """The size of its balloon when the trace was recorded."""
@@ -49,6 +61,13 @@ class Guest:
     def more_bytes(self, at_s: float) -> int:
         """How much more its balloon holds in the model than it held when it was recorded."""
         return self.balloon_bytes(at_s) - self.recorded_bytes
+
+    def lacks_memory(self, at_s: float) -> bool:
+        """Whether it has next to nothing available in the model, and something in its balloon."""
+        figures = self.figures(at_s)
+        if figures is None or figures.available_bytes is None or not self.balloon_bytes(at_s):
+            return False
+        return figures.available_bytes < self.vm_mem_bytes // LACKS_SHARE
 
     def set_target(self, target_bytes: int, at_s: float) -> None:
         """Lets its balloon move to a target, but not beyond what the guest has available."""

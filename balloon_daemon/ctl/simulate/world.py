@@ -1,4 +1,4 @@
-"""A recorded host under other settings: a model of it, and the daemon's own ``HostPolicy``. Pure.
+"""A recorded host under other settings or another policy: a model of it. Pure.
 
 The model is simple, so that a few sentences say what it assumes:
 
@@ -19,8 +19,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from balloon_daemon.ctl.simulate.contenders import host_policy
 from balloon_daemon.ctl.simulate.guest import Guest
+from balloon_daemon.ctl.simulate.policies import MakePolicy
 from balloon_daemon.ctl.simulate.samples import Samples
+from balloon_daemon.ctl.simulate.scores import Scorer, Scores
 from balloon_daemon.ctl.simulate.tally import Sums, Tally
 from balloon_daemon.errors import StateError
 from balloon_daemon.records.trace import Lost, Read, Recorded, Trace
@@ -42,7 +45,6 @@ from balloon_daemon.sizing.host_events import (
     SettingsChanged,
     Woke,
 )
-from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import MIB, VmId
@@ -70,18 +72,34 @@ class World:
         trace: the recorded trace.
         changes: the changed settings.
         draw: gives the policy's random draws, uniform numbers of [0, 1).
+        make: makes the policy.
+        host_mib: all memory of the host, in MiB, for policies that go by it.
     """
 
-    def __init__(self, trace: Trace, changes: Changes, draw: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        changes: Changes,
+        draw: Callable[[], float],
+        make: MakePolicy = host_policy,
+        host_mib: int = 0,
+    ) -> None:
         self._trace = trace
         self._changes = changes
-        self._policy = HostPolicy(changes.settings, draw, lambda vm, level: None)
+        self._policy = make(changes.settings, draw, host_mib)
         self._guests: dict[VmId, Guest] = {}
         self._samples = defaultdict[VmId, Samples](Samples)
         self._seen: Seen = None
         self._wake_at_s = math.inf
         self._listens = False
         self._tally = Tally()
+        self._scorer = Scorer()
+        self._at_s: float | None = None
+
+    @property
+    def scores(self) -> Scores:
+        """What the policy is judged by, up to now."""
+        return self._scorer.scores
 
     def run(self) -> Sums:
         """Lets the recorded time pass.
@@ -95,7 +113,7 @@ class World:
                 self._samples[entry.event.vm].add(entry.event.figures)
         for index, entry in enumerate(entries):
             self._pass_time_until(entry.at_s)
-            self._tally.advance(entry.at_s)
+            self._advance(entry.at_s)
             try:
                 self._take(entry.event, entry.at_s)
             except StateError as err:
@@ -154,7 +172,11 @@ class World:
             event.terms.deflates_on_oom,
         )
         self._guests[vm] = Guest(
-            careful=terms.is_careful, balloon_bytes=balloon_bytes, at_s=at_s, samples=samples
+            careful=terms.is_careful,
+            vm_mem_bytes=event.vm_mem_bytes,
+            balloon_bytes=balloon_bytes,
+            at_s=at_s,
+            samples=samples,
         )
         self._tally.moved(vm, balloon_bytes)
         # Add even a VM that was recorded as restored or found: its stored level and deadlines
@@ -170,13 +192,29 @@ class World:
             at_s = min([self._wake_at_s, *times])
             if at_s > until_s:
                 return
-            self._tally.advance(at_s)
+            self._advance(at_s)
             for vm, guest in list(self._guests.items()):
                 self._hear(vm, guest, at_s)
             if self._wake_at_s <= at_s:
                 now = self._now(at_s)
                 self._tally.saw(now)
                 self._step(Woke(now), at_s)
+
+    def _advance(self, at_s: float) -> None:
+        """Lets the time pass up to here: what was said last counts for it."""
+        self._tally.advance(at_s)
+        since_s = at_s if self._at_s is None else self._at_s
+        self._at_s = max(at_s, since_s)
+        seconds = self._at_s - since_s
+        if not seconds:
+            return
+        now = self._now(since_s)
+        if isinstance(now, Reading):
+            self._scorer.host(self._wanted_mib(since_s), now.margin_mib, seconds)
+        for vm, guest in self._guests.items():
+            need = guest.lacks_memory(since_s)
+            balloon = guest.balloon_bytes(since_s)
+            self._scorer.guest(vm, balloon, float(need), self._at_s, seconds, need=need)
 
     def _hear(self, vm: VmId, guest: Guest, at_s: float) -> None:
         """Takes what a guest has to report at this time."""
@@ -204,12 +242,17 @@ class World:
         seen = self._seen
         if not isinstance(seen, Reading):
             return seen
-        more = sum(guest.more_bytes(at_s) for guest in self._guests.values())
         margin_mib = self._changes.margin_mib
         return seen._replace(
-            available_mib=max(0, seen.available_mib + more // MIB),
+            available_mib=max(0, self._wanted_mib(at_s)),
             margin_mib=seen.margin_mib if margin_mib is None else margin_mib,
         )
+
+    def _wanted_mib(self, at_s: float) -> int:
+        """What is available in the model; below 0: what is wanted beyond all memory."""
+        more = sum(guest.more_bytes(at_s) for guest in self._guests.values())
+        assert isinstance(self._seen, Reading)
+        return self._seen.available_mib + more // MIB
 
     def _step(self, event: Event, at_s: float) -> None:
         step = self._policy.step(event, at_s)
@@ -217,6 +260,8 @@ class World:
         self._wake_at_s = math.inf if step.wake_at_s is None else step.wake_at_s
         self._listens = step.listen
         for vm, target_bytes in step.targets:
-            self._guests[vm].set_target(target_bytes, at_s)
+            guest = self._guests[vm]
+            self._scorer.told(vm, target_bytes, guest.balloon_bytes(at_s), at_s)
+            guest.set_target(target_bytes, at_s)
         for vm, every_s in step.watches:
             self._guests[vm].watch(every_s, at_s)

@@ -1,0 +1,34 @@
+"""The policies that are judged: each profile of balloond, and other projects' rules. Pure."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from balloon_daemon.ctl.simulate.policies import MakePolicy
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.vm_settings import Profile
+
+
+class Contender(NamedTuple):
+    """A policy that is judged.
+
+    Attributes:
+        name: its name.
+        make: makes it.
+        profile: the profile of all VMs that it governs.
+    """
+
+    name: str
+    make: MakePolicy
+    profile: Profile
+
+
+def host_policy(settings: PolicySettings, draw: Callable[[], float], host_mib: int) -> HostPolicy:
+    """The daemon's own policy; it goes by the margin alone, not by the host's size."""
+    del host_mib
+    return HostPolicy(settings, draw, lambda vm, level: None)
+
+
+def contenders() -> list[Contender]:
+    """All of them, ours first."""
+    return [Contender(profile.value, host_policy, profile) for profile in Profile]

@@ -1,0 +1,135 @@
+"""A guest that suffers: its memory under a balloon, what that costs it, and what it reports. Pure.
+
+``stall`` is the share of the last step's time that the guest's programs lost by waiting for
+memory. A policy does not see it: what a policy sees is ``figures``, which are old.
+"""
+
+import math
+from collections import deque
+
+from balloon_daemon.ctl.simulate.load import Kernel, Load
+from balloon_daemon.ctl.simulate.memory import Memory
+from balloon_daemon.ctl.simulate.programs import Programs
+from balloon_daemon.sizing.need import Figures
+from balloon_daemon.units import MIB, PAGE_SIZE
+
+IN_NEED = 0.1
+"""A guest is in need while it loses more than a tenth of its time by waiting for memory. In the
+recordings that is where /proc/pressure/memory leaves its noise."""
+
+SWAPPING_OUT = 0.5
+"""What a guest loses while its memory is swapped out as fast as it can: half of its work in the
+recordings with zram."""
+
+GRIND = 0.15
+"""What a guest loses while its balloon driver tries in vain to allocate."""
+
+IN_VAIN = 1.0
+"""A balloon that grows by less than so many MiB a second is asked for in vain."""
+
+REPORT_S = 1.0
+"""How often it sends statistics."""
+
+
+class LiveGuest:
+    """One guest.
+
+    Args:
+        size_mib: the VM's size.
+        load: its programs.
+        kernel: its kernel and its balloon driver.
+        untouched: the share of its free memory that it has never used.
+        deflates_on_oom: whether its driver gives pages back before a process is killed.
+    """
+
+    def __init__(
+        self,
+        size_mib: float,
+        load: Load,
+        kernel: Kernel,
+        *,
+        untouched: float = 0.0,
+        deflates_on_oom: bool = True,
+    ) -> None:
+        self._kernel = kernel
+        self._deflates_on_oom = deflates_on_oom
+        self.memory = Memory(size_mib, load, kernel, untouched)
+        self.programs = Programs(load, self.memory)
+        self.stall = 0.0
+        self._target_mib = 0.0
+        self._follows = True
+        self._reports = deque[Figures]()
+        self._report_at_s = -math.inf
+
+    @property
+    def is_in_need(self) -> bool:
+        """Whether it loses more of its time than it should."""
+        return self.stall > IN_NEED
+
+    def set_target(self, target_mib: float) -> None:
+        """Tells the driver a target. A driver that has deflated by itself begins to inflate again
+        only when it is told, even the same target."""
+        self._target_mib, self._follows = target_mib, True
+
+    def advance(self, now_s: float, seconds: float) -> None:
+        """Lets time pass.
+
+        Args:
+            now_s: the time at the end, on the load's clock.
+            seconds: how much time passes.
+        """
+        if now_s >= self._report_at_s:
+            self._report(now_s - seconds)
+
+        def out_of_memory(want_mib: float) -> float:
+            if not self._deflates_on_oom or not self.memory.balloon_mib:
+                return 0.0
+            self._follows = False
+            return self.memory.give_back(min(want_mib, self._kernel.oom_rate * seconds))
+
+        programs = self.programs
+        lost = programs.grow(now_s, seconds, out_of_memory)
+        lost += programs.stream(now_s, seconds)
+        lost = max(lost, self._move_balloon(seconds), programs.refault(seconds))
+        self.stall = min(1.0, lost + programs.swap_in(seconds))
+
+    def figures(self, now_s: float) -> Figures | None:
+        """The statistics that a daemon has at this time; None: none yet."""
+        age_s = self._kernel.late_s if self.is_in_need else self._kernel.age_s
+        reports = self._reports
+        while len(reports) > 1 and reports[1].at_s <= now_s - age_s:
+            reports.popleft()
+        return reports[0] if reports and reports[0].at_s <= now_s - age_s else None
+
+    def _report(self, at_s: float) -> None:
+        self._report_at_s = at_s + REPORT_S
+        memory, programs = self.memory, self.programs
+        self._reports.append(
+            Figures(
+                at_s,
+                int(memory.available_mib) * MIB,
+                int(max(0.0, memory.free_mib)) * MIB,
+                int(programs.swapped_in) * PAGE_SIZE,
+                int(programs.major_faults),
+                programs.oom_kills,
+                int(programs.read_mib * MIB),
+            )
+        )
+
+    def _move_balloon(self, seconds: float) -> float:
+        """Lets the balloon follow its target; returns the share of the time that was lost."""
+        kernel, memory = self._kernel, self.memory
+        want = self._target_mib - memory.balloon_mib
+        if not want or not self._follows:
+            return 0.0
+        if want < 0:
+            memory.give_back(min(-want, kernel.deflate_rate * seconds))
+            return 0.0
+        swapped = memory.swapped_mib
+        got = memory.obtain(min(want, kernel.free_rate * seconds), seconds)
+        memory.balloon_mib += got
+        if not self.programs.can_lose:
+            return 0.0
+        swapping = (memory.swapped_mib - swapped) / (kernel.swap_rate * seconds)
+        in_vain = got < min(want, IN_VAIN * seconds)
+        return max(SWAPPING_OUT * swapping, GRIND if in_vain else 0.0)

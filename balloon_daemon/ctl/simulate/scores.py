@@ -1,0 +1,124 @@
+"""What a policy is judged by: what its host lacked, what its guests lost, what it did. Pure."""
+
+import math
+from dataclasses import dataclass, fields
+
+from balloon_daemon.units import MIB, VmId
+
+REVERSAL_S = 10.0
+"""A target that goes the other way within this time was wrong, or is now."""
+
+LATE_S = 5.0
+"""So long after it a need counts as the reason for a give-back: statistics are late."""
+
+SAME_BYTES = MIB
+"""A balloon this near to its target has reached it."""
+
+
+@dataclass(slots=True)
+class Scores:
+    """The scores, for all VMs together. Less is better of all but ``least_available_mib``.
+
+    Attributes:
+        seconds: how long the time was.
+        low_s: for how long less was available than the margin.
+        least_available_mib: the least that was available.
+        unmet_gib_s: what the host's programs and guests wanted beyond all of its memory, times the
+            time: what was swapped out or killed for.
+        gib_minutes: the balloons' sizes, each times its time.
+        need_s: for how long guests were in need, by the model, not by what the policy saw.
+        stall_s: the time that guests lost by waiting for memory.
+        steps: changes of targets.
+        reversals: changes of a VM's target against its change less than 10 s before, but for
+            memory that was given back to a guest in need. A target that is lowered to what its
+            balloon has reached gives nothing back, and is none.
+        oom_kills: processes that guests killed for lack of memory.
+    """
+
+    seconds: float = 0.0
+    low_s: float = 0.0
+    least_available_mib: float = math.inf
+    unmet_gib_s: float = 0.0
+    gib_minutes: float = 0.0
+    need_s: float = 0.0
+    stall_s: float = 0.0
+    steps: int = 0
+    reversals: int = 0
+    oom_kills: int = 0
+
+    def __add__(self, other: "Scores") -> "Scores":
+        """The sums over both; the least available memory is added up, too."""
+        names = [field.name for field in fields(self)]
+        return Scores(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(slots=True)
+class _Vm:
+    target_bytes: int = 0
+    went_up: bool | None = None
+    moved_at_s: float = -math.inf
+    need_at_s: float = -math.inf
+
+
+class Scorer:
+    """Adds up the scores of one run."""
+
+    def __init__(self) -> None:
+        self.scores = Scores()
+        self._vms: dict[VmId, _Vm] = {}
+
+    def host(self, available_mib: float, margin_mib: float, seconds: float) -> None:
+        """Notes what was available for so long; below 0: what was wanted beyond all memory."""
+        scores = self.scores
+        scores.seconds += seconds
+        scores.least_available_mib = min(scores.least_available_mib, max(0.0, available_mib))
+        if available_mib < margin_mib:
+            scores.low_s += seconds
+        if available_mib < 0:
+            scores.unmet_gib_s -= available_mib / 1024 * seconds
+
+    def guest(
+        self,
+        vm: VmId,
+        balloon_bytes: int,
+        stall: float,
+        now_s: float,
+        seconds: float,
+        *,
+        need: bool,
+    ) -> None:
+        """Notes how a guest fared for so long.
+
+        Args:
+            vm: the VM.
+            balloon_bytes: the size of its balloon.
+            stall: the share of the time that its programs lost.
+            now_s: the clock at the end.
+            seconds: how long.
+            need: whether it was in need.
+        """
+        scores = self.scores
+        scores.gib_minutes += balloon_bytes / (1024 * MIB) * seconds / 60
+        scores.stall_s += stall * seconds
+        if need:
+            scores.need_s += seconds
+            self._vm(vm).need_at_s = now_s
+
+    def told(self, vm: VmId, target_bytes: int, balloon_bytes: int, now_s: float) -> None:
+        """Notes a target that a VM was sent."""
+        scores, row = self.scores, self._vm(vm)
+        before, row.target_bytes = row.target_bytes, target_bytes
+        if target_bytes == before:
+            return
+        scores.steps += 1
+        up = target_bytes > before
+        if not up and target_bytes >= balloon_bytes - SAME_BYTES:
+            return
+        helps = not up and now_s - row.need_at_s <= LATE_S
+        soon = now_s - row.moved_at_s < REVERSAL_S
+        if row.went_up is not None and row.went_up is not up and soon and not helps:
+            scores.reversals += 1
+        row.went_up, row.moved_at_s = up, now_s
+
+    def _vm(self, vm: VmId) -> _Vm:
+        return self._vms.setdefault(vm, _Vm())

@@ -1,0 +1,131 @@
+"""The judge: hosts of simulated guests, policies that govern them, and the table."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from balloon_daemon.ctl.simulate.contenders import Contender, contenders, host_policy
+from balloon_daemon.ctl.simulate.judge import judge, sums, table
+from balloon_daemon.ctl.simulate.load import Load
+from balloon_daemon.ctl.simulate.scenario import Scenario, ScenarioVm, at, run
+from balloon_daemon.ctl.simulate.scripts import scripts
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.host_events import Event, HostStep, Sampled, Target, Watch
+from balloon_daemon.sizing.vm_settings import Profile
+from balloon_daemon.units import GIB, MIB, VmId
+
+SEED = Contender("seed", host_policy, Profile.SEED)
+CAREFUL = Contender("careful", host_policy, Profile.CAREFUL)
+IDLE = ScenarioVm("idle", 2048, Load(100.0))
+DB = ScenarioVm("db", 2048, Load(100.0, 1800.0, 1800.0, 200.0))
+
+
+def draw() -> float:
+    return 0.0
+
+
+def host(*vms: ScenarioVm, more_mib: float = 0.0, seconds: float = 60.0) -> Scenario:
+    """A host that wants so much more from 10 s on, with 100 MiB above its margin of 400."""
+    demand = ((10.0, 0.0), (10.5, more_mib))
+    return Scenario("a", "b", 8192, 400, 500, demand, seconds, vms)
+
+
+class Taker:
+    """Asks its first VM for so much at the first event, and hears what it is told."""
+
+    def __init__(self, mib: int) -> None:
+        self._mib = mib
+        self.heard: list[Event] = []
+
+    def __call__(
+        self, settings: PolicySettings, draw: Callable[[], float], host_mib: int
+    ) -> "Taker":
+        del settings, draw, host_mib
+        return self
+
+    def step(self, event: Event, now_s: float) -> HostStep:
+        del now_s
+        first = not self.heard
+        self.heard.append(event)
+        vm = VmId(1, "idle")
+        targets = (Target(vm, self._mib * MIB),) if first else ()
+        return HostStep(targets, (), None, listen=False, watches=(Watch(vm, 1.0),))
+
+    def note_actual(self, vm: VmId, actual_bytes: int) -> None:
+        raise AssertionError(f"{vm}: {actual_bytes}")
+
+
+def test_course_is_straight_between_its_points_and_level_beyond_them() -> None:
+    course = ((10.0, 0.0), (20.0, 100.0))
+    assert [at(course, at_s) for at_s in (0, 10, 15, 20, 99)] == [0, 0, 50, 100, 100]
+
+
+def test_host_that_has_enough_takes_nothing() -> None:
+    scores = run(host(IDLE), SEED, draw).scores
+    assert scores.seconds == 60
+    assert (scores.low_s, scores.gib_minutes, scores.steps) == (0, 0, 0)
+    assert scores.least_available_mib == 500
+
+
+def test_host_that_is_low_gets_what_a_balloon_takes() -> None:
+    scores = run(host(IDLE, more_mib=600), SEED, draw).scores
+    assert scores.least_available_mib == 0
+    assert scores.unmet_gib_s > 0
+    assert 7 <= scores.low_s <= 10  # 500 MiB are missing, and a step a second is 64.
+    assert scores.need_s == 0
+
+
+def test_lasting_pressure_takes_all_within_sixteen_seconds_by_the_seed() -> None:
+    course = run(host(IDLE, more_mib=4000), SEED, draw).course
+    assert dict((at_s, balloons) for at_s, _, balloons in course)[28.0] == 1024
+
+
+def test_guest_in_need_shows_in_the_scores_of_who_does_not_look() -> None:
+    careful, seed = (run(host(DB, more_mib=900), each, draw).scores for each in (CAREFUL, SEED))
+    assert 0 < careful.need_s < seed.need_s
+    assert careful.stall_s < seed.stall_s / 2
+    assert careful.low_s > seed.low_s
+
+
+def test_untouched_memory_relieves_no_host() -> None:
+    fresh = ScenarioVm("idle", 2048, Load(100.0), untouched=1.0)
+    scores = run(host(fresh, more_mib=600), SEED, draw).scores
+    assert scores.low_s == pytest.approx(49.9, abs=0.2)
+
+
+def test_policy_hears_statistics_and_is_obeyed() -> None:
+    taker = Taker(300)
+    outcome = run(host(IDLE, seconds=20.0), Contender("taker", taker, Profile.CAREFUL), draw)
+    assert outcome.course[-1][1:] == (800, 300)
+    sampled = [event.figures for event in taker.heard if isinstance(event, Sampled)]
+    assert len(sampled) == 20
+    last = sampled[-1].available_bytes
+    assert last is not None
+    assert 2 * GIB - 700 * MIB < last < 2 * GIB - 400 * MIB
+
+
+def test_judgement_is_the_same_each_time_and_adds_up() -> None:
+    hosts = [host(IDLE, more_mib=600), host(DB, more_mib=900)]
+    judged = [
+        judge(hosts[:1], contenders(), lambda: Random(1).random),
+        judge(hosts[:1], contenders(), lambda: Random(1).random),
+    ]
+    assert judged[0] == judged[1]
+    scores = [{name: each.scores for name, each in judged[0]["a"].items()}] * 2
+    assert sums(scores)["seed"].low_s == 2 * scores[0]["seed"].low_s
+
+
+def test_table_has_a_line_for_each_policy_and_fits_a_terminal() -> None:
+    scores = run(host(DB, more_mib=4000), SEED, draw).scores
+    lines = table({"seed": scores, "a-policy-of-a-long-name": scores})
+    assert [line.split()[0] for line in lines] == ["low", "seed", "a-policy-of-a-long-name"]
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines[0]) <= 100
+
+
+def test_standard_hosts_are_low_at_times_and_their_vms_fit_on_them() -> None:
+    for scenario in scripts():
+        assert sum(vm.size_mib for vm in scenario.vms) <= scenario.host_mib
+        assert 2 <= len(scenario.vms) <= 4
+        assert run(scenario, SEED, draw).scores.low_s > 0, scenario.name
