@@ -165,11 +165,12 @@ complete -c balloonctl -n '__balloonctl_at plot' -l since -x -d 'the last TIME o
 complete -c balloonctl -n '__balloonctl_at plot' -a '(__balloonctl_vms)'
 complete -c balloonctl -n '__balloonctl_at simulate' -s h -l help -d 'show this help message and exit'
 complete -c balloonctl -n '__balloonctl_at simulate' -l set -x -d 'another value of a setting, for all VMs'
-complete -c balloonctl -n '__balloonctl_at simulate' -l profile -xa 'seed careful' -d 'another profile, for all VMs'
+complete -c balloonctl -n '__balloonctl_at simulate' -l profile -xa 'seed careful adaptive' -d 'another profile, for all VMs'
 complete -c balloonctl -n '__balloonctl_at simulate' -l seed -x -d 'of the random jitter, where settings are changed (default: 0)'
 complete -c balloonctl -n '__balloonctl_at simulate' -l json -d 'print one JSON object'
 complete -c balloonctl -n '__balloonctl_at simulate' -l plot -rF -d 'draw host and VMs as they were recorded, too'
 complete -c balloonctl -n '__balloonctl_at simulate' -F
 complete -c balloonctl -n '__balloonctl_at judge' -s h -l help -d 'show this help message and exit'
+complete -c balloonctl -n '__balloonctl_at judge' -l recordings -x -d 'judge on the guests that were recorded there (*.csv): each takes the place of the busy guest on each host'
 complete -c balloonctl -n '__balloonctl_at judge' -l seed -x -d 'of the policies'\'' random jitter (default: 0)'
 complete -c balloonctl -n '__balloonctl_at judge' -l json -d 'print one JSON object'

@@ -70,7 +70,8 @@ def parse_profile(value: object) -> Profile:
     """A profile, by its name."""
     names = [profile.value for profile in Profile]
     if value not in names:
-        raise ConfigError(f"{shown(value)} is no profile; write {' or '.join(names)}")
+        written = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise ConfigError(f"{shown(value)} is no profile; write {written}")
     return Profile(value)
 
 

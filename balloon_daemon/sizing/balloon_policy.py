@@ -329,9 +329,8 @@ class BalloonPolicy:
             release_at_s = now_s + delay_s
             actions.append(ArmTimer(Timer.AVAILABLE_MEMORY, delay_s))
         if recheck_at_s is None:
-            # Append ResumeLowMemory last. With this action the policy listens, and the controller
-            # may find low memory at once, which arms the timers anew. An ArmTimer performed after
-            # that would overwrite a newer time with an older one.
+            # Append ResumeLowMemory last: the controller may find low memory at once, which arms
+            # the timers anew, and an ArmTimer after that would overwrite the newer time.
             actions.append(ResumeLowMemory())
         self._state = PolicyState(self.level, recheck_at_s, release_at_s)
         return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))
@@ -359,25 +358,27 @@ class BalloonPolicy:
     def adopt(self, held_bytes: int, now_s: float, hold_s: float | None = None) -> Step:
         """Takes over a balloon of ``held_bytes``: goes to the highest level whose target is not
         larger, and arms the release timer for ``hold_s``; None: as after low memory."""
-        before = self.level
-        s = self.settings
+        before, s = self.level, self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
         if hold_s is not None:
             arm = arm._replace(delay_s=hold_s)
-        level = self._level_below(held_bytes)
-        self._state = self._state._replace(level=level, release_at_s=now_s + arm.delay_s)
-        actions = (SetTarget(self.target_bytes, level), arm)
+        self.go_to(held_bytes, now_s + arm.delay_s)
+        actions = (SetTarget(self.target_bytes, self.level), arm)
         return Step(actions, self._decision(Reason.ADOPTED, before))
+
+    def go_to(self, held_bytes: int, release_at_s: float | None) -> None:
+        """Goes to the highest level whose target is not larger; None: nothing is to release."""
+        level = self._level_below(held_bytes)
+        self._state = self._state._replace(level=level, release_at_s=release_at_s)
 
     def _level_below(self, target_bytes: int) -> int:
         """The highest level whose target is not above this target; 0 where there is none."""
         most, target = self.max_bytes // PAGE_SIZE, target_bytes // PAGE_SIZE
         if not most or not target:
             return 0
-        # Level k asks for floor(most × k / steps) pages. That is at most ``target`` as long as k <
-        # (target + 1) × steps / most; the largest whole k below that bound is returned.
-        steps = self.settings.steps
-        return min(((target + 1) * steps - 1) // most, steps)
+        # Level k asks for floor(most × k / steps) pages: at most ``target``, as long as k is less
+        # than (target + 1) × steps / most.
+        return min(((target + 1) * self.settings.steps - 1) // most, self.settings.steps)
 
     def _low_memory(self, reading: Reading, now_s: float) -> Step:
         """Decides to grow the balloon by one level, where ``max_bytes`` and ``held`` allow it."""
@@ -425,9 +426,8 @@ class BalloonPolicy:
         if seen is None:
             self._count("releases_unknown")
             return Step((arm,), self._decision(Reason.UNKNOWN, before))
-        # Go a step down only if there is room for two increments, so that the step itself does not
-        # cause low memory. Where the source is switched off (``reading`` is None), memory is never
-        # low, and no room is required.
+        # Go a step down only if there is room for two increments, so that the step does not cause
+        # low memory. Where the source is switched off (``reading`` is None) no room is required.
         reason, needed_mib = Reason.SWITCHED_OFF, None
         if reading is not None:
             needed_mib = self.needed_mib(reading)

@@ -43,6 +43,7 @@ class Reason(Enum):
     line or a metric's label."""
 
     LOW_MEMORY = "low-memory"
+    RUNNING_LOW = "running-low"
     AT_MAXIMUM = "at-maximum"
     NO_BALLOON = "no-balloon"
     RECHECK = "recheck"
@@ -57,6 +58,9 @@ class Reason(Enum):
     FRUITLESS = "fruitless"
     NO_ROOM = "no-room"
     LOWER_FIRST = "lower-priority-first"
+    NOTHING_TO_SPARE = "nothing-to-spare"
+    ENOUGH_ASKED = "enough-asked"
+    JUST_LOWERED = "just-lowered"
     IN_NEED = "in-need"
     STALLED = "stalled"
     CONTESTED = "contested"
@@ -204,6 +208,8 @@ class Decision(NamedTuple):
     Attributes:
         reading: The reading; None where the event has none or the figures are unknown.
         needed_mib: What had to be available for a step down; None where no step down was tried.
+        aim_mib: How much ``Adaptive`` wants to be available; None: it did not decide.
+        before_bytes: The target before, where it decided.
     """
 
     reason: Reason
@@ -213,6 +219,8 @@ class Decision(NamedTuple):
     target_bytes: int
     reading: Reading | None = None
     needed_mib: int | None = None
+    aim_mib: int | None = None
+    before_bytes: int | None = None
 
 
 class PolicyStatistics(NamedTuple):

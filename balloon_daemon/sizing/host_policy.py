@@ -25,6 +25,7 @@ Theory of operation
     ``Paused`` …  an operator wants nothing more to be taken for a time (``steering``)
     ``Wanted`` …  an operator wants memory now, and waits for the answer (``steering``)
     ``Reserved``  an operator wants more to be available for a time: the margin is larger by it
+    any reading   ``adaptive`` sizes the balloons of all adaptive VMs at once, each second
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -42,12 +43,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from balloon_daemon.errors import StateError
+from balloon_daemon.sizing.adaptive import Adaptive
+from balloon_daemon.sizing.admission import Admission
 from balloon_daemon.sizing.balloon_policy import (
     BalloonPolicy,
     LowMemory,
     LowMemoryTimer,
     PolicySettings,
-    max_balloon_bytes,
 )
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Reading, Reason
@@ -75,7 +77,7 @@ from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.sizing.steering import Steering
-from balloon_daemon.units import PAGE_SIZE, VmId
+from balloon_daemon.units import VmId
 
 MOST_AT_ONCE = 8
 """How many times one VM's deadlines may fire in one ``Woke``. A VM has two deadlines in its policy
@@ -102,14 +104,16 @@ class HostPolicy:
         draw: Callable[[], float],
         against_more: Callable[[VmId, int], Reason | None],
     ) -> None:
-        self._settings = settings
-        self._draw = draw
         self._against_more = against_more
         self._rows: dict[VmId, Row] = {}
         self._listening: dict[VmId, Row] = {}
         self._priorities = Priorities(self._rows)
         self._protection = Protection()
-        self._new_settings = NewSettings(self._priorities, self._protection)
+        self._adaptive = Adaptive(self._rows, self._priorities, settings, self._objection)
+        self._admission = Admission(
+            self._rows, settings, draw, self._priorities, self._protection, self._adaptive
+        )
+        self._new_settings = NewSettings(self._priorities, self._protection, self._adaptive)
         self._deadlines = Deadlines(self._rows)
         self.steering = Steering(self._rows, self._protection, settings.recheck_s, self._objection)
         """What operators have asked for, for reading."""
@@ -128,16 +132,26 @@ class HostPolicy:
         """
         outcome = Outcome(self._deadlines, self._priorities, now_s)
         match event:
-            case Added():
-                self._add(event, outcome)
-            case Restored():
-                self._restore(event, outcome)
-            case Resized():
-                self._resize(event, outcome)
+            case Added(vm):
+                self._require_new(vm)
+                if not self._halted:
+                    # While balloond ends, a guest would give pages for a target, and no later step
+                    # would give them back.
+                    self._listen(vm, self._admission.add(event, outcome), now_s)
+            case Restored(vm):
+                self._require_new(vm)
+                policy = self._admission.restored(event)
+                if not self._halted:
+                    self._listen(vm, self._admission.restore(event, policy, outcome), now_s)
+            case Resized(vm, vm_mem_bytes):
+                row = self._row(vm)
+                if not self._halted:
+                    self._admission.resize(vm, row, vm_mem_bytes, outcome)
             case Removed(vm):
                 self._priorities.remove(self._row(vm))
                 del self._rows[vm]
                 self._protection.remove(vm)
+                self._adaptive.remove(vm)
                 self.steering.remove(vm)
                 self._listening.pop(vm, None)
             case Looked() | Woke():
@@ -147,24 +161,29 @@ class HostPolicy:
                     self._look(seen, outcome)
                 else:
                     self._wake(seen, outcome)
+                self._adaptive.look(seen, outcome)
             case Moved() | Sampled() | Ran() | Measured():
                 row = self._row(event.vm)
                 if not self._halted:
                     self._protection.take(event, row, outcome)
             case SettingsChanged():
                 if not self._halted:
-                    self._new_settings.take(event, self._row(event.vm), outcome)
+                    row = self._row(event.vm)
+                    self._new_settings.take(event, row, outcome)
+                    self._listen(event.vm, row, now_s)
             case Halted():
                 self._halted = True
                 self.steering.halt(outcome)
                 self._listening.clear()
                 self._deadlines.clear()
+                self._adaptive.halt()
                 self._look_at_s = math.inf
             case _:
                 self.steering.take(event, outcome, halted=self._halted)
         self.steering.pass_time(outcome)
-        wake_at_s = min(self._deadlines.earliest_s(), self._look_at_s, self.steering.next_s)
-        return outcome.step(wake_at_s, listen=bool(self._listening))
+        next_s = min(self._look_at_s, self.steering.next_s, self._adaptive.next_s)
+        wake_at_s = min(self._deadlines.earliest_s(), next_s)
+        return outcome.step(wake_at_s, listen=bool(self._listening) or self._adaptive.listens)
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
         """Notes the size of a VM's balloon, as its driver reports it; decides nothing.
@@ -204,62 +223,13 @@ class HostPolicy:
 
     # --- VMs ----------------------------------------------------------------------------------
 
-    def _add(self, event: Added, outcome: Outcome) -> None:
-        self._require_new(event.vm)
-        if self._halted:
-            # balloond ends: do not add the VM. Its guest would give pages for a target, and no
-            # later step would give them back.
-            return
-        max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
-        policy = BalloonPolicy(max_bytes, self._settings, self._draw)
-        row = self._new_row(event, policy, outcome)
-        if event.balloon_bytes and row.guard is not None:
-            # Adopt the balloon's size to the byte, not the next lower level: a restart of balloond
-            # should not change any VM's balloon.
-            found = min(event.balloon_bytes // PAGE_SIZE * PAGE_SIZE, max_bytes)
-            outcome.settle(event.vm, row, found, Reason.ADOPTED)
-        elif event.balloon_bytes:
-            outcome.take(event.vm, row, policy.adopt(event.balloon_bytes, outcome.now_s))
-        else:
-            outcome.tell(event.vm, row, 0)
-        self._listen(event.vm, row, outcome.now_s)
-
-    def _restore(self, event: Restored, outcome: Outcome) -> None:
-        self._require_new(event.vm)
-        max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
-        # The earlier balloond may have had no floor for this VM, or a lower floor. If the present
-        # floor leaves no balloon (``max_bytes`` is 0), ``restore`` would refuse a level above 0.
-        # So restore with the maximum without a floor; ``resize`` then goes to level 0.
-        most = max_bytes or max_balloon_bytes(event.vm_mem_bytes)
-        policy = BalloonPolicy.restore(event.state, most, self._settings, self._draw)
-        if max_bytes != most:
-            policy.resize(max_bytes)
-        if self._halted:
-            return
-        row = self._new_row(event, policy, outcome)
-        outcome.take(event.vm, row, policy.resume(outcome.now_s))
-        if policy.listening:
-            self._listen(event.vm, row, outcome.now_s)
-
-    def _new_row(self, event: Added | Restored, policy: BalloonPolicy, outcome: Outcome) -> Row:
-        row = Row(policy, event.vm_mem_bytes, event.terms, event.balloon_bytes)
-        self._rows[event.vm] = row
-        self._priorities.add(row)
-        self._protection.add(event.vm, row, outcome)
-        return row
-
-    def _resize(self, event: Resized, outcome: Outcome) -> None:
-        row = self._row(event.vm)
-        if self._halted:
-            return
-        row.vm_mem_bytes = event.vm_mem_bytes
-        max_bytes = row.terms.max_bytes(event.vm_mem_bytes)
-        if max_bytes != row.policy.max_bytes:
-            outcome.take(event.vm, row, row.policy.resize(max_bytes))
-
     def _listen(self, vm: VmId, row: Row, now_s: float) -> None:
-        self._listening[vm] = row
-        self._look_at_s = now_s
+        """Has a VM hear of low memory, with a reading at once, unless ``Adaptive`` hears it."""
+        if row.terms.is_adaptive:
+            self._listening.pop(vm, None)
+        elif row.policy.listening and vm not in self._listening:
+            self._listening[vm] = row
+            self._look_at_s = now_s
 
     def _row(self, vm: VmId) -> Row:
         row = self._rows.get(vm)

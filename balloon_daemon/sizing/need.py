@@ -121,6 +121,19 @@ class NeedRule:
         self._means = deque[tuple[float, float, float]]()
         self._disk_base = self._faults_base = 0.0
         self._unsaid_until_s = -math.inf
+        self.balloon_bytes = 0
+        """The balloon's size at the last statistics."""
+
+    @property
+    def last(self) -> Figures | None:
+        """The last statistics; None: there are none."""
+        return self._recent[-1] if self._recent else None
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether the guest reads more from its disks, or has more major faults, than it usually
+        has by so much that it would be in need if it had little free memory."""
+        return len(self._recent) > 1 and bool(self._cache_signs())
 
     @property
     def last_at_s(self) -> float | None:
@@ -140,12 +153,13 @@ class NeedRule:
         """Whether all statistics of the last minute said how much memory is available."""
         return now_s >= self._unsaid_until_s
 
-    def take(self, figures: Figures, *, squeezed: bool) -> None:
+    def take(self, figures: Figures, *, squeezed: bool, balloon_bytes: int = 0) -> None:
         """Takes a guest's statistics, in the order in which it sent them.
 
         Args:
             figures: the statistics; the same ones again change nothing.
             squeezed: whether its balloon holds memory, or is to hold some.
+            balloon_bytes: its balloon's size.
         """
         recent = self._recent
         if recent:
@@ -156,6 +170,7 @@ class NeedRule:
                 self._calm = None
         self._killed = bool(recent) and _grown(recent[-1], figures, "oom_kills") > 0
         recent.append(figures)
+        self.balloon_bytes = balloon_bytes
         if figures.available_bytes is None:
             self._unsaid_until_s = figures.at_s + UNSAID_S
         while len(recent) > 2 and figures.at_s - recent[1].at_s > SHORTEST_S:
@@ -189,13 +204,19 @@ class NeedRule:
         if self._killed:
             found.add(Sign.KILLED)
         if last.free_bytes is not None and last.free_bytes < FREE_SHARE * vm_mem_bytes:
-            if self._rate("disk_read_bytes") >= DISK_BYTES + DISK_FACTOR * self._disk_base:
-                found.add(Sign.READS_DISK)
-            if self._rate("major_faults") >= FAULTS + FAULTS_FACTOR * self._faults_base:
-                found.add(Sign.FAULTS)
+            found |= self._cache_signs()
             if stuck:
                 found.add(Sign.STUCK)
         return frozenset(found)
+
+    def _cache_signs(self) -> set[Sign]:
+        """What shows that the page cache is too small, if next to no memory is free."""
+        found = set[Sign]()
+        if self._rate("disk_read_bytes") >= DISK_BYTES + DISK_FACTOR * self._disk_base:
+            found.add(Sign.READS_DISK)
+        if self._rate("major_faults") >= FAULTS + FAULTS_FACTOR * self._faults_base:
+            found.add(Sign.FAULTS)
+        return found
 
     def _take_base(self, figures: Figures, *, squeezed: bool) -> None:
         calm, self._calm, at_s = self._calm, figures, figures.at_s

@@ -6,7 +6,8 @@ of the VM's policy stay, too: memory is given back no later than it would have b
 
 from dataclasses import replace
 
-from balloon_daemon.sizing.balloon_policy import SetTarget
+from balloon_daemon.sizing.adaptive import Adaptive
+from balloon_daemon.sizing.balloon_policy import LowMemoryTimer, SetTarget
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.host_events import SettingsChanged
 from balloon_daemon.sizing.outcome import Outcome
@@ -22,11 +23,13 @@ class NewSettings:
     Args:
         priorities: knows who is squeezed first.
         protection: protects the guests of careful VMs.
+        adaptive: sizes the balloons of adaptive VMs.
     """
 
-    def __init__(self, priorities: Priorities, protection: Protection) -> None:
+    def __init__(self, priorities: Priorities, protection: Protection, adaptive: Adaptive) -> None:
         self._priorities = priorities
         self._protection = protection
+        self._adaptive = adaptive
 
     def take(self, event: SettingsChanged, row: Row, outcome: Outcome) -> None:
         """Applies a VM's new settings."""
@@ -40,6 +43,12 @@ class NewSettings:
             self._protection.add(event.vm, row, outcome)
             if row.guard is not None:
                 row.guard.told(row.told_bytes, outcome.now_s)
+        if row.terms.is_adaptive:
+            if not row.policy.listening:
+                row.policy.step(LowMemoryTimer(), outcome.now_s)
+            self._adaptive.add(event.vm, row, outcome.now_s)
+        else:
+            self._adaptive.remove(event.vm)
         _keep_within(event.vm, row, row.terms.max_bytes(row.vm_mem_bytes), outcome)
         outcome.queue(event.vm, row)
 

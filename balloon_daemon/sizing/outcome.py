@@ -2,10 +2,11 @@
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
 from balloon_daemon.sizing.deadlines import Deadlines
-from balloon_daemon.sizing.decision import Finding, Reason
+from balloon_daemon.sizing.decision import Decision, Finding, Reading, Reason
 from balloon_daemon.sizing.host_events import (
     HostStep,
     Over,
@@ -24,6 +25,9 @@ _CHANGES_NOTHING = {
     Reason.FRUITLESS,
     Reason.NO_ROOM,
     Reason.LOWER_FIRST,
+    Reason.NOTHING_TO_SPARE,
+    Reason.ENOUGH_ASKED,
+    Reason.JUST_LOWERED,
     Reason.IN_NEED,
     Reason.STALLED,
     Reason.CONTESTED,
@@ -31,6 +35,22 @@ _CHANGES_NOTHING = {
     Reason.NOT_RUNNING,
     Reason.PAUSED,
 }
+
+
+class Why(NamedTuple):
+    """Why an adaptive VM's target is what it is.
+
+    Attributes:
+        reason: the reason.
+        reading: the host's reading; None: it has none.
+        aim_mib: how much is to be available; None: no matter, as low memory is switched off.
+        needed_mib: what had to be available for giving memory back; None: none was to be.
+    """
+
+    reason: Reason
+    reading: Reading | None
+    aim_mib: int | None
+    needed_mib: int | None = None
 
 
 class Outcome:
@@ -141,6 +161,38 @@ class Outcome:
         step = row.policy.adopt(balloon_bytes, self.now_s, hold_s)
         step = step._replace(decision=step.decision._replace(reason=reason))
         self.take(vm, row, step, balloon_bytes)
+
+    def move(
+        self, vm: VmId, row: Row, target_bytes: int, release_at_s: float | None, why: Why
+    ) -> None:
+        """Makes any size the target of an adaptive VM, and collects the decision.
+
+        Args:
+            vm: the VM.
+            row: its row.
+            target_bytes: the target, in whole pages; the same as before: nothing is sent.
+            release_at_s: before when nothing of it is given back; None, of an empty balloon.
+            why: the reason, and what was seen.
+        """
+        policy, before_bytes = row.policy, row.told_bytes
+        level_before, steps = policy.level, policy.settings.steps
+        if target_bytes != before_bytes:
+            self.tell(vm, row, target_bytes)
+            policy.go_to(target_bytes, release_at_s)
+            self._deadlines.queue(vm, row)
+        row.last_reason = why.reason
+        decision = Decision(
+            why.reason,
+            level_before,
+            policy.level,
+            steps,
+            target_bytes,
+            why.reading,
+            why.needed_mib,
+            why.aim_mib,
+            before_bytes,
+        )
+        self._decisions.append(VmDecision(vm, decision, repeated=False))
 
     def leave(self, vm: VmId, row: Row, reason: Reason) -> None:
         """Sets the policy to level 0 without sending the target: the balloon stays as it is."""

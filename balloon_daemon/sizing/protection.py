@@ -35,13 +35,18 @@ NEAR, FAR = 1.5, 2.0
 """Memory is about to be low when less than 1.5 times the margin is available, and from then on
 until twice the margin is available."""
 
+SOON, NOT_SOON = 2.5, 3.0
+"""The same for adaptive VMs. They may be asked for memory with up to twice the margin available
+(``adaptive``), by figures that are to be of the same second."""
+
 
 class Protection:
     """Protects all VMs of a host whose profile is careful."""
 
     def __init__(self) -> None:
         self._rows: dict[VmId, Row] = {}
-        self._near = False
+        # By whether a VM is adaptive.
+        self._near = {False: False, True: False}
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:
         """Begins to protect a VM, if it is a careful one, before it is sent any target."""
@@ -83,7 +88,9 @@ class Protection:
                 # With a time in the future these statistics would count as fresh until then, and
                 # all statistics that come before then would be ignored as older.
                 at_s = min(figures.at_s, now_s)
-                guard.took(figures._replace(at_s=at_s), squeezed=squeezed)
+                guard.took(
+                    figures._replace(at_s=at_s), squeezed=squeezed, balloon_bytes=row.actual_bytes
+                )
             case Ran(_, runs):
                 guard.ran(now_s, runs=runs)
             case Measured(_, held_bytes):
@@ -113,13 +120,14 @@ class Protection:
 
     def saw(self, seen: Seen, outcome: Outcome) -> None:
         """Notes how far from low memory the host is."""
-        near = self._near
-        if isinstance(seen, Reading):
-            near = seen.available_mib < seen.margin_mib * (FAR if near else NEAR)
-        elif isinstance(seen, NeverLow):
-            near = False
-        if near is not self._near:
-            self._near = near
+        before = dict(self._near)
+        for adaptive, (near, far) in {False: (NEAR, FAR), True: (SOON, NOT_SOON)}.items():
+            if isinstance(seen, Reading):
+                least_mib = seen.margin_mib * (far if before[adaptive] else near)
+                self._near[adaptive] = seen.available_mib < least_mib
+            elif isinstance(seen, NeverLow):
+                self._near[adaptive] = False
+        if before != self._near:
             for vm, row in self._rows.items():
                 if row.guard is not None:
                     self._pace(vm, row, row.guard, outcome)
@@ -181,7 +189,7 @@ class Protection:
     def _pace(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> None:
         """Sets how often the driver reads a guest's size and statistics: each second while memory
         is taken from the guest or soon will be, else seldom."""
-        close = self._near or row.told_bytes > 0
+        close = self._near[row.terms.is_adaptive] or row.told_bytes > 0
         every_s = CLOSE_S if close else SELDOM_S
         if every_s != row.watched_s:
             row.watched_s = every_s

@@ -7,11 +7,9 @@ decided, and the target and what protects the guest are as they were, too.
 import math
 
 from balloon_daemon.errors import StateError
-from balloon_daemon.sizing.balloon_policy import BalloonPolicy
 from balloon_daemon.sizing.host_events import Found
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.outcome import Outcome
-from balloon_daemon.sizing.row import Patience, Row
 
 
 class ResumablePolicy(HostPolicy):
@@ -50,18 +48,12 @@ class ResumablePolicy(HostPolicy):
         if found.terms.is_careful is not (found.lasting is not None):
             raise StateError(f"{found.vm} is protected, or not, against its profile")
         outcome = Outcome(self._deadlines, self._priorities, now_s)
-        max_bytes = found.terms.max_bytes(found.vm_mem_bytes)
-        policy = BalloonPolicy.restore(found.state, max_bytes, self._settings, self._draw)
-        policy.held = found.held
-        row = Row(policy, found.vm_mem_bytes, found.terms, found.balloon_bytes, found.target_bytes)
-        row.patience = Patience(*found.patience)
-        self._rows[found.vm] = row
-        self._priorities.add(row)
-        self._protection.add(found.vm, row, outcome)
+        row = self._admission.resume(found, outcome)
+        policy = row.policy
         if row.guard is not None and found.lasting is not None:
             row.guard.told(found.target_bytes, now_s)
             row.guard.resume(found.lasting)
         self._look_at_s = math.inf if found.look_at_s is None else found.look_at_s
-        if policy.listening:
+        if policy.listening and not found.terms.is_adaptive:
             self._listening[found.vm] = row
         self._deadlines.queue(found.vm, row)

@@ -60,7 +60,13 @@ class Row:
 
     @property
     def deadline_s(self) -> float:
-        """The earliest of its deadlines; infinity where it has none."""
+        """The earliest of its deadlines; infinity where it has none.
+
+        The policy's own are no deadlines of an adaptive VM: ``Adaptive`` looks at all of its VMs
+        each second anyway.
+        """
+        if self.terms.is_adaptive:
+            return math.inf if self.guard is None else self.guard.check_at_s
         state = self.policy.state()
         recheck_s, release_s = state.recheck_at_s, state.release_at_s
         return min(

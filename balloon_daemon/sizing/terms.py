@@ -37,6 +37,11 @@ class Terms:
         """Whether the guest is protected."""
         return self.settings.profile is not Profile.SEED
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether ``Adaptive`` sizes the balloon."""
+        return self.settings.profile is Profile.ADAPTIVE
+
     def max_bytes(self, vm_mem_bytes: int) -> int:
         """The largest balloon of a VM of this size, in bytes of whole pages; 0: none."""
         settings = self.settings

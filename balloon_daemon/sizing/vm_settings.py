@@ -13,6 +13,10 @@ class Profile(Enum):
     CAREFUL = "careful"
     """The same policy, but a guest in need gets its balloon back and is left alone for a time."""
 
+    ADAPTIVE = "adaptive"
+    """Sized by what the host needs and what the guest can spare, with the protection of
+    ``CAREFUL``."""
+
 
 @dataclass(frozen=True, slots=True)
 class VmSettings:

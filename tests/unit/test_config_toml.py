@@ -190,8 +190,9 @@ QMP = '[vm.web]\nqmp = "/run/web.qmp"\n'
         (f"{QMP}priority = 0x{'f' * 5000}",
          "3: [vm.web] priority: that number is no whole number from -1000 to 1000"),
         (f"{QMP}profile = 'carefull'",
-         '3: [vm.web] profile: "carefull" is no profile; write seed or careful'),
-        (f"{QMP}profile = []", "3: [vm.web] profile: [] is no profile; write seed or careful"),
+         '3: [vm.web] profile: "carefull" is no profile; write seed, careful or adaptive'),
+        (f"{QMP}profile = []",
+         "3: [vm.web] profile: [] is no profile; write seed, careful or adaptive"),
         # --- the host, and what is discovered
         ("[host]\napi = 'nowhere'",
          '2: [host] api: "nowhere" is a relative path; write it from / on'),

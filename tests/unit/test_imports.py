@@ -161,6 +161,15 @@ print(*(set(sys.modules) - before))
     assert [name for name in loaded if name.startswith(others)] == []
 
 
+@pytest.mark.parametrize(
+    "program", ["cli.run", "ctl.main; balloon_daemon.ctl.main.build_parser()"]
+)
+def test_other_projects_rules_are_not_loaded(program: str) -> None:
+    loaded = run(f"import sys, balloon_daemon.{program}; print(*sys.modules)").split()
+    assert "balloon_daemon.sizing.terms" in loaded
+    assert [name for name in loaded if "simulate.peers" in name] == []
+
+
 def test_start_makes_few_dataclasses() -> None:
     """Making one takes half a millisecond, a named tuple 0.07."""
     program = """\

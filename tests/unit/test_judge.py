@@ -1,13 +1,14 @@
 """The judge: hosts of simulated guests, policies that govern them, and the table."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from balloon_daemon.ctl.simulate.contenders import Contender, contenders, host_policy
 from balloon_daemon.ctl.simulate.judge import judge, sums, table
-from balloon_daemon.ctl.simulate.load import Load
+from balloon_daemon.ctl.simulate.load import Kernel, Kind, Load
 from balloon_daemon.ctl.simulate.scenario import Scenario, ScenarioVm, at, run
 from balloon_daemon.ctl.simulate.scripts import scripts
 from balloon_daemon.sizing.balloon_policy import PolicySettings
@@ -17,8 +18,9 @@ from balloon_daemon.units import GIB, MIB, VmId
 
 SEED = Contender("seed", host_policy, Profile.SEED)
 CAREFUL = Contender("careful", host_policy, Profile.CAREFUL)
-IDLE = ScenarioVm("idle", 2048, Load(100.0))
-DB = ScenarioVm("db", 2048, Load(100.0, 1800.0, 1800.0, 200.0))
+IDLE = ScenarioVm("idle", Kind(2048, Kernel(), Load(100.0)))
+SET = Load(100.0, 1800.0, 1800.0, 200.0, works=True)
+DB = ScenarioVm("db", Kind(2048, Kernel(), SET))
 
 
 def draw() -> float:
@@ -28,7 +30,7 @@ def draw() -> float:
 def host(*vms: ScenarioVm, more_mib: float = 0.0, seconds: float = 60.0) -> Scenario:
     """A host that wants so much more from 10 s on, with 100 MiB above its margin of 400."""
     demand = ((10.0, 0.0), (10.5, more_mib))
-    return Scenario("a", "b", 8192, 400, 500, demand, seconds, vms)
+    return Scenario("a", "b", 8192, 400, 500, demand, seconds, vms, busy="idle")
 
 
 class Taker:
@@ -89,7 +91,7 @@ def test_guest_in_need_shows_in_the_scores_of_who_does_not_look() -> None:
 
 
 def test_untouched_memory_relieves_no_host() -> None:
-    fresh = ScenarioVm("idle", 2048, Load(100.0), untouched=1.0)
+    fresh = replace(IDLE, untouched=1.0)
     scores = run(host(fresh, more_mib=600), SEED, draw).scores
     assert scores.low_s == pytest.approx(49.9, abs=0.2)
 
@@ -126,6 +128,6 @@ def test_table_has_a_line_for_each_policy_and_fits_a_terminal() -> None:
 
 def test_standard_hosts_are_low_at_times_and_their_vms_fit_on_them() -> None:
     for scenario in scripts():
-        assert sum(vm.size_mib for vm in scenario.vms) <= scenario.host_mib
+        assert sum(vm.kind.size_mib for vm in scenario.vms) <= scenario.host_mib
         assert 2 <= len(scenario.vms) <= 4
         assert run(scenario, SEED, draw).scores.low_s > 0, scenario.name

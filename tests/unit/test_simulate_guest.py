@@ -3,7 +3,7 @@
 import pytest
 
 from balloon_daemon.ctl.simulate.live_guest import GRIND, LiveGuest
-from balloon_daemon.ctl.simulate.load import Kernel, Load
+from balloon_daemon.ctl.simulate.load import Kernel, Kind, Load
 from balloon_daemon.units import MIB
 
 KERNEL = Kernel()
@@ -11,13 +11,14 @@ STEP_S = 0.25
 
 IDLE = Load(100.0)
 COLD = Load(100.0, cache_mib=800.0)
-SET = Load(100.0, cache_mib=800.0, set_mib=800.0, touch_rate=60.0, faults_per_mib=9.0)
-ZRAM = Load(800.0, swap_mib=512.0, swap_touches=1200.0)
+SET = Load(100.0, cache_mib=800.0, set_mib=800.0, touch_rate=60.0, faults_per_mib=9.0, works=True)
+ZRAM = Load(800.0, swap_mib=512.0, swap_touches=1200.0, works=True)
 BURST = Load(100.0, grow_mib=600.0, grow_at_s=10.0, grow_rate=100.0)
 
 
 def guest(load: Load, *, untouched: float = 0.0, deflates_on_oom: bool = True) -> LiveGuest:
-    return LiveGuest(1024, load, KERNEL, untouched=untouched, deflates_on_oom=deflates_on_oom)
+    kind = Kind(1024, KERNEL, load)
+    return LiveGuest(kind, untouched=untouched, deflates_on_oom=deflates_on_oom)
 
 
 def pass_time(guest: LiveGuest, seconds: float, since_s: float = 0.0) -> float:
@@ -115,7 +116,7 @@ def test_memory_that_is_used_comes_slower_than_what_is_free() -> None:
 
 
 def test_guest_without_anything_to_give_keeps_it_and_grinds() -> None:
-    squeezed = guest(Load(700.0, touch_rate=1.0))
+    squeezed = guest(Load(700.0, works=True))
     squeezed.set_target(512)
     pass_time(squeezed, 20)
     assert squeezed.memory.free_mib == pytest.approx(KERNEL.least_mib)

@@ -1,16 +1,16 @@
 """The scores: what counts as low, as unmet, as a reversal."""
 
-from balloon_daemon.ctl.simulate.scores import Scorer, Scores
+from balloon_daemon.ctl.simulate.scores import Fared, Scorer, Scores
 from balloon_daemon.units import GIB, MIB, VmId
 
 WEB, DB = VmId(1, "web"), VmId(2, "db")
 
 
-def reversals(*told: tuple[float, int, int], need_at_s: float | None = None) -> int:
+def reversals(*told: tuple[float, int, int], short_at_s: float | None = None) -> int:
     """Of (time, target, balloon), both in MiB."""
     scorer = Scorer()
-    if need_at_s is not None:
-        scorer.guest(WEB, 0, 1.0, need_at_s, 1.0, need=True)
+    if short_at_s is not None:
+        scorer.guest(WEB, Fared(0, 0.05, in_need=False, is_short=True), short_at_s, 1.0)
     for at_s, target, balloon in told:
         scorer.told(WEB, target * MIB, balloon * MIB, at_s)
     return scorer.scores.reversals
@@ -28,8 +28,8 @@ def test_host_is_low_below_its_margin_and_lacks_what_is_below_nothing() -> None:
 
 def test_guests_are_added_up() -> None:
     scorer = Scorer()
-    scorer.guest(WEB, GIB, 0.5, 60.0, 60.0, need=True)
-    scorer.guest(DB, GIB, 0.05, 60.0, 60.0, need=False)
+    scorer.guest(WEB, Fared(GIB, 0.5, in_need=True, is_short=True), 60.0, 60.0)
+    scorer.guest(DB, Fared(GIB, 0.05, in_need=False, is_short=True), 60.0, 60.0)
     scores = scorer.scores
     assert (scores.gib_minutes, scores.need_s, scores.stall_s) == (2.0, 60.0, 33.0)
 
@@ -41,10 +41,10 @@ def test_target_that_turns_within_ten_seconds_is_a_reversal() -> None:
     assert reversals((0, 100, 0), (20, 50, 100), (25, 200, 50)) == 1
 
 
-def test_give_back_to_a_guest_in_need_is_no_reversal_and_what_is_taken_after_it_is() -> None:
-    assert reversals((0, 100, 0), (5, 0, 100), need_at_s=1.0) == 0
-    assert reversals((0, 100, 0), (7, 0, 100), need_at_s=1.0) == 1
-    assert reversals((0, 100, 0), (5, 0, 100), (9, 100, 0), need_at_s=1.0) == 1
+def test_give_back_to_a_guest_that_is_short_is_no_reversal_and_what_is_taken_after_it_is() -> None:
+    assert reversals((0, 100, 0), (5, 0, 100), short_at_s=1.0) == 0
+    assert reversals((0, 100, 0), (7, 0, 100), short_at_s=1.0) == 1
+    assert reversals((0, 100, 0), (5, 0, 100), (9, 100, 0), short_at_s=1.0) == 1
 
 
 def test_target_that_is_lowered_to_what_was_reached_gives_nothing_back() -> None:

@@ -7,7 +7,7 @@ memory. A policy does not see it: what a policy sees is ``figures``, which are o
 import math
 from collections import deque
 
-from balloon_daemon.ctl.simulate.load import Kernel, Load
+from balloon_daemon.ctl.simulate.load import Kind
 from balloon_daemon.ctl.simulate.memory import Memory
 from balloon_daemon.ctl.simulate.programs import Programs
 from balloon_daemon.sizing.need import Figures
@@ -17,11 +17,18 @@ IN_NEED = 0.1
 """A guest is in need while it loses more than a tenth of its time by waiting for memory. In the
 recordings that is where /proc/pressure/memory leaves its noise."""
 
+LOSES = 0.01
+"""Less than this share of its time is nothing that a guest loses."""
+
+LEFT_SHARE, LEFT_MIB = 0.08, 128
+"""A guest with less available than this is short of memory: with nothing left to inflate from or
+to allocate, the real ones began to reclaim."""
+
 SWAPPING_OUT = 0.5
 """What a guest loses while its memory is swapped out as fast as it can: half of its work in the
 recordings with zram."""
 
-GRIND = 0.15
+GRIND = 0.12
 """What a guest loses while its balloon driver tries in vain to allocate."""
 
 IN_VAIN = 1.0
@@ -35,26 +42,18 @@ class LiveGuest:
     """One guest.
 
     Args:
-        size_mib: the VM's size.
-        load: its programs.
-        kernel: its kernel and its balloon driver.
+        kind: its size, its kernel with the balloon driver, its programs.
         untouched: the share of its free memory that it has never used.
         deflates_on_oom: whether its driver gives pages back before a process is killed.
     """
 
     def __init__(
-        self,
-        size_mib: float,
-        load: Load,
-        kernel: Kernel,
-        *,
-        untouched: float = 0.0,
-        deflates_on_oom: bool = True,
+        self, kind: Kind, *, untouched: float = 0.0, deflates_on_oom: bool = True
     ) -> None:
-        self._kernel = kernel
+        self._kernel = kind.kernel
         self._deflates_on_oom = deflates_on_oom
-        self.memory = Memory(size_mib, load, kernel, untouched)
-        self.programs = Programs(load, self.memory)
+        self.memory = Memory(kind, untouched)
+        self.programs = Programs(kind.load, self.memory)
         self.stall = 0.0
         self._target_mib = 0.0
         self._follows = True
@@ -65,6 +64,13 @@ class LiveGuest:
     def is_in_need(self) -> bool:
         """Whether it loses more of its time than it should."""
         return self.stall > IN_NEED
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it loses any time, or has next to nothing left for what comes next."""
+        memory = self.memory
+        least = max(LEFT_SHARE * memory.size_mib, LEFT_MIB)
+        return self.stall > LOSES or memory.available_mib < least
 
     def set_target(self, target_mib: float) -> None:
         """Tells the driver a target. A driver that has deflated by itself begins to inflate again

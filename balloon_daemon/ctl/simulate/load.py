@@ -5,6 +5,7 @@ All sizes are MiB and all rates MiB per second, unless a name says otherwise.
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,12 @@ class Kernel:
     age_s: float = 1.0
     late_s: float = 2.0
 
+    def times(self, factor: float) -> "Kernel":
+        """The kernel of a guest so many times as large: what it keeps grows by it, the rates do
+        not."""
+        names = ("own_mib", "reserve_mib", "low_mib", "keep_mib", "least_mib")
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -69,6 +76,7 @@ class Load:
         swap_mib: how much swap there is.
         swap_touches: pages a second that would be read from swap if all anonymous memory were
             there; 0: it is idle.
+        works: whether its programs have work that suffers where the kernel is busy.
     """
 
     anon_mib: float
@@ -86,6 +94,7 @@ class Load:
     grow_s: float = math.inf
     swap_mib: float = 0.0
     swap_touches: float = 0.0
+    works: bool = False
 
     def times(self, factor: float) -> "Load":
         """The same load in a guest so many times as large: sizes and rates grow by it."""
@@ -103,3 +112,22 @@ class Load:
             stream_at_s=at_s if streams else self.stream_at_s,
             grow_at_s=at_s if self.grow_mib else 0.0,
         )
+
+
+class Kind(NamedTuple):
+    """A kind of guest.
+
+    Attributes:
+        size_mib: the VM's size.
+        kernel: its kernel.
+        load: its programs.
+    """
+
+    size_mib: float
+    kernel: Kernel
+    load: Load
+
+    def of_size(self, size_mib: float) -> "Kind":
+        """The same kind of another size: what it uses and what it keeps grows with it."""
+        factor = size_mib / self.size_mib
+        return Kind(size_mib, self.kernel.times(factor), self.load.times(factor))

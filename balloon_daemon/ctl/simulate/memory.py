@@ -15,22 +15,20 @@ Theory of operation
     ============================  =================================  ===========================
 """
 
-from balloon_daemon.ctl.simulate.load import Kernel, Load
+from balloon_daemon.ctl.simulate.load import Kind
 
 
 class Memory:
     """One guest's memory; all sizes in MiB.
 
     Args:
-        size_mib: the VM's size.
-        load: its programs, as they begin.
-        kernel: its kernel.
+        kind: its size, its kernel, and its programs as they begin.
         untouched: the share of its free memory that it has never used, which the host has not
             given it and gets nothing for.
     """
 
-    def __init__(self, size_mib: float, load: Load, kernel: Kernel, untouched: float) -> None:
-        self.size_mib, self.kernel = size_mib, kernel
+    def __init__(self, kind: Kind, untouched: float) -> None:
+        self.size_mib, self.kernel, load = kind
         self._swap_mib, self._idle = load.swap_mib, not load.swap_touches
         self.anon_mib, self.swapped_mib = load.anon_mib, 0.0
         self.set_mib = min(load.set_mib, load.cache_mib)

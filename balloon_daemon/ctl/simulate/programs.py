@@ -6,7 +6,7 @@ from balloon_daemon.ctl.simulate.load import Load
 from balloon_daemon.ctl.simulate.memory import Memory
 from balloon_daemon.units import MIB, PAGE_SIZE
 
-WAITING = 0.35
+WAITING = 0.15
 """The share of its time that a guest waits whose refaults just saturate its disk: requests of
 several tasks overlap. Fitted to the recordings' in_psi_some_ms."""
 
@@ -38,8 +38,7 @@ class Programs:
     @property
     def can_lose(self) -> bool:
         """Whether any of them would notice if the kernel was busy."""
-        load = self._load
-        return bool(load.touch_rate or load.swap_touches or self._grown_mib)
+        return self._load.works or self._grown_mib > 0
 
     def grow(self, now_s: float, seconds: float, out_of_memory: Callable[[float], float]) -> float:
         """Lets them allocate.

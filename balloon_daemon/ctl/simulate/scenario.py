@@ -3,12 +3,12 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from balloon_daemon.ctl.simulate.contenders import Contender
 from balloon_daemon.ctl.simulate.live_guest import LiveGuest
-from balloon_daemon.ctl.simulate.load import Kernel, Load
-from balloon_daemon.ctl.simulate.scores import Scorer, Scores
+from balloon_daemon.ctl.simulate.load import Kind
+from balloon_daemon.ctl.simulate.scores import Fared, Scorer, Scores
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.sizing.host_events import (
@@ -43,16 +43,14 @@ class ScenarioVm:
 
     Attributes:
         name: its name.
-        size_mib: its size.
-        load: its programs, by the scenario's clock.
+        kind: its size, its kernel and its programs, by the scenario's clock.
         untouched: the share of its free memory that it has never used.
         floor_mib: what it keeps at least; None: what its profile leaves.
         priority: when it is squeezed.
     """
 
     name: str
-    size_mib: int
-    load: Load
+    kind: Kind
     untouched: float = 0.0
     floor_mib: int | None = None
     priority: int = 0
@@ -71,7 +69,8 @@ class Scenario:
         demand: how much more the host's own programs want than at the start.
         seconds: how long it lasts.
         vms: its VMs.
-        kernel: the VMs' kernels.
+        busy: the VM whose place another kind of guest takes (``with_guest``).
+        event_s: when such a guest does what it does later than at the start.
     """
 
     name: str
@@ -82,7 +81,17 @@ class Scenario:
     demand: Course
     seconds: float
     vms: tuple[ScenarioVm, ...]
-    kernel: Kernel = field(default_factory=Kernel)
+    busy: str
+    event_s: float = 60.0
+
+    def with_guest(self, kind: Kind) -> "Scenario":
+        """The same host with such a guest in the place of its busy one."""
+        kind = kind._replace(load=kind.load.begins(self.event_s))
+        vms = (
+            replace(vm, kind=kind.of_size(vm.kind.size_mib)) if vm.name == self.busy else vm
+            for vm in self.vms
+        )
+        return replace(self, vms=tuple(vms))
 
 
 @dataclass(slots=True)
@@ -151,7 +160,7 @@ class _Run:
     def run(self) -> Outcome:
         scenario, course = self._scenario, list[tuple[float, float, float]]()
         for number, vm in enumerate(scenario.vms, 1):
-            guest = LiveGuest(vm.size_mib, vm.load, scenario.kernel, untouched=vm.untouched)
+            guest = LiveGuest(vm.kind, untouched=vm.untouched)
             self._vms[VmId(number, vm.name)] = _Vm(guest)
         self._used_mib = scenario.host_mib - scenario.available_mib - self._held_mib()
         for (vm_id, row), vm in zip(self._vms.items(), scenario.vms, strict=True):
@@ -187,8 +196,8 @@ class _Run:
             guest = row.guest
             guest.advance(to_s, seconds)
             balloon = int(guest.memory.balloon_mib * MIB)
-            need = guest.is_in_need
-            self._scorer.guest(vm, balloon, guest.stall, to_s, seconds, need=need)
+            fared = Fared(balloon, guest.stall, guest.is_in_need, guest.is_short)
+            self._scorer.guest(vm, fared, to_s, seconds)
         self._scorer.host(self._available_mib(), self._scenario.margin_mib, seconds)
 
     def _hear(self, *, measures: bool) -> None:

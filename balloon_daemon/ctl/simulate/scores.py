@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from balloon_daemon.units import MIB, VmId
 
@@ -9,7 +10,8 @@ REVERSAL_S = 10.0
 """A target that goes the other way within this time was wrong, or is now."""
 
 LATE_S = 5.0
-"""So long after it a need counts as the reason for a give-back: statistics are late."""
+"""So long after a guest was short of memory that counts as the reason for a give-back: statistics
+are late."""
 
 SAME_BYTES = MIB
 """A balloon this near to its target has reached it."""
@@ -30,8 +32,8 @@ class Scores:
         stall_s: the time that guests lost by waiting for memory.
         steps: changes of targets.
         reversals: changes of a VM's target against its change less than 10 s before, but for
-            memory that was given back to a guest in need. A target that is lowered to what its
-            balloon has reached gives nothing back, and is none.
+            memory that was given back to a guest that was short of it. A target that is lowered to
+            what its balloon has reached gives nothing back, and is none.
         oom_kills: processes that guests killed for lack of memory.
     """
 
@@ -52,12 +54,28 @@ class Scores:
         return Scores(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
+class Fared(NamedTuple):
+    """How a guest fared.
+
+    Attributes:
+        balloon_bytes: the size of its balloon.
+        stall: the share of its time that its programs lost by waiting for memory.
+        in_need: whether that was too much.
+        is_short: whether it lost any time, or had next to nothing left for the next moment.
+    """
+
+    balloon_bytes: int
+    stall: float
+    in_need: bool
+    is_short: bool
+
+
 @dataclass(slots=True)
 class _Vm:
     target_bytes: int = 0
     went_up: bool | None = None
     moved_at_s: float = -math.inf
-    need_at_s: float = -math.inf
+    short_at_s: float = -math.inf
 
 
 class Scorer:
@@ -77,32 +95,22 @@ class Scorer:
         if available_mib < 0:
             scores.unmet_gib_s -= available_mib / 1024 * seconds
 
-    def guest(
-        self,
-        vm: VmId,
-        balloon_bytes: int,
-        stall: float,
-        now_s: float,
-        seconds: float,
-        *,
-        need: bool,
-    ) -> None:
+    def guest(self, vm: VmId, fared: Fared, now_s: float, seconds: float) -> None:
         """Notes how a guest fared for so long.
 
         Args:
             vm: the VM.
-            balloon_bytes: the size of its balloon.
-            stall: the share of the time that its programs lost.
+            fared: how.
             now_s: the clock at the end.
             seconds: how long.
-            need: whether it was in need.
         """
         scores = self.scores
-        scores.gib_minutes += balloon_bytes / (1024 * MIB) * seconds / 60
-        scores.stall_s += stall * seconds
-        if need:
+        scores.gib_minutes += fared.balloon_bytes / (1024 * MIB) * seconds / 60
+        scores.stall_s += fared.stall * seconds
+        if fared.in_need:
             scores.need_s += seconds
-            self._vm(vm).need_at_s = now_s
+        if fared.is_short:
+            self._vm(vm).short_at_s = now_s
 
     def told(self, vm: VmId, target_bytes: int, balloon_bytes: int, now_s: float) -> None:
         """Notes a target that a VM was sent."""
@@ -114,7 +122,7 @@ class Scorer:
         up = target_bytes > before
         if not up and target_bytes >= balloon_bytes - SAME_BYTES:
             return
-        helps = not up and now_s - row.need_at_s <= LATE_S
+        helps = not up and now_s - row.short_at_s <= LATE_S
         soon = now_s - row.moved_at_s < REVERSAL_S
         if row.went_up is not None and row.went_up is not up and soon and not helps:
             scores.reversals += 1

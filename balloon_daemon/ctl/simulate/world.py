@@ -23,7 +23,7 @@ from balloon_daemon.ctl.simulate.contenders import host_policy
 from balloon_daemon.ctl.simulate.guest import Guest
 from balloon_daemon.ctl.simulate.policies import MakePolicy
 from balloon_daemon.ctl.simulate.samples import Samples
-from balloon_daemon.ctl.simulate.scores import Scorer, Scores
+from balloon_daemon.ctl.simulate.scores import Fared, Scorer, Scores
 from balloon_daemon.ctl.simulate.tally import Sums, Tally
 from balloon_daemon.errors import StateError
 from balloon_daemon.records.trace import Lost, Read, Recorded, Trace
@@ -212,9 +212,9 @@ class World:
         if isinstance(now, Reading):
             self._scorer.host(self._wanted_mib(since_s), now.margin_mib, seconds)
         for vm, guest in self._guests.items():
-            need = guest.lacks_memory(since_s)
-            balloon = guest.balloon_bytes(since_s)
-            self._scorer.guest(vm, balloon, float(need), self._at_s, seconds, need=need)
+            lacks = guest.lacks_memory(since_s)
+            fared = Fared(guest.balloon_bytes(since_s), float(lacks), lacks, lacks)
+            self._scorer.guest(vm, fared, self._at_s, seconds)
 
     def _hear(self, vm: VmId, guest: Guest, at_s: float) -> None:
         """Takes what a guest has to report at this time."""

@@ -38,6 +38,7 @@ from balloon_daemon.units import format_size
 
 _WHY = {
     Reason.LOW_MEMORY: "low memory",
+    Reason.RUNNING_LOW: "memory is about to be low",
     Reason.AT_MAXIMUM: "low memory, but the balloon is at its maximum",
     Reason.NO_BALLOON: "low memory, but this VM can have no balloon",
     Reason.RECHECK: "time to look again",
@@ -52,6 +53,9 @@ _WHY = {
     Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
     Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
     Reason.LOWER_FIRST: "low memory, but VMs of a lower priority can give more first",
+    Reason.NOTHING_TO_SPARE: "low memory, but the guest has nothing to spare",
+    Reason.ENOUGH_ASKED: "low memory, but enough has been asked for, and is still to come",
+    Reason.JUST_LOWERED: "low memory, but the balloon has just been made smaller",
     Reason.IN_NEED: "the guest needs its memory",
     Reason.STALLED: "the guest gives no more",
     Reason.CONTESTED: "somebody else sets this VM's balloon",
@@ -179,9 +183,10 @@ def _decision(decision: Decision) -> str:
         within = f" within {reading.within}" if reading.within else ""
         reserved_mib = reading.reserved_mib
         reserved = f", {reserved_mib:,} MiB reserved" if reserved_mib else ""
+        aim = "" if decision.aim_mib is None else f", {decision.aim_mib:,} MiB aimed at"
         line += (
             f" ({reading.available_mib:,} MiB available{within}, "
-            f"margin {reading.margin_mib - reserved_mib:,} MiB{reserved}{needed})"
+            f"margin {reading.margin_mib - reserved_mib:,} MiB{reserved}{aim}{needed})"
         )
     size = format_size(decision.target_bytes)
     level = f"level {decision.level}/{decision.steps}, {size}"
@@ -191,9 +196,12 @@ def _decision(decision: Decision) -> str:
     if decision.reason is Reason.ADOPTED:
         # Nothing was asked of the guest: it has this balloon already.
         return f"{line}: balloon goes on from {level}"
-    if decision.level == decision.level_before:
+    before, after = decision.level_before, decision.level
+    if decision.before_bytes is not None:
+        before, after = decision.before_bytes, decision.target_bytes
+    if before == after:
         return f"{line}: balloon stays at {level}"
-    verb = "grows" if decision.level > decision.level_before else "shrinks"
+    verb = "grows" if after > before else "shrinks"
     return f"{line}: balloon {verb} to {level}"
 
 
@@ -209,6 +217,8 @@ def decision_fields(decision: Decision) -> dict[str, object]:
         fields["margin_mib"] = decision.reading.margin_mib - decision.reading.reserved_mib
         if decision.reading.reserved_mib:
             fields["reserved_mib"] = decision.reading.reserved_mib
+        if decision.aim_mib is not None:
+            fields["aim_mib"] = decision.aim_mib
         if decision.reading.within:
             fields["within"] = decision.reading.within
     return fields

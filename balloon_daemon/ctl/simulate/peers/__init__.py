@@ -1,0 +1,1 @@
+"""How other projects size balloons, for comparison: each from the rules that it has published."""

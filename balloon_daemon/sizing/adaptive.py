@@ -1,0 +1,249 @@
+"""Sizes the balloons of all adaptive VMs of a host at once. Pure.
+
+Theory of operation
+    Each second the host is read. What it has *available* is to be the margin and some headroom,
+    the *aim*: the headroom is what available memory will fall by until balloons have grown, by how
+    it has fallen in the last seconds (``outlook``).
+
+    ============  =================================================================================
+    less          the shortage is asked of guests, once the memory that was asked for already and
+                  is still to come is counted in: free memory first, then page cache, of VMs of the
+                  lowest priority that have some to spare, each as fast as its balloon was seen to
+                  grow (``spare``, ``shares``)
+    more          for ``CALM_S``: what there is room for goes back, to VMs of the highest priority
+                  first, and of these to the guest with the least available memory
+    low for long  the targets' sum rises with the time, whatever guests can spare, and is the sum
+                  of the maximums 16 looks after low memory began: the promise of each profile
+    unknown       nothing is asked for, and nothing given back
+    ============  =================================================================================
+
+    A guest whose statistics do not say what it has available gives what the seed's rule takes: up
+    to a sixteenth of its maximum a second. Of a guest in need, stalled or contested ``protection``
+    says the same as of a careful VM's. A target that went down is not raised for ``TURN_S``, and
+    one that went up not lowered, except for a guest in need.
+
+    What it keeps is of the last seconds. A balloond that starts anew, or a VM that becomes
+    adaptive, begins with the targets that there are.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+from balloon_daemon.sizing.adaptive_vm import AdaptiveVm, settled_bytes
+from balloon_daemon.sizing.asking import ask_promised, ask_spare
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
+from balloon_daemon.sizing.host_events import Seen
+from balloon_daemon.sizing.outcome import Outcome, Why
+from balloon_daemon.sizing.outlook import Outlook
+from balloon_daemon.sizing.priorities import Priorities
+from balloon_daemon.sizing.row import Row
+from balloon_daemon.units import MIB, PAGE_SIZE, VmId
+
+TURN_S = 10.0
+"""For so long no target goes the other way, except for a guest in need."""
+
+REACTION_S = 2.0
+"""From what is seen until balloons have grown: a look each second, and the guest's own work."""
+
+LEAST_HEADROOM, MOST_HEADROOM = 1 / 8, 1.0
+"""The headroom, in margins."""
+
+ROOM_KEPT = 1 / 8
+"""So much more than the aim stays available when memory goes back, in margins."""
+
+FAR, SELDOM = 3.0, 5.0
+"""With more available than three times the margin, and all balloons empty, the host is read each
+five looks' time only."""
+
+
+class Adaptive:
+    """The adaptive VMs of a host.
+
+    Args:
+        rows: all VMs.
+        priorities: knows who is squeezed first.
+        settings: the numbers of the policies: how often to look, and after how many looks all is
+            promised while memory stays low.
+        objection: why a VM must not be asked for more just now; None: it may be asked.
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[VmId, Row],
+        priorities: Priorities,
+        settings: PolicySettings,
+        objection: Callable[[VmId, Row, Outcome], Reason | None],
+    ) -> None:
+        self._rows = rows
+        self._priorities = priorities
+        self._look_s, self._steps = settings.recheck_s, settings.steps
+        self._objection = objection
+        self._vms: dict[VmId, AdaptiveVm] = {}
+        self._outlook = Outlook()
+        self._low = False
+        self._looked_at_s = -math.inf
+        self.next_s = math.inf
+        """When to look next; infinity: it has no VM."""
+
+    def add(self, vm: VmId, row: Row, now_s: float) -> None:
+        """Sizes a VM from now on, if it is adaptive."""
+        if row.terms.is_adaptive and vm not in self._vms:
+            told, actual = row.told_bytes, row.actual_bytes
+            self._vms[vm] = AdaptiveVm(vm, row, told_bytes=told, actual_bytes=actual)
+            self._low, self.next_s = False, now_s
+
+    def remove(self, vm: VmId) -> None:
+        """Forgets a VM."""
+        self._vms.pop(vm, None)
+        if not self._vms:
+            self.halt()
+
+    def halt(self) -> None:
+        """Looks no more."""
+        self._vms.clear()
+        self._outlook.forget()
+        self.next_s = math.inf
+
+    @property
+    def listens(self) -> bool:
+        """Whether it wants to be told at once when memory is low: it knows it already if it is."""
+        return bool(self._vms) and not self._low
+
+    def look(self, seen: Seen, outcome: Outcome) -> None:
+        """Takes a reading, where it is time for one or memory is low of a sudden."""
+        now_s = outcome.now_s
+        low = isinstance(seen, Reading) and seen.is_low
+        if not self._vms or (now_s < self.next_s and (self._low or not low)):
+            return
+        self._low = low
+        passed_s, self._looked_at_s = now_s - self._looked_at_s, now_s
+        for each in self._vms.values():
+            each.measure(passed_s, now_s)
+        far = False
+        if isinstance(seen, Reading):
+            far = self._size(seen, outcome)
+        elif isinstance(seen, NeverLow):
+            self._give_back(math.inf, Why(Reason.SWITCHED_OFF, None, None), outcome)
+        else:
+            self._outlook.forget()
+        self.next_s = now_s + self._look_s * (SELDOM if far else 1)
+
+    def _size(self, reading: Reading, outcome: Outcome) -> bool:
+        """Sizes all balloons; returns whether low memory is far."""
+        margin_bytes = reading.margin_mib * MIB
+        actual = told = 0
+        for row in self._rows.values():
+            actual += row.actual_bytes
+            told += settled_bytes(row)
+        coming = told
+        for each in self._vms.values():
+            coming -= max(0, settled_bytes(each.row) - each.ahead_bytes)
+        outlook = self._outlook
+        outlook.take(reading.available_mib * MIB, actual, told, outcome.now_s)
+        least, most = LEAST_HEADROOM * margin_bytes, MOST_HEADROOM * margin_bytes
+        falls = outlook.fall_bytes_s * REACTION_S
+        aim_bytes = margin_bytes + int(min(max(falls, least), most))
+        why = Why(Reason.LOW_MEMORY, reading, aim_bytes // MIB)
+        short = aim_bytes - outlook.bare_bytes - coming
+        if reading.is_low:
+            self._take(short, why, outcome)
+            return False
+        for each in self._vms.values():
+            each.low_looks = 0
+        if short > least / 2:
+            self._take(short, why._replace(reason=Reason.RUNNING_LOW), outcome)
+            return False
+        kept = aim_bytes + int(ROOM_KEPT * margin_bytes)
+        if outlook.is_long:
+            why = why._replace(reason=Reason.MEMORY_BACK, needed_mib=kept // MIB)
+            self._give_back(outlook.least_bytes + told - kept, why, outcome)
+        return told == 0 and reading.available_mib > FAR * reading.margin_mib
+
+    # --- asking for memory --------------------------------------------------------------------
+
+    def _take(self, short_bytes: int, why: Why, outcome: Outcome) -> None:
+        """Asks for what is short, and for what was promised where memory is low."""
+        low, now_s = self._low, outcome.now_s
+        lowest = outcome.lowest_that_can_give if low else None
+        givers: list[AdaptiveVm] = []
+        promised: list[AdaptiveVm] = []
+        for each in self._vms.values():
+            row, each.asked_bytes = each.row, 0
+            row.policy.held = held = self._objection(each.vm, row, outcome)
+            waits = low and held is None and self._priorities.must_wait(row, lowest, now_s)
+            if held is not None:
+                each.low_looks = 0
+            else:
+                held = self._limit(each, now_s)
+                if low and not waits:
+                    each.low_looks += 1
+                    promised.append(each)
+            each.against = Reason.LOWER_FIRST if waits and held is None else held
+            if held is None:
+                each.look_at_spare(now_s)
+                givers.append(each)
+        ask_spare(short_bytes, givers, low=low)
+        if low:
+            may = [each for each in givers if each.against is None]
+            ask_promised(promised, may, self._steps)
+        enough = Reason.ENOUGH_ASKED if short_bytes <= 0 else Reason.NOTHING_TO_SPARE
+        for each in self._vms.values():
+            if each.asked_bytes:
+                self._raise(each, why, outcome)
+            elif low and each.row.last_reason is not (reason := each.against or enough):
+                row = each.row
+                release_at_s = row.policy.state().release_at_s
+                said = why._replace(reason=reason)
+                outcome.move(each.vm, row, row.told_bytes, release_at_s, said)
+
+    def _limit(self, each: AdaptiveVm, now_s: float) -> Reason | None:
+        """Why a VM cannot be asked for more, although nobody objects; None: it can be."""
+        if not each.row.policy.max_bytes:
+            return Reason.NO_BALLOON
+        if not each.left_bytes:
+            return Reason.AT_MAXIMUM
+        return Reason.JUST_LOWERED if now_s - each.lowered_at_s < TURN_S else None
+
+    def _raise(self, each: AdaptiveVm, why: Why, outcome: Outcome) -> None:
+        """Asks a VM for what it is to be asked for."""
+        row, now_s = each.row, outcome.now_s
+        release_at_s = row.policy.state().release_at_s
+        held_until_s = now_s + TURN_S
+        if release_at_s is not None:
+            held_until_s = max(release_at_s, held_until_s)
+        target_bytes, each.asked_bytes = row.told_bytes + each.asked_bytes, 0
+        outcome.move(each.vm, row, target_bytes, held_until_s, why)
+        each.raised_at_s, each.told_bytes = now_s, target_bytes
+
+    # --- giving it back -----------------------------------------------------------------------
+
+    def _give_back(self, room_bytes: float, why: Why, outcome: Outcome) -> None:
+        """Gives back what there is room for."""
+        now_s = outcome.now_s
+        due: list[AdaptiveVm] = []
+        for each in self._vms.values():
+            release_at_s = each.row.policy.state().release_at_s
+            if release_at_s is None or release_at_s > now_s:
+                continue
+            if not each.row.told_bytes:
+                each.row.policy.go_to(0, None)
+            elif now_s - each.raised_at_s >= TURN_S:
+                each.look_at_spare(now_s)
+                due.append(each)
+        for each in sorted(due, key=_first_to_get):
+            told_bytes = each.row.told_bytes
+            back_bytes = told_bytes
+            if room_bytes < told_bytes:
+                back_bytes = max(0, int(room_bytes)) // PAGE_SIZE * PAGE_SIZE
+            if back_bytes == 0 or back_bytes < min(each.small_bytes, told_bytes):
+                continue
+            room_bytes -= back_bytes
+            left_bytes = told_bytes - back_bytes
+            outcome.move(each.vm, each.row, left_bytes, now_s if left_bytes else None, why)
+            each.lowered_at_s, each.told_bytes = now_s, left_bytes
+
+
+def _first_to_get(each: AdaptiveVm) -> tuple[int, float]:
+    """Who gets memory back first: by priority, then by how little is available in the guest."""
+    return -each.row.priority, 0.0 if each.spare is None else each.spare.available_share

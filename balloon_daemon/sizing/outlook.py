@@ -1,0 +1,93 @@
+"""What the host would have available without any balloon: now, lately and soon. Pure.
+
+A balloon that grows makes memory available, so available memory alone does not show what programs
+want. *Bare* is available memory less what is in balloons: it changes only by what programs do.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+CALM_S = 20.0
+"""For so long the host must have had room before memory goes back: twice the 10 s within which no
+target may go the other way, so that a swell of demand that returns each few seconds is met by
+balloons that are still there."""
+
+FALL_S = 3.0
+"""How far back the fall of bare memory is measured: three readings. The difference of two readings
+alone is mostly noise, as programs allocate in bursts."""
+
+NEXT_S = 0.5
+"""Readings that follow each other more closely do not show a fall."""
+
+
+class _Seen(NamedTuple):
+    """A reading.
+
+    Attributes:
+        at_s: when.
+        bare_bytes: available memory less the balloons' sizes.
+        owed_bytes: available memory less the balloons' targets.
+    """
+
+    at_s: float
+    bare_bytes: int
+    owed_bytes: int
+
+
+class Outlook:
+    """The readings of the last ``CALM_S`` seconds, and what follows from them."""
+
+    def __init__(self) -> None:
+        self._seen = deque[_Seen]()
+
+    def take(self, available_bytes: int, actual_bytes: int, told_bytes: int, now_s: float) -> None:
+        """Takes a reading.
+
+        Args:
+            available_bytes: what the host has available.
+            actual_bytes: the sum of all balloons' sizes.
+            told_bytes: the sum of all balloons' targets.
+            now_s: the clock.
+        """
+        seen = self._seen
+        seen.append(_Seen(now_s, available_bytes - actual_bytes, available_bytes - told_bytes))
+        while len(seen) > 1 and now_s - seen[1].at_s >= CALM_S:
+            seen.popleft()
+
+    def forget(self) -> None:
+        """Forgets all readings: those to come are of something else, or come after a gap."""
+        self._seen.clear()
+
+    @property
+    def bare_bytes(self) -> int:
+        """Bare memory by the last reading."""
+        return self._seen[-1].bare_bytes
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there are readings of ``CALM_S`` seconds."""
+        return bool(self._seen) and self._seen[-1].at_s - self._seen[0].at_s >= CALM_S
+
+    @property
+    def least_bytes(self) -> int:
+        """The least bare memory of all readings that are kept."""
+        return min(each.bare_bytes for each in self._seen)
+
+    @property
+    def fall_bytes_s(self) -> float:
+        """By how much bare memory has fallen in a second, over the last ``FALL_S``; 0: not at all.
+
+        A VMM may report a balloon's size a second late. What such a balloon has given is available
+        already, and counts as a rise before the report and as a fall with it. Against the targets
+        it counts as a rise only. So a fall must show in both.
+        """
+        last = self._seen[-1]
+        for each in self._seen:
+            seconds = last.at_s - each.at_s
+            if seconds < NEXT_S:
+                break
+            if seconds <= FALL_S + NEXT_S:
+                bare = each.bare_bytes - last.bare_bytes
+                owed = each.owed_bytes - last.owed_bytes
+                return max(0.0, min(bare, owed) / seconds)
+        return 0.0
