@@ -200,6 +200,7 @@ static void look(void)
         "pswpin",         "balloon_inflate",         "balloon_deflate",         "pgmajfault",
         "pgscan_direct", NULL};
     static const char *const pressure[] = {"some", "full", NULL};
+    static const char *const meminfo[] = {"MemAvailable:", NULL};
     struct count *all = counts();
     uint64_t work = 0, slowest_us = 0, probe_us = 0;
 
@@ -222,6 +223,7 @@ static void look(void)
     printf("work %" PRIu64 "\nop_us %" PRIu64 "\nprobe_us %" PRIu64 "\n", work, slowest_us, probe_us);
     print_lines("/proc/vmstat", vmstat, "");
     print_lines("/proc/pressure/memory", pressure, "psi_");
+    print_lines("/proc/meminfo", meminfo, "");
 }
 
 int main(int argc, char **argv)

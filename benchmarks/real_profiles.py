@@ -83,6 +83,7 @@ def measured(
             except (DaemonError, AssertionError) as err:
                 yield profile, f"{type(err).__name__}: {err}"
                 continue
+            (logs / f"{turn}-{profile}/course.json").write_text(json.dumps(asdict(course)))
             done = {
                 f"{vm}_done": work_done(spell for spell in course.spells if spell.vm == vm)
                 for vm in ("works", "burst")

@@ -5,6 +5,7 @@ of their memory), less what a script says that the host wants for itself. balloo
 as what the host has available. So memory that a guest gives back counts when the kernel has it.
 """
 
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from balloon_daemon.ctl.simulate.live_guest import LEFT_MIB, LEFT_SHARE
 from benchmarks.loaded_guest import LoadedGuest
 from benchmarks.processes import Balloond, DaemonError, LowMemory
 from benchmarks.real_scores import Change, Course, Moment, Spell
@@ -135,7 +137,7 @@ class _Watched:
         def more(name: str) -> int:
             return found[name] - before[name]
 
-        seconds = max(self._at_s - from_s, 0.001)
+        seconds, size_mib = max(self._at_s - from_s, 0.001), self.guest.memory_mib
         return Spell(
             vm=self.vm,
             at_s=from_s,
@@ -144,6 +146,7 @@ class _Watched:
             done=more("work"),
             waited=more("psi_some") / 1e6 / seconds,
             refaults=more("workingset_refault_file") + more("workingset_refault_anon"),
+            spare_mib=found["MemAvailable:"] // 1024 - max(LEFT_MIB, int(LEFT_SHARE * size_mib)),
             oom_kills=more("oom_kill"),
         )
 
@@ -155,7 +158,7 @@ def run(images: Images, load: Path, profile: str, directory: Path) -> Course:
         images: where QEMU and the guests' kernels are.
         load: the image of ``compile_load``.
         profile: of all VMs; `NO_BALLOON` for a run without balloond.
-        directory: gets logs and the configuration file.
+        directory: gets all logs and the configuration file.
 
     Raises:
         DaemonError: balloond does not know the profile, or did not start.
@@ -174,8 +177,10 @@ def run(images: Images, load: Path, profile: str, directory: Path) -> Course:
         )
         daemon = stack.enter_context(Balloond(["--config", str(config)]))
         _wait_driven(daemon, len(guests))
-        course = _play(guests, daemon)
-        return course
+        try:
+            return _play(guests, daemon)
+        finally:
+            shutil.copy(daemon.log_path, directory)
 
 
 def _boot(images: Images, load: Path, directory: Path, stack: ExitStack) -> list[_Watched]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from balloon_daemon.ctl.simulate.live_guest import IN_NEED
-from balloon_daemon.ctl.simulate.scores import Scorer, Scores
+from balloon_daemon.ctl.simulate.live_guest import IN_NEED, LOSES
+from balloon_daemon.ctl.simulate.scores import Fared, Scorer, Scores
 from balloon_daemon.units import MIB, VmId
 
 WAITED = 0.05
@@ -44,6 +44,8 @@ class Spell:
         done: how many it did.
         waited: the share of the time in which tasks waited for memory.
         refaults: how many pages it read or swapped in again.
+        spare_mib: how much more was available at the end, by its own kernel, than a guest has to
+            have left.
         oom_kills: how many processes its kernel killed.
     """
 
@@ -54,6 +56,7 @@ class Spell:
     done: int
     waited: float
     refaults: int
+    spare_mib: int
     oom_kills: int
 
     @property
@@ -68,6 +71,11 @@ class Spell:
         if self.wished <= 0 or not lacks_memory:
             return 0.0
         return max(0.0, 1 - self.done / self.wished)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it lost any time, or had next to nothing left for what comes next."""
+        return self.stall > LOSES or self.spare_mib < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,8 @@ def scores(course: Course) -> Scores:
         scorer.host(moment.available_mib, course.margin_mib, seconds)
         for name, balloon_mib in moment.balloons_mib.items():
             balloon_bytes = balloon_mib * MIB
-            scorer.guest(vm_id(name), balloon_bytes, 0.0, moment.at_s, seconds, need=False)
+            fared = Fared(balloon_bytes, 0.0, in_need=False, is_short=False)
+            scorer.guest(vm_id(name), fared, moment.at_s, seconds)
     # A spell is in order by its beginning: a give-back in the midst of a need answers that need.
     both: list[Change | Spell] = [*course.changes, *course.spells]
     order = sorted(both, key=lambda each: each.at_s)
@@ -112,8 +121,8 @@ def scores(course: Course) -> Scores:
             balloon_bytes = _balloon_mib(course, each) * MIB
             scorer.told(vm, each.target_bytes, balloon_bytes, each.at_s)
         else:
-            need = each.stall > IN_NEED
-            scorer.guest(vm, 0, each.stall, each.to_s, each.seconds, need=need)
+            fared = Fared(0, each.stall, each.stall > IN_NEED, each.is_short)
+            scorer.guest(vm, fared, each.to_s, each.seconds)
             scorer.scores.oom_kills += each.oom_kills
     return scorer.scores
 

@@ -3,7 +3,7 @@
 import random
 
 from balloon_daemon.ctl.simulate.contenders import Contender
-from balloon_daemon.ctl.simulate.load import Load
+from balloon_daemon.ctl.simulate.load import Kernel, Kind, Load
 from balloon_daemon.ctl.simulate.scenario import Scenario, ScenarioVm, run
 from balloon_daemon.ctl.simulate.scores import Scores
 from benchmarks import real_scene as real
@@ -25,6 +25,7 @@ LOADS = {
         cache_mib=real.SET_MIB,
         set_mib=real.SET_MIB,
         touch_rate=real.SET_RATE * READ_MIB,
+        works=True,
     ),
     "burst": Load(
         ANON_MIB,
@@ -32,6 +33,7 @@ LOADS = {
         grow_at_s=real.BURST_AT_S,
         grow_rate=real.BURST_MIB_S,
         grow_s=real.BURST_MIB / real.BURST_MIB_S + real.BURST_FOR_S,
+        works=True,
     ),
 }
 UNTOUCHED = {"cold": 1.0, "works": 1.0, "burst": 0.0}
@@ -55,10 +57,16 @@ def scene() -> Scenario:
         ),
         seconds=real.END_S,
         vms=tuple(
-            ScenarioVm(name, vm.memory_mib, LOADS[name], untouched=UNTOUCHED[name])
+            ScenarioVm(name, _kind(name, vm.memory_mib), UNTOUCHED[name])
             for name, vm in real.VMS.items()
         ),
+        busy="works",
     )
+
+
+def _kind(name: str, size_mib: int) -> Kind:
+    # What the model's kernel keeps is that of a VM of 1 GiB.
+    return Kind(size_mib, Kernel().times(size_mib / 1024), LOADS[name])
 
 
 def simulated(contender: Contender, seed: int) -> Scores:

@@ -64,6 +64,6 @@ def test_simulator_plays_the_same_demand_and_the_same_vms() -> None:
     simulated = scene()
     for tenths in range(int(END_S * 10)):
         assert abs(at(simulated.demand, tenths / 10) - demand_mib(tenths / 10)) < 1
-    assert {vm.name: vm.size_mib for vm in simulated.vms} == {
+    assert {vm.name: vm.kind.size_mib for vm in simulated.vms} == {
         name: vm.memory_mib for name, vm in VMS.items()
     }

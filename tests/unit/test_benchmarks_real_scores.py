@@ -13,7 +13,7 @@ def spell(
     from_s: float, *, done: int, waited: float = 0.5, refaults: int = 0, oom_kills: int = 0
 ) -> Spell:
     """A second of a guest that wishes to do 100 operations in it."""
-    return Spell("web", from_s, from_s + 1, 100.0, done, waited, refaults, oom_kills)
+    return Spell("web", from_s, from_s + 1, 100.0, done, waited, refaults, 64, oom_kills)
 
 
 def test_host_below_its_margin_is_low_until_the_next_moment() -> None:
@@ -80,6 +80,10 @@ def test_giving_back_to_a_guest_in_need_is_no_reversal() -> None:
 
 def test_giving_back_to_another_guest_than_the_one_in_need_is_a_reversal() -> None:
     assert scores(squeezed(replace(spell(4.5, done=50), vm="db"))).reversals == 1
+
+
+def test_giving_back_to_a_guest_with_next_to_nothing_left_is_no_reversal() -> None:
+    assert scores(squeezed(replace(spell(4.5, done=100), spare_mib=-1))).reversals == 0
 
 
 def test_lowering_a_target_to_what_was_reached_is_no_reversal() -> None:
