@@ -33,5 +33,5 @@ fuzz-seccomp: setup ## a million calls: policy text against its evaluator and it
 bench: setup ## speed and size beside their goals (ARGS='reclaim cost' for some)
 	@.venv/bin/python -m benchmarks $(ARGS)
 
-judge: setup ## each policy on hosts with simulated guests (ARGS=--json)
-	@.venv/bin/balloonctl judge $(ARGS)
+judge: setup ## each policy on simulated hosts; on guests that you recorded (RECORDINGS=DIR)
+	@.venv/bin/balloonctl judge $(if $(RECORDINGS),--recordings $(RECORDINGS),$(addprefix --trace ,$(wildcard docs/traces/*.trace))) $(ARGS)

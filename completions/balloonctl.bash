@@ -18,10 +18,10 @@ _balloonctl() {
         esac
     done
     case $command:$before in
-    :--api | /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history | /simulate:--plot)
+    :--api | /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history | /simulate:--plot | /judge:--trace)
         kind=files
         ;;
-    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed | /judge:--recordings | /judge:--seed)
+    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--host-memory | /simulate:--seed | /judge:--recordings | /judge:--seed)
         kind=text
         ;;
     /reclaim:--from | /history:--vm)
@@ -40,7 +40,7 @@ _balloonctl() {
         kind=words words='entry exec'
         ;;
     /simulate:--profile)
-        kind=words words='seed careful adaptive'
+        kind=words words='seed careful adaptive all'
         ;;
     *)
         case $command in
@@ -120,10 +120,10 @@ _balloonctl() {
             kind=vms options='-h --help -o --output --history --since'
             ;;
         /simulate)
-            kind=files options='-h --help --set --profile --seed --json --plot'
+            kind=files options='-h --help --set --profile --host-memory --seed --json --plot'
             ;;
         /judge)
-            kind=none options='-h --help --recordings --seed --json'
+            kind=none options='-h --help --recordings --trace --seed --json'
             ;;
         esac
         [[ $current != -* ]] || kind=words words=$options

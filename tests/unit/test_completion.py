@@ -38,7 +38,7 @@ def test_commands_are_found_with_their_arguments(made: list[Command]) -> None:
         ("--since",): "text",
     }
     (profile,) = [a for a in by_path["simulate",].arguments if a.flags == ("--profile",)]
-    assert (profile.value, profile.words) == ("words", ("seed", "careful", "adaptive"))
+    assert (profile.value, profile.words) == ("words", ("seed", "careful", "adaptive", "all"))
 
 
 @pytest.mark.parametrize("name", FILES)

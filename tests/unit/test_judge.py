@@ -1,20 +1,31 @@
 """The judge: hosts of simulated guests, policies that govern them, and the table."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from balloon_daemon.ctl.main import main
 from balloon_daemon.ctl.simulate.contenders import Contender, contenders, host_policy
+from balloon_daemon.ctl.simulate.everyone import judge_trace
 from balloon_daemon.ctl.simulate.judge import judge, sums, table
 from balloon_daemon.ctl.simulate.load import Kernel, Kind, Load
+from balloon_daemon.ctl.simulate.overrides import changes_of
 from balloon_daemon.ctl.simulate.scenario import Scenario, ScenarioVm, at, run
 from balloon_daemon.ctl.simulate.scripts import scripts
+from balloon_daemon.ctl.simulate.trace_file import read_trace
+from balloon_daemon.ctl.simulate.world import World
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.host_events import Event, HostStep, Sampled, Target, Watch
 from balloon_daemon.sizing.vm_settings import Profile
 from balloon_daemon.units import GIB, MIB, VmId
+from tests.harness.recordings import RECORDINGS
+
+TRACES = Path(__file__).parents[2] / "docs" / "traces"
+Output = pytest.CaptureFixture[str]
 
 SEED = Contender("seed", host_policy, Profile.SEED)
 CAREFUL = Contender("careful", host_policy, Profile.CAREFUL)
@@ -131,3 +142,69 @@ def test_standard_hosts_are_low_at_times_and_their_vms_fit_on_them() -> None:
         assert sum(vm.kind.size_mib for vm in scenario.vms) <= scenario.host_mib
         assert 2 <= len(scenario.vms) <= 4
         assert run(scenario, SEED, draw).scores.low_s > 0, scenario.name
+
+
+# --- the commands -------------------------------------------------------------------------------
+
+
+def test_every_policy_is_judged_on_each_host_and_on_a_trace(capsys: Output) -> None:
+    trace = TRACES / "need.trace"
+    assert main(["judge", "--json", "--trace", str(trace)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    names = [each.name for each in contenders()]
+    assert set(names) >= {"seed", "careful", "none", "proxmox"}
+    assert [*told["hosts"]] == [*(host.name for host in scripts()), "need.trace"]
+    assert all([*scores] == names for scores in [*told["hosts"].values(), told["sums"]])
+    lows = [scores["seed"]["low_s"] for scores in told["hosts"].values()]
+    assert told["sums"]["seed"]["low_s"] == pytest.approx(sum(lows))
+
+
+def test_recorded_guests_take_the_busy_ones_place(capsys: Output, tmp_path: Path) -> None:
+    (tmp_path / "my-own.csv").write_text((RECORDINGS / "k72-coldanon.csv").read_text())
+    assert main(["judge", "--recordings", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    assert "\nmy-own  " in out
+    assert "\nmy-own: on 8 hosts\n" in out
+    assert out.count("\nseed ") == 2
+
+
+def test_trace_is_judged_by_all_policies(capsys: Output) -> None:
+    trace = str(TRACES / "need.trace")
+    assert main(["simulate", trace, "--profile", "all", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [*told["policies"]] == [each.name for each in contenders()]
+    assert told["policies"]["careful"]["need_s"] < told["policies"]["seed"]["need_s"]
+    assert main(["simulate", trace, "--profile", "all", "--host-memory", "16G"]) == 0
+    first, _, head, *rows = capsys.readouterr().out.splitlines()
+    assert first == f"{trace}: 3 min 33 s, 2 VMs, a host of 16 GiB"
+    assert head.split()[:2] == ["low", "s"]
+    assert len(rows) == len(contenders())
+
+
+def test_profile_of_all_scores_as_the_profile_alone_is_summed_up() -> None:
+    trace = read_trace(str(TRACES / "evening.trace"))
+    changes = changes_of(trace.header.settings, (), Profile.CAREFUL)
+    world = World(trace, changes, draw)
+    summed = world.run()
+    assert world.scores.low_s == pytest.approx(summed.low_s)
+    assert world.scores.seconds == pytest.approx(summed.seconds)
+    assert world.scores.gib_minutes == pytest.approx(summed.byte_seconds / GIB / 60, rel=0.02)
+    judged = judge_trace(trace, (), lambda: draw, 8192)
+    assert judged["careful"] == world.scores
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--host-memory", "8G"], "--host-memory goes with --profile all"),
+        (["--host-memory", "x", "--profile", "all"], "--host-memory x: 'x' is not a size; "),
+        (["--set", "steps=x", "--profile", "all"], "--set steps=x: 'x' is no whole number"),
+    ],
+)
+def test_mistake_is_told_in_a_line(arguments: list[str], told: str, capsys: Output) -> None:
+    assert main(["simulate", str(TRACES / "need.trace"), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"balloonctl simulate: {told}")
+    assert len(err.splitlines()) == 1

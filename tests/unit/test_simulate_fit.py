@@ -72,9 +72,7 @@ def test_file_that_is_no_recording_is_told_with_its_line(
 
 def test_directory_without_recordings_is_told(tmp_path: Path, capsys: Output) -> None:
     assert main(["judge", "--recordings", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        f"balloonctl judge: --recordings {tmp_path}: has no recording (*.csv)\n"
-    )
+    assert capsys.readouterr().err == (f"balloonctl judge: {tmp_path}: has no recording (*.csv)\n")
 
 
 # --- fitting ------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from balloon_daemon.ctl.simulate.peers.table import PEERS
 from balloon_daemon.ctl.simulate.policies import MakePolicy
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -32,5 +31,8 @@ def host_policy(settings: PolicySettings, draw: Callable[[], float], host_mib: i
 
 def contenders() -> list[Contender]:
     """All of them, ours first. Peers are told what guests report."""
+    # Imported here: balloonctl loads this module at each start, and peers are for comparisons.
+    from balloon_daemon.ctl.simulate.peers.table import PEERS
+
     ours = [Contender(profile.value, host_policy, profile) for profile in Profile]
     return ours + [Contender(name, make, Profile.CAREFUL) for name, make in PEERS.items()]

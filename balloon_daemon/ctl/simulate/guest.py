@@ -2,6 +2,7 @@
 
 import math
 
+from balloon_daemon.ctl.simulate.live_guest import LEFT_MIB, LEFT_SHARE
 from balloon_daemon.ctl.simulate.samples import Samples
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.units import MIB, PAGE_SIZE
@@ -68,6 +69,13 @@ class Guest:
         if figures is None or figures.available_bytes is None or not self.balloon_bytes(at_s):
             return False
         return figures.available_bytes < self.vm_mem_bytes // LACKS_SHARE
+
+    def is_short(self, at_s: float) -> bool:
+        """Whether it has too little available in the model for what may come next."""
+        figures = self.figures(at_s)
+        if figures is None or figures.available_bytes is None:
+            return False
+        return figures.available_bytes < max(LEFT_SHARE * self.vm_mem_bytes, LEFT_MIB * MIB)
 
     def set_target(self, target_bytes: int, at_s: float) -> None:
         """Lets its balloon move to a target, but not beyond what the guest has available."""

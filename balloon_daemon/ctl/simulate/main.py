@@ -11,6 +11,8 @@ from time import gmtime, strftime
 
 from balloon_daemon.ctl.charts.needed import check_picture
 from balloon_daemon.ctl.simulate.course import course_of
+from balloon_daemon.ctl.simulate.everyone import judge_trace, least_host_mib
+from balloon_daemon.ctl.simulate.judge import table
 from balloon_daemon.ctl.simulate.overrides import NAMES, changes_of
 from balloon_daemon.ctl.simulate.replay import Replayed, replay
 from balloon_daemon.ctl.simulate.tally import Sums
@@ -20,9 +22,12 @@ from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.records.trace import Trace, encode_header
 from balloon_daemon.sizing.host_events import Added, Found, Restored
 from balloon_daemon.sizing.vm_settings import Profile
-from balloon_daemon.units import MIB, format_size
+from balloon_daemon.units import MIB, format_size, parse_memory_size
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+
+ALL = "all"
+"""The value of ``--profile`` that judges every policy."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -49,8 +54,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--profile",
-        choices=[profile.value for profile in Profile],
-        help="another profile, for all VMs",
+        choices=[*(profile.value for profile in Profile), ALL],
+        help="another profile, for all VMs; all: each profile, and other projects' rules, in one "
+        "table (docs/judgement.md)",
+    )
+    parser.add_argument(
+        "--host-memory",
+        metavar="SIZE",
+        help="all memory of the host, for other projects' rules, which go by it (default: what "
+        "was available at most, and all VMs)",
     )
     parser.add_argument(
         "--seed",
@@ -78,7 +90,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.plot is not None:
             check_picture("--plot", args.plot)
+        host_mib = _host_mib(args)
         trace = read_trace(args.trace)
+        if args.profile == ALL:
+            _judge(trace, args, host_mib or least_host_mib(trace))
+            return EXIT_OK if args.plot is None else _draw(trace, args.plot)
         profile = None if args.profile is None else Profile(args.profile)
         changes = changes_of(trace.header.settings, args.assignments, profile)
         replayed = replay(trace)
@@ -96,6 +112,32 @@ def run(args: argparse.Namespace) -> int:
         named = [*args.assignments, *([] if profile is None else [f"profile={profile.value}"])]
         _print_text(trace, replayed, columns, named)
     return EXIT_OK if args.plot is None else _draw(trace, args.plot)
+
+
+def _host_mib(args: argparse.Namespace) -> int | None:
+    if args.host_memory is None:
+        return None
+    if args.profile != ALL:
+        raise ConfigError("--host-memory goes with --profile all")
+    try:
+        return parse_memory_size(args.host_memory) // MIB
+    except ConfigError as err:
+        raise ConfigError(f"--host-memory {printable(args.host_memory)}: {err}") from err
+
+
+def _judge(trace: Trace, args: argparse.Namespace, host_mib: int) -> None:
+    scores = judge_trace(trace, args.assignments, lambda: Random(args.seed).random, host_mib)
+    if args.json:
+        policies = {name: asdict(each) for name, each in scores.items()}
+        told = {"trace": trace.name, "vms": _vms(trace), "host_mib": host_mib}
+        print(json.dumps({**told, "policies": policies}))
+        return
+    length = _time(next(iter(scores.values())).seconds)
+    host = format_size(host_mib * MIB)
+    print(f"{trace.name}: {length}, {_count(len(_vms(trace)), 'VM')}, a host of {host}")
+    for name in args.assignments:
+        print(f"changed: {printable(name)}")
+    print("", *table(scores), sep="\n")
 
 
 def _draw(trace: Trace, path: Path) -> int:

@@ -95,6 +95,8 @@ class World:
         self._tally = Tally()
         self._scorer = Scorer()
         self._at_s: float | None = None
+        self._host: tuple[int, int] | None = None
+        """What was available at the last reading, below 0 too, and the margin; None: unknown."""
 
     @property
     def scores(self) -> Scores:
@@ -196,9 +198,7 @@ class World:
             for vm, guest in list(self._guests.items()):
                 self._hear(vm, guest, at_s)
             if self._wake_at_s <= at_s:
-                now = self._now(at_s)
-                self._tally.saw(now)
-                self._step(Woke(now), at_s)
+                self._step(Woke(self._read(at_s)), at_s)
 
     def _advance(self, at_s: float) -> None:
         """Lets the time pass up to here: what was said last counts for it."""
@@ -208,12 +208,12 @@ class World:
         seconds = self._at_s - since_s
         if not seconds:
             return
-        now = self._now(since_s)
-        if isinstance(now, Reading):
-            self._scorer.host(self._wanted_mib(since_s), now.margin_mib, seconds)
+        if self._host is not None:
+            self._scorer.host(*self._host, seconds)
         for vm, guest in self._guests.items():
             lacks = guest.lacks_memory(since_s)
-            fared = Fared(guest.balloon_bytes(since_s), float(lacks), lacks, lacks)
+            balloon = guest.balloon_bytes(since_s)
+            fared = Fared(balloon, float(lacks), lacks, guest.is_short(since_s))
             self._scorer.guest(vm, fared, self._at_s, seconds)
 
     def _hear(self, vm: VmId, guest: Guest, at_s: float) -> None:
@@ -232,27 +232,24 @@ class World:
                 self._step(Sampled(vm, figures), at_s)
 
     def _look(self, at_s: float) -> None:
-        now = self._now(at_s)
-        self._tally.saw(now)
+        now = self._read(at_s)
         if self._listens:
             self._step(Looked(now), at_s)
 
-    def _now(self, at_s: float) -> Seen:
-        """The host's reading in the model."""
-        seen = self._seen
-        if not isinstance(seen, Reading):
-            return seen
-        margin_mib = self._changes.margin_mib
-        return seen._replace(
-            available_mib=max(0, self._wanted_mib(at_s)),
-            margin_mib=seen.margin_mib if margin_mib is None else margin_mib,
-        )
-
-    def _wanted_mib(self, at_s: float) -> int:
-        """What is available in the model; below 0: what is wanted beyond all memory."""
-        more = sum(guest.more_bytes(at_s) for guest in self._guests.values())
-        assert isinstance(self._seen, Reading)
-        return self._seen.available_mib + more // MIB
+    def _read(self, at_s: float) -> Seen:
+        """Reads the host in the model."""
+        now, self._host = self._seen, None
+        if isinstance(now, Reading):
+            more = sum(guest.more_bytes(at_s) for guest in self._guests.values())
+            available_mib = now.available_mib + more // MIB
+            margin_mib = self._changes.margin_mib
+            now = now._replace(
+                available_mib=max(0, available_mib),
+                margin_mib=now.margin_mib if margin_mib is None else margin_mib,
+            )
+            self._host = (available_mib, now.margin_mib)
+        self._tally.saw(now)
+        return now
 
     def _step(self, event: Event, at_s: float) -> None:
         step = self._policy.step(event, at_s)

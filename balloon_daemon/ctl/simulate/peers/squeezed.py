@@ -90,4 +90,8 @@ def _balanced(host: Host, vms: Mapping[VmId, PeerVm]) -> dict[VmId, int]:
     balloons = sum(vm.balloon_bytes for vm in vms.values())
     missing = host.margin_bytes - (host.available_bytes - balloons)
     share = min(max(missing / ranges, 0.0), 1.0)
-    return {vm: int(share * it.max_bytes) // PAGE_SIZE * PAGE_SIZE for vm, it in vms.items()}
+    # What a guest keeps is rounded down, so that the host is not a few pages short.
+    return {
+        vm: it.max_bytes - int((1 - share) * it.max_bytes) // PAGE_SIZE * PAGE_SIZE
+        for vm, it in vms.items()
+    }
