@@ -26,10 +26,10 @@ MARGIN_MIB = LowMemory.MARGIN_MIB
 ROOM_MIB = 200
 """What the host has beyond its margin when a run begins."""
 
-DEMAND_MIB = 800
+DEMAND_MIB = 650
 DEMAND_FROM_S, DEMAND_UNTIL_S = 5.0, 42.0
 DEMAND_MIB_S = 60.0
-"""The host itself wants so much more, at this speed, and has it from 18 s to 42 s."""
+"""The host itself wants so much more, at this speed, and has it from 16 s to 42 s."""
 
 END_S = 50.0
 TICK_S = 0.2
@@ -58,7 +58,7 @@ class Vm:
 
 
 SET_MIB, SET_RATE = 540, 200
-COLD_MIB = 700
+COLD_MIB = 850
 
 VMS = {
     "cold": Vm("bookworm", 1024),

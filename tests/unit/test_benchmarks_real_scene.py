@@ -11,8 +11,8 @@ from benchmarks.simulated_scene import scene
 
 
 def test_host_wants_memory_step_by_step_and_gives_all_of_it_back() -> None:
-    assert [demand_mib(at_s) for at_s in (0, 5, 6, 18, 18.4, 41.9, 42)] == [
-        *(0, 0, 60, 780, 800, 800, 0)
+    assert [demand_mib(at_s) for at_s in (0, 5, 6, 15, 16, 41.9, 42)] == [
+        *(0, 0, 60, 600, 650, 650, 0)
     ]
 
 
