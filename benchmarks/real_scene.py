@@ -158,7 +158,7 @@ def run(images: Images, load: Path, profile: str, directory: Path) -> Course:
         images: where QEMU and the guests' kernels are.
         load: the image of ``compile_load``.
         profile: of all VMs; `NO_BALLOON` for a run without balloond.
-        directory: gets all logs and the configuration file.
+        directory: gets all logs, the configuration file and balloond's trace.
 
     Raises:
         DaemonError: balloond does not know the profile, or did not start.
@@ -175,7 +175,9 @@ def run(images: Images, load: Path, profile: str, directory: Path) -> Course:
                 for watched in guests
             )
         )
-        daemon = stack.enter_context(Balloond(["--config", str(config)]))
+        daemon = stack.enter_context(
+            Balloond(["--config", str(config), "--record", str(directory / "trace")])
+        )
         _wait_driven(daemon, len(guests))
         try:
             return _play(guests, daemon)
