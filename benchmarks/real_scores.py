@@ -107,7 +107,8 @@ def scores(course: Course) -> Scores:
 
     for moment, following in pairwise(course.moments):
         seconds = following.at_s - moment.at_s
-        scorer.host(moment.available_mib, course.margin_mib, seconds)
+        margin_mib = course.margin_mib
+        scorer.host(moment.available_mib, following.available_mib, margin_mib, seconds)
         for name, balloon_mib in moment.balloons_mib.items():
             balloon_bytes = balloon_mib * MIB
             fared = Fared(balloon_bytes, 0.0, in_need=False, is_short=False)

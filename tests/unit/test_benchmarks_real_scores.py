@@ -16,14 +16,15 @@ def spell(
     return Spell("web", from_s, from_s + 1, 100.0, done, waited, refaults, 64, oom_kills)
 
 
-def test_host_below_its_margin_is_low_until_the_next_moment() -> None:
+def test_host_is_low_from_moment_to_moment_in_straight_lines() -> None:
     course = Course(400)
-    course.moments += [Moment(0, 400, {}), Moment(1, 399, {}), Moment(3, 500, {})]
-    course.moments += [Moment(7, -512, {}), Moment(9, 400, {})]
+    course.moments += [Moment(0, 400, {}), Moment(2, 300, {}), Moment(4, 500, {})]
+    course.moments += [Moment(6, 0, {}), Moment(7, -512, {})]
     found = scores(course)
-    assert found.low_s == 4
+    # All of the first 2 s, half of the next, then from 400 to 0 on the way from 500, and all.
+    assert found.low_s == pytest.approx(2 + 1 + 1.6 + 1)
     assert found.least_available_mib == 0
-    assert found.unmet_gib_s == 1.0
+    assert found.unmet_gib_s == pytest.approx(0.25)
 
 
 def test_memory_taken_is_the_sum_over_balloons_and_time() -> None:
