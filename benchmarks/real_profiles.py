@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,13 +27,16 @@ from benchmarks.loaded_guest import compile_load
 from benchmarks.processes import DaemonError
 from benchmarks.rankings import contradictions, order
 from benchmarks.real_scene import NO_BALLOON, run
-from benchmarks.real_scores import scores, work_done
+from benchmarks.real_scores import Change, Course, Moment, Spell, scores, work_done
 from benchmarks.simulated_scene import simulated
 from benchmarks.table import number
 from tests.vm.cache import ImagesError
 from tests.vm.images import Images, ready_images
 
 RUNS = 5
+WIDTH = 150
+"""Of the tables, in columns."""
+
 NICE = -15
 """Of all that runs for a measurement (setpriority(2)), as far as the kernel allows it."""
 
@@ -89,11 +91,28 @@ def measured(
                 yield profile, f"{type(err).__name__}: {err}"
                 continue
             (logs / f"{turn}-{profile}/course.json").write_text(json.dumps(asdict(course)))
-            done = {
-                f"{vm}_done": work_done(spell for spell in course.spells if spell.vm == vm)
-                for vm in ("works", "burst")
-            }
-            yield profile, asdict(scores(course)) | done
+            yield profile, _result(course)
+
+
+def kept(logs: Path) -> Iterator[tuple[str, Result]]:
+    """Scores the runs whose logs are in a directory or below it."""
+    for file in sorted(logs.rglob("*-*/course.json")):
+        told = json.loads(file.read_text())
+        course = Course(
+            told["margin_mib"],
+            [Moment(**moment) for moment in told["moments"]],
+            [Spell(**spell) for spell in told["spells"]],
+            [Change(**change) for change in told["changes"]],
+        )
+        yield file.parent.name.partition("-")[2], _result(course)
+
+
+def _result(course: Course) -> Result:
+    done = {
+        f"{vm}_done": work_done(spell for spell in course.spells if spell.vm == vm)
+        for vm in ("works", "burst")
+    }
+    return asdict(scores(course)) | done
 
 
 def figures() -> Iterator[Figure]:
@@ -182,41 +201,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_profiles")
     parser.add_argument("profiles", nargs="*", metavar="PROFILE", help=", ".join(PROFILES))
     parser.add_argument("--runs", type=int, default=RUNS, help="of each profile (default 5)")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="add each run as a line; with --runs 0 only show what is there",
-    )
     parser.add_argument("--logs", type=Path, metavar="DIRECTORY", help="keep the logs there")
+    parser.add_argument(
+        "--kept", type=Path, metavar="DIRECTORY", help="score the runs whose logs are there"
+    )
+    parser.add_argument("--json", action="store_true", help="print each run as a line instead")
     options = parser.parse_args()
     profiles = options.profiles or PROFILES
     if unknown := [name for name in profiles if name not in PROFILES]:
         parser.error(f"no profile {', '.join(unknown)}; there are {', '.join(PROFILES)}")
     results: dict[str, list[Result]] = {profile: [] for profile in profiles}
-    _come_first()
     with tempfile.TemporaryDirectory() as directory:
         try:
-            images, load = ready_images(), compile_load(Path(directory))
+            runs = kept(options.kept) if options.kept else _runs(options, Path(directory))
+            for profile, result in runs:
+                if isinstance(result, str):
+                    print(f"real_profiles: {profile}: {result}", file=sys.stderr)
+                    continue
+                results.setdefault(profile, []).append(result)
+                if options.json:
+                    print(json.dumps({"profile": profile} | dict(result)), flush=True)
         except (ImagesError, CompilerError) as err:
             print(f"real_profiles: {err}", file=sys.stderr)
             return 2
-        logs = options.logs or Path(directory)
-        begun_s = time.monotonic()
-        if options.json and options.json.exists():
-            for line in options.json.read_text().splitlines():
-                earlier = json.loads(line)
-                results.setdefault(earlier.pop("profile"), []).append(earlier)
-        for profile, result in measured(images, load, profiles, options.runs, logs):
-            print(f"{time.monotonic() - begun_s:.0f} s: {profile}: {result}", file=sys.stderr)
-            if isinstance(result, str):
-                continue
-            results[profile].append(result)
-            if options.json:
-                with options.json.open("a") as file:
-                    file.write(json.dumps({"profile": profile} | dict(result)) + "\n")
-    show(results, Console(width=110))
+    if not options.json:
+        show(results, Console(width=WIDTH))
     return 0
+
+
+def _runs(options: argparse.Namespace, directory: Path) -> Iterator[tuple[str, Result | str]]:
+    _come_first()
+    images, load = ready_images(), compile_load(directory)
+    profiles = options.profiles or PROFILES
+    yield from measured(images, load, profiles, options.runs, options.logs or directory)
 
 
 if __name__ == "__main__":
