@@ -8,7 +8,7 @@ import pytest
 MOST_DATACLASSES = 18
 """That are mutable, check their values, or are changed by many (Config, Stats)."""
 
-MOST_OF_TYPING = 52
+MOST_OF_TYPING = 70
 """Named tuples: the policy's own, and whatever a new module brings before it is looked at."""
 
 
