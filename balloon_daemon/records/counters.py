@@ -15,6 +15,7 @@ from balloon_daemon.units import VmId
 
 FAULTS: frozenset[type[Event]] = frozenset(
     {
+        events.ApiClientTooSlow,
         events.ApiMisused,
         events.ApiNotOpened,
         events.CallbackFailed,
@@ -47,6 +48,7 @@ FAULTS: frozenset[type[Event]] = frozenset(
         events.RingsUnknown,
         # Driven VMs. VmNotDriven is a state, which lasts, and is shown as one.
         events.BasesNotStored,
+        events.BasesPathTaken,
         events.DirectoryHangs,
         events.DomainsNotFound,
         events.FinderFailed,
