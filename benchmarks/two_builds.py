@@ -15,8 +15,17 @@ from statistics import median
 
 from rich.console import Console
 
+from balloon_daemon.linux.closing_child import NAME as CLOSER
 from benchmarks.figures import Figure, at_most, of_samples
-from benchmarks.processes import Balloond, children_of, cpu_s, memory_kib, wakeups
+from benchmarks.processes import (
+    Balloond,
+    DaemonError,
+    children_of,
+    command_of,
+    cpu_s,
+    memory_kib,
+    wakeups,
+)
 from benchmarks.table import show
 from benchmarks.tiny_guest import VM_MEM, TinyGuest, connect, raise_file_limit, wait_told
 
@@ -74,9 +83,22 @@ def _memory(checkout: Path) -> Samples:
                 size = controller[name] / KIB_IN_MIB
                 found[f"{way}: controller {name.upper()}, MiB"] = size
             found[f"{way}: device USS, MiB"] = memory_kib(devices[0])["Uss"] / KIB_IN_MIB
+            found[f"{way}: PSS of all processes, MiB"] = _pss_mib(daemon)
             for guest in guests:
                 guest.close()
     return found
+
+
+def _pss_mib(daemon: Balloond) -> float:
+    """The memory of the controller, its template, its devices and a keeper, once the children that
+    close files have ended."""
+    deadline = time.monotonic() + SETTLE_S
+    while any(command_of(pid) == CLOSER for pid in children_of(daemon.pid)):
+        if time.monotonic() > deadline:
+            raise DaemonError("a child still closes files")
+        time.sleep(0.1)
+    everyone = [daemon.pid, *children_of(daemon.pid)]
+    return sum(memory_kib(pid)["Pss"] for pid in everyone) / KIB_IN_MIB
 
 
 _WAYS = {

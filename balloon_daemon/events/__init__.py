@@ -13,6 +13,7 @@ that count events, and other readers should skip it.
 from collections.abc import Callable
 
 # Import all events here, so that publishers need not know in which file an event is defined.
+from balloon_daemon.events.clients import *  # noqa: F403
 from balloon_daemon.events.daemon import *  # noqa: F403
 from balloon_daemon.events.daemon import DaemonEvent
 from balloon_daemon.events.devices import *  # noqa: F403

@@ -2,6 +2,7 @@
 
 from enum import Enum
 
+from balloon_daemon.events.clients import ClientEvent
 from balloon_daemon.fact import fact
 from balloon_daemon.named_tuple import NamedTuple
 
@@ -17,81 +18,6 @@ class Listening(NamedTuple):
     """
 
     socket: str
-
-
-@fact
-class ApiListening(NamedTuple):
-    """Clients of the API can connect.
-
-    Attributes:
-        socket: the path of the API's socket.
-        group: the group whose members may read; "": none may.
-    """
-
-    socket: str
-    group: str
-
-
-@fact
-class MetricsListening(NamedTuple):
-    """The metrics can be read over TCP.
-
-    Attributes:
-        address: the IP address and the port.
-    """
-
-    address: str
-
-
-@fact
-class MetricsFileEnded(NamedTuple):
-    """No more is written to the file of ``--metrics``.
-
-    Attributes:
-        why: the kernel's text.
-    """
-
-    why: str
-
-
-@fact
-class ApiNotOpened(NamedTuple):
-    """balloond runs without its API, which nobody asked for by a flag.
-
-    Attributes:
-        why: the error's text.
-    """
-
-    why: str
-
-
-@fact
-class ApiMisused(NamedTuple):
-    """A client of the API has sent file descriptors, which no request has.
-
-    Attributes:
-        uid: the client's user.
-        closed: the group may not read any more, because its members have done so often.
-    """
-
-    uid: int
-    closed: bool
-
-
-@fact
-class ApiClientTooSlow(NamedTuple):
-    """A client of the API was dropped, because too many bytes of answers wait for all clients
-    together, and it was the slowest.
-
-    Attributes:
-        uid: the client's user.
-        most_bytes: how many may wait.
-        suppressed: how many other clients were dropped so since the last such event.
-    """
-
-    uid: int
-    most_bytes: int
-    suppressed: int = 0
 
 
 @fact
@@ -474,12 +400,7 @@ class RecordingEnded(NamedTuple):
 
 DaemonEvent = (
     Listening
-    | ApiListening
-    | MetricsListening
-    | MetricsFileEnded
-    | ApiNotOpened
-    | ApiMisused
-    | ApiClientTooSlow
+    | ClientEvent
     | Stopping
     | StoppingAtOnce
     | MemoryNotGivenBack

@@ -211,13 +211,12 @@ class FigureFile:
 _kept: dict[str, FigureFile] = {}
 
 
-def read_figures(path: str, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:
+def read_figures(path: str, content: Content = content_of) -> bytes:
     """The present content of a file that this process reads again and again.
 
     Args:
         path: the file, which stays open. Where more than ``MOST_KEPT`` are open, the file that was
             opened first is closed.
-        most_bytes: how much of it is read at most.
         content: reads the open file.
 
     Raises:
@@ -228,7 +227,7 @@ def read_figures(path: str, most_bytes: int = MOST_BYTES, content: Content = con
         file = _kept[path] = FigureFile(path)
         if len(_kept) > MOST_KEPT:
             _kept.pop(next(iter(_kept))).close()
-    return file.read(most_bytes, content)
+    return file.read(content=content)
 
 
 def read_once(path: str, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:

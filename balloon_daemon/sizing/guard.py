@@ -37,7 +37,6 @@ from balloon_daemon.sizing.decision import (
 from balloon_daemon.sizing.drift import Bearing, Drift
 from balloon_daemon.sizing.need import FRESH_S, STALE_S, Figures, NeedRule
 from balloon_daemon.sizing.proof import Proof
-from balloon_daemon.sizing.spare import Spare, spare_of
 from balloon_daemon.sizing.stall import Progress
 
 HOLD_S = 30.0
@@ -138,9 +137,9 @@ class Guard:
         # guest's doing.
         return drift if self._runs and self.left is not Reason.CONTESTED else None
 
-    def took(self, figures: Figures, *, squeezed: bool, balloon_bytes: int = 0) -> None:
-        """Notes the guest's statistics, and its balloon's size at that time."""
-        self._need.take(figures, squeezed=squeezed, balloon_bytes=balloon_bytes)
+    def took(self, figures: Figures, *, squeezed: bool) -> None:
+        """Notes the guest's statistics."""
+        self._need.take(figures, squeezed=squeezed)
 
     def ran(self, now_s: float, *, runs: bool) -> None:
         """Notes whether the guest runs and its driver listens."""
@@ -181,20 +180,15 @@ class Guard:
         """When the guest sent its last statistics; None: never."""
         return self._need.last_at_s
 
-    def spare(self, vm_mem_bytes: int, told_bytes: int, now_s: float) -> Spare | None:
-        """What the guest can spare; None: unknown, as it sends no statistics, or sends none any
-        more.
+    def known(self, now_s: float) -> Figures | None:
+        """The statistics that show what the guest can spare; None: it sends none, or no more."""
+        last = self._need.last
+        return None if last is None or now_s - last.at_s > LATE_S else last
 
-        Args:
-            vm_mem_bytes: the VM's size.
-            told_bytes: the target that it was sent last.
-            now_s: the clock.
-        """
-        need = self._need
-        if need.last is None or now_s - need.last.at_s > LATE_S:
-            return None
-        taken_bytes = max(0, told_bytes - need.balloon_bytes)
-        return spare_of(need.last, vm_mem_bytes, taken_bytes, reads_cache=need.reads_cache)
+    @property
+    def reads_cache(self) -> bool:
+        """Whether the guest reads from its disks as one does whose page cache is too small."""
+        return self._need.reads_cache
 
     def is_blind(self, now_s: float) -> bool:
         """Whether need of the guest would not be noticed: it sends no statistics, or statistics

@@ -108,6 +108,11 @@ _BASES = ("disk_read_bytes", "major_faults")
 _COUNTERS = ("swap_in_bytes", "major_faults", "oom_kills", "disk_read_bytes")
 
 
+def least_available_bytes(vm_mem_bytes: int) -> float:
+    """With less available memory than this a guest is in need."""
+    return max(AVAILABLE_SHARE * vm_mem_bytes, AVAILABLE_BYTES)
+
+
 class NeedRule:
     """Judges by one guest's statistics whether the guest is in need."""
 
@@ -121,19 +126,14 @@ class NeedRule:
         self._means = deque[tuple[float, float, float]]()
         self._disk_base = self._faults_base = 0.0
         self._unsaid_until_s = -math.inf
-        self.balloon_bytes = 0
-        """The balloon's size at the last statistics."""
+        self.reads_cache = False
+        """Whether the guest read so much more from its disks than usual at the last ``signs``, or
+        had so many more major faults, that it would be in need with little free memory."""
 
     @property
     def last(self) -> Figures | None:
         """The last statistics; None: there are none."""
         return self._recent[-1] if self._recent else None
-
-    @property
-    def reads_cache(self) -> bool:
-        """Whether the guest reads more from its disks, or has more major faults, than it usually
-        has by so much that it would be in need if it had little free memory."""
-        return len(self._recent) > 1 and bool(self._cache_signs())
 
     @property
     def last_at_s(self) -> float | None:
@@ -153,13 +153,12 @@ class NeedRule:
         """Whether all statistics of the last minute said how much memory is available."""
         return now_s >= self._unsaid_until_s
 
-    def take(self, figures: Figures, *, squeezed: bool, balloon_bytes: int = 0) -> None:
+    def take(self, figures: Figures, *, squeezed: bool) -> None:
         """Takes a guest's statistics, in the order in which it sent them.
 
         Args:
             figures: the statistics; the same ones again change nothing.
             squeezed: whether its balloon holds memory, or is to hold some.
-            balloon_bytes: its balloon's size.
         """
         recent = self._recent
         if recent:
@@ -170,7 +169,6 @@ class NeedRule:
                 self._calm = None
         self._killed = bool(recent) and _grown(recent[-1], figures, "oom_kills") > 0
         recent.append(figures)
-        self.balloon_bytes = balloon_bytes
         if figures.available_bytes is None:
             self._unsaid_until_s = figures.at_s + UNSAID_S
         while len(recent) > 2 and figures.at_s - recent[1].at_s > SHORTEST_S:
@@ -192,19 +190,22 @@ class NeedRule:
             stuck: whether it has given nothing for long although it is asked for more.
         """
         last_at_s = self.last_at_s
+        self.reads_cache = False
         if last_at_s is None or now_s - last_at_s > FRESH_S:
             return frozenset()
         last = self._recent[-1]
         found = set[Sign]()
-        least = max(AVAILABLE_SHARE * vm_mem_bytes, AVAILABLE_BYTES)
+        least = least_available_bytes(vm_mem_bytes)
         if last.available_bytes is not None and last.available_bytes < least:
             found.add(Sign.LITTLE_AVAILABLE)
         if self._rate("swap_in_bytes") >= SWAP_IN_BYTES:
             found.add(Sign.SWAPS_IN)
         if self._killed:
             found.add(Sign.KILLED)
+        cache = self._cache_signs()
+        self.reads_cache = bool(cache)
         if last.free_bytes is not None and last.free_bytes < FREE_SHARE * vm_mem_bytes:
-            found |= self._cache_signs()
+            found |= cache
             if stuck:
                 found.add(Sign.STUCK)
         return frozenset(found)

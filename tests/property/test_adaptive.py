@@ -10,7 +10,7 @@ from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import GIB, MIB, VmId
-from tests.harness.adaptive_host import ADAPTIVE, AdaptiveHost, Guest, turned_within
+from tests.harness.adaptive_host import ADAPTIVE, AdaptiveHost, Guest, turned_within, well
 
 VMS = [VmId(number, f"vm{number}") for number in range(1, 5)]
 LOW = Reading(10, 400)
@@ -18,11 +18,6 @@ PLENTY = Reading(1 << 20, 400)
 DRAWS = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5)
 SIZES = st.sampled_from([400 * MIB, 512 * MIB, GIB, 3 * GIB, 64 * GIB])
 RATES = st.sampled_from([20 * MIB, 100 * MIB, GIB])
-
-
-def well(_at_s: float, figures: Figures) -> Figures:
-    """Statistics of a guest that has plenty, whatever is taken from it."""
-    return figures._replace(available_bytes=GIB * 64, free_bytes=GIB * 64)
 
 
 def silent(_at_s: float, _figures: Figures) -> None:

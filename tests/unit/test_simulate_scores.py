@@ -18,12 +18,20 @@ def reversals(*told: tuple[float, int, int], short_at_s: float | None = None) ->
 
 def test_host_is_low_below_its_margin_and_lacks_what_is_below_nothing() -> None:
     scorer = Scorer()
-    scorer.host(400.0, 400.0, 10.0)
-    scorer.host(399.0, 400.0, 2.0)
-    scorer.host(-512.0, 400.0, 3.0)
+    scorer.host(400.0, 400.0, 400.0, 10.0)
+    scorer.host(399.0, 399.0, 400.0, 2.0)
+    scorer.host(-512.0, -512.0, 400.0, 3.0)
     scores = scorer.scores
     assert (scores.seconds, scores.low_s, scores.least_available_mib) == (15.0, 5.0, 0.0)
     assert scores.unmet_gib_s == 1.5
+
+
+def test_host_is_low_for_the_part_of_the_way_that_is_below_its_margin() -> None:
+    for before, after in ((500.0, 300.0), (300.0, 500.0)):
+        scorer = Scorer()
+        scorer.host(before, after, 350.0, 8.0)
+        assert scorer.scores.low_s == 2.0
+        assert scorer.scores.least_available_mib == 300.0
 
 
 def test_guests_are_added_up() -> None:

@@ -16,11 +16,14 @@ class Contender(NamedTuple):
         name: its name.
         make: makes it.
         profile: the profile of all VMs that it governs.
+        margins: how many times the host's margin it is told: with a larger one it takes memory
+            earlier than it is judged by.
     """
 
     name: str
     make: MakePolicy
     profile: Profile
+    margins: float = 1.0
 
 
 def host_policy(settings: PolicySettings, draw: Callable[[], float], host_mib: int) -> HostPolicy:
@@ -36,3 +39,12 @@ def contenders() -> list[Contender]:
 
     ours = [Contender(profile.value, host_policy, profile) for profile in Profile]
     return ours + [Contender(name, make, Profile.CAREFUL) for name, make in PEERS.items()]
+
+
+def trade_off() -> list[Contender]:
+    """Our profiles, each told larger and larger margins."""
+    return [
+        Contender(f"{profile.value}, margin x {margins:g}", host_policy, profile, margins)
+        for profile in Profile
+        for margins in (1.0, 1.25, 1.5, 2.0)
+    ]

@@ -3,10 +3,15 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.ctl.charts.needed import check_picture
+from balloon_daemon.errors import ConfigError, printable
 
-EXIT_OK, EXIT_USAGE = 0, 2
+if TYPE_CHECKING:
+    from balloon_daemon.ctl.simulate.judging import Judged
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -17,8 +22,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Lets each profile of balloond, and the rules of other projects, govern the "
         "same hosts, whose guests are simulated, and prints what each host lacked and what each "
         "guest lost. What the model knows and what not is in docs/judgement.md.",
-        epilog="Exit status: 0 judged; 2 an option that makes no sense, or a file that is no "
-        "recording.",
+        epilog="Exit status: 0 judged; 1 the picture cannot be written; 2 an option that makes no "
+        "sense, or a file that is no recording.",
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group()
@@ -38,6 +43,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         help="judge on a host that was recorded (balloond --record), too; may be repeated",
     )
+    what.add_argument(
+        "--margins",
+        action="store_true",
+        help="judge balloond's profiles alone, each with larger and larger margins",
+    )
     parser.add_argument(
         "--seed",
         type=int,
@@ -46,6 +56,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="of the policies' random jitter (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw one host's course, and what each policy cost hosts and guests, too",
+    )
     parser.set_defaults(run=run)
 
 
@@ -56,14 +72,34 @@ def run(args: argparse.Namespace) -> int:
         The exit status.
     """
     # Imported here: balloonctl loads this module at each start, and the rest is for this alone.
-    from balloon_daemon.ctl.simulate.judging import print_hosts, print_recordings
+    from balloon_daemon.ctl.simulate import judging
 
     try:
+        if args.plot is not None:
+            if args.recordings is not None or args.margins:
+                raise ConfigError("--plot goes with standard hosts and --trace alone")
+            check_picture("--plot", args.plot)
+        if args.margins:
+            judging.print_margins(args.seed, as_json=args.json)
+            return EXIT_OK
         if args.recordings is not None:
-            print_recordings(args.recordings, args.seed, as_json=args.json)
-        else:
-            print_hosts(args.traces, args.seed, as_json=args.json)
+            judging.print_recordings(args.recordings, args.seed, as_json=args.json)
+            return EXIT_OK
+        judged = judging.judge_hosts(args.traces, args.seed)
     except ConfigError as err:
         print(f"balloonctl judge: {err}", file=sys.stderr, flush=True)
         return EXIT_USAGE
+    judging.print_hosts(judged, as_json=args.json)
+    return EXIT_OK if args.plot is None else _draw(judged, args.plot)
+
+
+def _draw(judged: "Judged", path: Path) -> int:
+    from balloon_daemon.ctl.charts.judged import draw_judged
+
+    try:
+        draw_judged(judged, path)
+    except OSError as err:
+        why = f"{printable(str(path))}: {err.strerror or err}"
+        print(f"balloonctl judge: {why}", file=sys.stderr, flush=True)
+        return EXIT_FAILURE
     return EXIT_OK

@@ -5,14 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
-from balloon_daemon.ctl.simulate.contenders import contenders
+from balloon_daemon.ctl.simulate.contenders import contenders, trade_off
 from balloon_daemon.ctl.simulate.everyone import judge_trace, least_host_mib
 from balloon_daemon.ctl.simulate.fit import fit
-from balloon_daemon.ctl.simulate.judge import judge, sums, table
+from balloon_daemon.ctl.simulate.judge import Outcomes, judge, sums, table
 from balloon_daemon.ctl.simulate.off import lines, off
 from balloon_daemon.ctl.simulate.recording_file import read_recordings
-from balloon_daemon.ctl.simulate.scenario import Scenario
+from balloon_daemon.ctl.simulate.scenario import Moment, Scenario
 from balloon_daemon.ctl.simulate.scores import Scores
 from balloon_daemon.ctl.simulate.scripts import scripts
 from balloon_daemon.ctl.simulate.trace_file import read_trace
@@ -21,43 +22,72 @@ from balloon_daemon.errors import printable
 ByPolicy = Mapping[str, Scores]
 
 
-def judge_hosts(traces: Iterable[Path], seed: int) -> tuple[dict[str, str], dict[str, ByPolicy]]:
+class Judged(NamedTuple):
+    """What policies made of several hosts, all by the hosts' names.
+
+    Attributes:
+        hosts: the standard ones.
+        about: what each host is, in a line.
+        scores: the scores by policy.
+        courses: what became of each standard host by the time, by policy.
+    """
+
+    hosts: Mapping[str, Scenario]
+    about: Mapping[str, str]
+    scores: Mapping[str, ByPolicy]
+    courses: Mapping[str, Mapping[str, Sequence[Moment]]]
+
+
+def judge_hosts(traces: Iterable[Path], seed: int) -> Judged:
     """Judges on the standard hosts and on recorded ones.
 
     Args:
         traces: what balloond --record wrote.
         seed: of the policies' random draws.
 
-    Returns:
-        What each host is, and its scores, both by its name.
-
     Raises:
         ConfigError: a trace cannot be read.
     """
     recorded = [read_trace(str(path)) for path in traces]
-    hosts = scripts()
-    about, scores = {host.name: host.about for host in hosts}, _judged(hosts, seed)
+    hosts = {host.name: host for host in scripts()}
+    outcomes = judge(list(hosts.values()), contenders(), lambda: Random(seed).random)
+    about, scores = {host.name: host.about for host in hosts.values()}, _scores(outcomes)
     for trace in recorded:
         name = printable(Path(trace.name).name)
         about[name] = "recorded"
         host_mib = least_host_mib(trace)
         scores[name] = judge_trace(trace, (), lambda: Random(seed).random, host_mib)
-    return about, scores
+    courses = {
+        host: {name: outcome.course for name, outcome in each.items()}
+        for host, each in outcomes.items()
+    }
+    return Judged(hosts, about, scores, courses)
 
 
-def print_hosts(traces: Iterable[Path], seed: int, *, as_json: bool) -> None:
-    """Prints the scores of the standard hosts and of recorded ones.
-
-    Raises:
-        ConfigError: a trace cannot be read.
-    """
-    about, scores = judge_hosts(traces, seed)
+def print_hosts(judged: Judged, *, as_json: bool) -> None:
+    """Prints the scores of hosts."""
+    scores = judged.scores
     if as_json:
         print(json.dumps({"hosts": _plain(scores), "sums": _plain_sums(scores)}))
         return
     for name, by_policy in scores.items():
-        print(f"{name}: {about[name]}", *table(by_policy), "", sep="\n")
+        print(f"{name}: {judged.about[name]}", *table(by_policy), "", sep="\n")
     _print_sums(scores)
+
+
+def judge_margins(seed: int) -> dict[str, Scores]:
+    """What larger margins gain our profiles, and what they cost: sums over the standard hosts."""
+    outcomes = judge(scripts(), trade_off(), lambda: Random(seed).random)
+    return sums(list(_scores(outcomes).values()))
+
+
+def print_margins(seed: int, *, as_json: bool) -> None:
+    """Prints what larger margins gain and cost."""
+    scores = judge_margins(seed)
+    if as_json:
+        print(json.dumps({name: asdict(each) for name, each in scores.items()}))
+    else:
+        print(*table(scores), sep="\n")
 
 
 def print_recordings(directory: Path, seed: int, *, as_json: bool) -> None:
@@ -75,8 +105,9 @@ def print_recordings(directory: Path, seed: int, *, as_json: bool) -> None:
     if not as_json:
         print("how far the model is off", *lines(errors), sep="\n", end="\n\n", flush=True)
     for name, kind in kinds.items():
-        by_host = _judged([host.with_guest(kind) for host in hosts], seed)
-        by_guest[name] = sums(list(by_host.values()))
+        with_it = [host.with_guest(kind) for host in hosts]
+        outcomes = judge(with_it, contenders(), lambda: Random(seed).random)
+        by_guest[name] = sums(list(_scores(outcomes).values()))
         if not as_json:
             print(f"{printable(name)}: on {len(hosts)} hosts", *table(by_guest[name]), sep="\n")
             print(flush=True)
@@ -87,8 +118,7 @@ def print_recordings(directory: Path, seed: int, *, as_json: bool) -> None:
         _print_sums(by_guest)
 
 
-def _judged(hosts: Sequence[Scenario], seed: int) -> dict[str, ByPolicy]:
-    outcomes = judge(hosts, contenders(), lambda: Random(seed).random)
+def _scores(outcomes: Outcomes) -> dict[str, ByPolicy]:
     return {
         host: {name: outcome.scores for name, outcome in each.items()}
         for host, each in outcomes.items()

@@ -57,6 +57,7 @@ class LiveGuest:
         self.stall = 0.0
         self._target_mib = 0.0
         self._follows = True
+        self._has_little = False
         self._reports = deque[Figures]()
         self._report_at_s = -math.inf
 
@@ -68,9 +69,7 @@ class LiveGuest:
     @property
     def is_short(self) -> bool:
         """Whether it loses any time, or has next to nothing left for what comes next."""
-        memory = self.memory
-        least = max(LEFT_SHARE * memory.size_mib, LEFT_MIB)
-        return self.stall > LOSES or memory.available_mib < least
+        return self.stall > LOSES or self._has_little
 
     def set_target(self, target_mib: float) -> None:
         """Tells the driver a target. A driver that has deflated by itself begins to inflate again
@@ -110,10 +109,12 @@ class LiveGuest:
     def _report(self, at_s: float) -> None:
         self._report_at_s = at_s + REPORT_S
         memory, programs = self.memory, self.programs
+        available_mib = memory.available_mib
+        self._has_little = available_mib < max(LEFT_SHARE * memory.size_mib, LEFT_MIB)
         self._reports.append(
             Figures(
                 at_s,
-                int(memory.available_mib) * MIB,
+                int(available_mib) * MIB,
                 int(max(0.0, memory.free_mib)) * MIB,
                 int(programs.swapped_in) * PAGE_SIZE,
                 int(programs.major_faults),

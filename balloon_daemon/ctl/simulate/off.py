@@ -1,10 +1,9 @@
 """How far the model is off: a recorded guest beside its model. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from balloon_daemon.ctl.simulate.fit import fit
 from balloon_daemon.ctl.simulate.live_guest import IN_NEED
 from balloon_daemon.ctl.simulate.load import Kind
 from balloon_daemon.ctl.simulate.recording import Recording
@@ -81,11 +80,6 @@ def crossed(recordings: Sequence[Recording], kinds: Mapping[str, Kind]) -> list[
         for other in twins
         if other is not each
     ]
-
-
-def own(recordings: Iterable[Recording]) -> list[Off]:
-    """How far the kind that was fitted to each recording is off."""
-    return [off(each, fit(each)) for each in recordings]
 
 
 def figures_of(recording: Recording) -> list[Figures | None]:

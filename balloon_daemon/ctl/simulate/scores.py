@@ -85,15 +85,25 @@ class Scorer:
         self.scores = Scores()
         self._vms: dict[VmId, _Vm] = {}
 
-    def host(self, available_mib: float, margin_mib: float, seconds: float) -> None:
-        """Notes what was available for so long; below 0: what was wanted beyond all memory."""
+    def host(self, before_mib: float, after_mib: float, margin_mib: float, seconds: float) -> None:
+        """Notes what was available for so long.
+
+        Args:
+            before_mib: at the beginning; below 0: what was wanted beyond all memory.
+            after_mib: at the end; between them it changes evenly.
+            margin_mib: less is low.
+            seconds: how long.
+        """
         scores = self.scores
         scores.seconds += seconds
-        scores.least_available_mib = min(scores.least_available_mib, max(0.0, available_mib))
-        if available_mib < margin_mib:
-            scores.low_s += seconds
-        if available_mib < 0:
-            scores.unmet_gib_s -= available_mib / 1024 * seconds
+        least_mib = min(before_mib, after_mib)
+        scores.least_available_mib = min(scores.least_available_mib, max(0.0, least_mib))
+        if least_mib >= margin_mib:
+            return
+        scores.low_s += seconds * _share_below(margin_mib, before_mib, after_mib)
+        if least_mib < 0:
+            missing_mib = min(0.0, before_mib) + min(0.0, after_mib)
+            scores.unmet_gib_s -= missing_mib / 2 / 1024 * seconds
 
     def guest(self, vm: VmId, fared: Fared, now_s: float, seconds: float) -> None:
         """Notes how a guest fared for so long.
@@ -130,3 +140,9 @@ class Scorer:
 
     def _vm(self, vm: VmId) -> _Vm:
         return self._vms.setdefault(vm, _Vm())
+
+
+def _share_below(limit: float, one: float, other: float) -> float:
+    """The share of the way from one number to another that is below a limit."""
+    low, high = min(one, other), max(one, other)
+    return 1.0 if high <= limit else (limit - low) / (high - low)

@@ -209,7 +209,8 @@ class World:
         if not seconds:
             return
         if self._host is not None:
-            self._scorer.host(*self._host, seconds)
+            available_mib, margin_mib = self._host
+            self._scorer.host(available_mib, available_mib, margin_mib, seconds)
         for vm, guest in self._guests.items():
             lacks = guest.lacks_memory(since_s)
             balloon = guest.balloon_bytes(since_s)

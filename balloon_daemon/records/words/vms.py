@@ -39,6 +39,7 @@ from balloon_daemon.units import format_size
 _WHY = {
     Reason.LOW_MEMORY: "low memory",
     Reason.RUNNING_LOW: "memory is about to be low",
+    Reason.UNUSED: "less is available than wanted, and the guest does not use this memory",
     Reason.AT_MAXIMUM: "low memory, but the balloon is at its maximum",
     Reason.NO_BALLOON: "low memory, but this VM can have no balloon",
     Reason.RECHECK: "time to look again",
