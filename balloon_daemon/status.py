@@ -34,6 +34,7 @@ class PolicyStatus(NamedTuple):
         release_in_s: in how many seconds a step down is tried; None: there is nothing to release.
         needed_mib: what has to be available for a step down, in MiB, where no VM of a higher
             priority has a balloon; None: the margin is not known.
+        aim_mib: of an adaptive VM: with less available than this, guests are asked for memory.
     """
 
     vm_mem_bytes: int
@@ -45,6 +46,7 @@ class PolicyStatus(NamedTuple):
     recheck_in_s: float | None = None
     release_in_s: float | None = None
     needed_mib: int | None = None
+    aim_mib: int | None = None
 
 
 class LastDecision(NamedTuple):

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import (
     api,
+    decisions,
     device_cost,
     driven,
     fake_reclaim,
@@ -48,6 +49,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "driven": driven.figures,
     "startup": startup.figures,
     "api": api.figures,
+    "decisions": decisions.figures,
     "idle": idle.figures,
     "seccomp": seccomp_figures.figures,
     "real-guest": real_guest.figures,

@@ -145,10 +145,12 @@ def _protection(protection: ProtectionStatus) -> Shown:
 
 
 def _next(policy: PolicyStatus) -> Shown:
+    aim = {} if policy.aim_mib is None else {"aim_mib": policy.aim_mib}
     return {
         "recheck_in_s": seconds(policy.recheck_in_s),
         "release_in_s": seconds(policy.release_in_s),
         "needed_mib": policy.needed_mib,
+        **aim,
     }
 
 

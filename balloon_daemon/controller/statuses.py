@@ -101,6 +101,9 @@ def _policy_status(
     needed_mib = None
     if isinstance(source.seen, Reading):
         needed_mib = policy.needed_mib(source.seen) + host.steering.reserves.mib
+    aim = host.aim(vm_id)
+    if aim is not None:
+        needed_mib = aim.kept_mib
     return PolicyStatus(
         host.vm_mem_bytes(vm_id),
         policy.max_bytes,
@@ -111,6 +114,7 @@ def _policy_status(
         _left_s(state.recheck_at_s, now_s),
         _left_s(state.release_at_s, now_s),
         needed_mib,
+        None if aim is None else aim.aim_mib,
     )
 
 

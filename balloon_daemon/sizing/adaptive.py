@@ -29,6 +29,7 @@ Theory of operation
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from balloon_daemon.sizing.adaptive_vm import AdaptiveVm, settled_bytes
 from balloon_daemon.sizing.asking import ask_promised, ask_spare, ask_unused
@@ -70,6 +71,18 @@ FAR, SELDOM = 3.0, 5.0
 reading each five looks' time only; the source may be polled more often."""
 
 
+class Aim(NamedTuple):
+    """What is to be available, in MiB.
+
+    Attributes:
+        aim_mib: with less, guests are asked for memory.
+        kept_mib: only with more, memory goes back.
+    """
+
+    aim_mib: int
+    kept_mib: int
+
+
 class Adaptive:
     """The adaptive VMs of a host.
 
@@ -98,6 +111,8 @@ class Adaptive:
         self._looked_at_s = self._gave_at_s = -math.inf
         self.next_s = math.inf
         """When to look next; infinity: it has no VM."""
+        self.aim: Aim | None = None
+        """What it aims at; None: it has no reading."""
 
     def add(self, vm: VmId, row: Row, now_s: float) -> None:
         """Sizes a VM from now on, if it is adaptive."""
@@ -116,7 +131,7 @@ class Adaptive:
         """Looks no more."""
         self._vms.clear()
         self._outlook.forget()
-        self.next_s = math.inf
+        self.next_s, self.aim = math.inf, None
 
     @property
     def listens(self) -> bool:
@@ -141,6 +156,7 @@ class Adaptive:
             self._give_back(math.inf, 0, Why(Reason.SWITCHED_OFF, None, None), outcome)
         else:
             self._outlook.forget()
+            self.aim = None
         self.next_s = now_s + self._look_s * (SELDOM if far else 1)
 
     def _size(self, reading: Reading, outcome: Outcome) -> bool:
@@ -159,7 +175,9 @@ class Adaptive:
         least, most = LEAST_HEADROOM * margin_bytes, MOST_HEADROOM * margin_bytes
         falls = outlook.fall_bytes_s * REACTION_S
         aim_bytes = reading.margin_mib * MIB + int(min(max(falls, least), most))
-        why = Why(Reason.LOW_MEMORY, reading, aim_bytes // MIB)
+        kept = aim_bytes + int(ROOM_KEPT * margin_bytes)
+        self.aim = Aim(aim_bytes // MIB, kept // MIB)
+        why = Why(Reason.LOW_MEMORY, reading, self.aim.aim_mib)
         short = aim_bytes - outlook.bare_bytes - coming
         if reading.is_low:
             self._take(short, short, why, outcome)
@@ -173,9 +191,8 @@ class Adaptive:
             self._take(short, unused, why._replace(reason=reason), outcome)
         if short > least / 2:
             return False
-        kept = aim_bytes + int(ROOM_KEPT * margin_bytes)
         if outlook.is_long:
-            why = why._replace(reason=Reason.MEMORY_BACK, needed_mib=kept // MIB)
+            why = why._replace(reason=Reason.MEMORY_BACK, needed_mib=self.aim.kept_mib)
             self._give_back(outlook.least_bytes + told - kept, margin_bytes, why, outcome)
         return told == 0 and reading.available_mib > FAR * reading.margin_mib
 
@@ -197,7 +214,8 @@ class Adaptive:
         for each in self._vms.values():
             row, each.asked_bytes = each.row, 0
             row.policy.held = held = self._objection(each.vm, row, outcome)
-            waits = low and held is None and self._priorities.must_wait(row, lowest, now_s)
+            waits = lowest is not None and held is None
+            waits = waits and self._priorities.must_wait(row, lowest, now_s)
             if held is not None:
                 each.low_looks = 0
             else:

@@ -43,7 +43,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from balloon_daemon.errors import StateError
-from balloon_daemon.sizing.adaptive import Adaptive
+from balloon_daemon.sizing.adaptive import Adaptive, Aim
 from balloon_daemon.sizing.admission import Admission
 from balloon_daemon.sizing.balloon_policy import (
     BalloonPolicy,
@@ -208,6 +208,15 @@ class HostPolicy:
     def target_bytes(self, vm: VmId) -> int:
         """The target that the VM was sent last. Raises StateError: the VM has no policy."""
         return self._row(vm).told_bytes
+
+    def aim(self, vm: VmId) -> Aim | None:
+        """What is to be available for an adaptive VM to be left as it is; None: the VM is not
+        adaptive, or nothing is known of the host.
+
+        Raises:
+            StateError: the VM has no policy.
+        """
+        return self._adaptive.aim if self._row(vm).terms.is_adaptive else None
 
     def guard(self, vm: VmId) -> Guard | None:
         """The protection of the VM's guest, for reading; None: the profile is ``Profile.SEED``.

@@ -90,6 +90,7 @@ class AdaptiveHost:
         bare_mib: what would be available without balloons.
         reads: what is read instead; None: what is available.
         turns: all changes of targets.
+        steps: all that the policy was told, when, and what came of it.
     """
 
     guests: Mapping[VmId, Guest]
@@ -100,6 +101,7 @@ class AdaptiveHost:
     turns: list[Turn] = field(default_factory=list)
     decisions: list[VmDecision] = field(default_factory=list)
     findings: list[VmFinding] = field(default_factory=list)
+    steps: list[tuple[float, Event, HostStep]] = field(default_factory=list)
     low_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -137,6 +139,7 @@ class AdaptiveHost:
                 up = target_bytes > before[vm]
                 self.turns.append(Turn(vm, self.now_s, up, vm in needy))
             before[vm] = target_bytes
+        self.steps.append((self.now_s, event, step))
         self.decisions += step.decisions
         self.findings += step.findings
         self.wake_at_s, self.listens = step.wake_at_s, step.listen

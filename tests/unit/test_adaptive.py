@@ -2,8 +2,13 @@
 
 import pytest
 
+from balloon_daemon.ctl.simulate.replay import replay
+from balloon_daemon.records.trace import Decided, Entry, Header, Trace, encode_entry
+from balloon_daemon.records.trace_reader import Decoder
+from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (
+    Added,
     Asked,
     Halted,
     Looked,
@@ -19,6 +24,7 @@ from balloon_daemon.sizing.host_events import (
     Woke,
 )
 from balloon_daemon.sizing.need import Figures
+from balloon_daemon.sizing.resumable import ResumablePolicy
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.units import GIB, MIB, VmId
@@ -339,3 +345,49 @@ def test_a_removed_vm_is_asked_for_nothing_and_halted_is_the_end() -> None:
     assert (step.wake_at_s, step.listen) == (None, False)
     assert host.step(Woke(LOW)).targets == ()
     assert ADAPTIVE.is_adaptive
+
+
+# --- in traces, and to who asks -----------------------------------------------------------------
+
+
+def recorded(host: AdaptiveHost) -> Trace:
+    """What the host was told and has decided, as ``--record`` writes it and reads it again."""
+    decoder, entries = Decoder(), []
+    for at_s, event, step in host.steps:
+        decided = tuple(
+            Decided(vm, decision.reason, decision.level, decision.target_bytes)
+            for vm, decision, _ in step.decisions
+        )
+        line = encode_entry(Entry(at_s, event, (), {}, decided))
+        entries.append(decoder.entry(line))
+    return Trace("a.trace", Header(0.0, PolicySettings()), entries)
+
+
+def test_a_trace_replays_with_the_same_decisions() -> None:
+    host = two(Guest(4 * GIB, free_mib=3000), Guest(4 * GIB, of(3), free_mib=500, cache_mib=2000))
+    for bare_mib in (1500, -500, 300, 6000, 100):
+        host.bare_mib = bare_mib
+        host.live(15)
+    replayed = replay(recorded(host))
+    assert replayed.recorded > 20
+    assert replayed.first_other is None
+
+
+def test_what_it_aims_at_is_told_of_adaptive_vms_alone() -> None:
+    host = two(Guest(4 * GIB, free_mib=3000), Guest(4 * GIB, Terms(SEED)), 3000)
+    aims = [host.policy.aim(A), host.policy.aim(B)]
+    host.step(Reserved(2, GIB, 30.0, 60.0))
+    host.live(2)
+    aims.append(host.policy.aim(A))
+    assert aims == [(600, 650), None, (600 + 1024, 650 + 1024)]
+
+
+def test_another_policy_goes_on_from_the_targets_that_there_are() -> None:
+    first = ResumablePolicy(PolicySettings(), lambda: 0.0, lambda _vm, _level: None)
+    first.step(Added(A, 4 * GIB, 300 * MIB, ADAPTIVE), 1000.0)
+    first.step(Woke(Reading(500, MARGIN_MIB)), 1000.0)
+    (found,) = first.found()
+    second = ResumablePolicy(PolicySettings(), lambda: 0.0, lambda _vm, _level: None)
+    second.resume(found, 1001.0)
+    assert second.target_bytes(A) == first.target_bytes(A) == 300 * MIB
+    assert second.step(Woke(LOW), 1002.0).targets

@@ -169,6 +169,14 @@ def test_explanation_says_the_size_why_what_comes_next_and_what_led_there() -> N
             {"next": WEB["next"] | {"needed_mib": None}},
             "shrinks: by a step in 42 s",
         ),
+        (
+            {"next": WEB["next"] | {"aim_mib": 600}},
+            "grows: within a second, if less than 600 MiB is available, by what is missing",
+        ),
+        (
+            {"next": WEB["next"] | {"aim_mib": 600}},
+            "shrinks: once more than 784 MiB was available for a while, by what is more",
+        ),
     ],
 )
 def test_explanation_says_what_stands_against_a_change(changes: dict[str, Any], line: str) -> None:

@@ -1343,6 +1343,20 @@ def test_decision_for_other_limits_says_the_target_and_no_direction() -> None:
     )
 
 
+def test_decision_of_an_adaptive_vm_says_what_is_aimed_at_and_goes_by_bytes() -> None:
+    reading, sizes = Reading(500, 400), (700, 70 * MIB)
+    grows = Decision(Reason.RUNNING_LOW, 2, 2, 16, 80 * MIB, reading, None, *sizes)
+    line = worded(Decided(VM, grows))
+    assert line is not None
+    assert line.message == (
+        "memory is about to be low (500 MiB available, margin 400 MiB, 700 MiB aimed at): balloon "
+        "grows to level 2/16, 80 MiB"
+    )
+    assert line.fields["aim_mib"] == 700
+    shrinks = grows._replace(target_bytes=65 * MIB, reason=Reason.MEMORY_BACK, needed_mib=750)
+    assert message_of(Decided(VM, shrinks)).endswith("balloon shrinks to level 2/16, 65 MiB")
+
+
 def test_limit_below_which_memory_is_available_is_a_field_of_its_own() -> None:
     decision = Decision(Reason.LOW_MEMORY, 0, 1, 16, MIB, Reading(9, 26, "/vms/memory.max"))
     line = worded(Decided(VM, decision))

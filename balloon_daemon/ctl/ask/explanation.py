@@ -78,6 +78,9 @@ def _grows(vm: dict[str, Any], host: dict[str, Any]) -> str:
     when = "at once" if recheck_s is None else f"in {age(recheck_s)} at the earliest"
     if host["margin_mib"] is None:
         return f"grows: {when}, once memory is known to be low"
+    if (aim_mib := vm["next"].get("aim_mib")) is not None:
+        aim = format_size(aim_mib * MIB)
+        return f"grows: within a second, if less than {aim} is available, by what is missing"
     low_mib = host["margin_mib"] + host.get("reserved_mib", 0)
     return f"grows: {when}, if less than {format_size(low_mib * MIB)} is available"
 
@@ -87,5 +90,8 @@ def _shrinks(vm: dict[str, Any]) -> str:
     if after["release_in_s"] is None or not vm["target_bytes"]:
         return "shrinks: no more, it is empty or was told to be"
     needed = after["needed_mib"]
+    if after.get("aim_mib") is not None and needed is not None:
+        size = format_size(needed * MIB)
+        return f"shrinks: once more than {size} was available for a while, by what is more"
     room = "" if needed is None else f", if {format_size(needed * MIB)} is available"
     return f"shrinks: by a step in {age(after['release_in_s'])}{room}"
