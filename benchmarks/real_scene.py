@@ -35,9 +35,6 @@ END_S = 50.0
 TICK_S = 0.2
 LOOK_S = 1.0
 DRIVEN_S = 60.0
-REST_S = 5.0
-"""For so long balloond sees the host at rest before the scene begins. ``LowMemory`` begins with
-memory that no host has: a policy that looks at its slope would see most of it vanish."""
 
 BURST_AT_S, BURST_MIB, BURST_MIB_S, BURST_FOR_S = 26, 400, 50, 16
 
@@ -178,12 +175,12 @@ def run(images: Images, load: Path, profile: str, directory: Path) -> Course:
                 for watched in guests
             )
         )
-        daemon = stack.enter_context(
-            Balloond(["--config", str(config), "--record", str(directory / "trace")])
-        )
-        daemon.host.set_available(MARGIN_MIB + ROOM_MIB)
+        options = ["--config", str(config), "--record", str(directory / "trace")]
+        # As the scene begins: to a policy that looks at the slope, figures that fall from those of
+        # a host with plenty of memory are a surge.
+        started = Balloond(options, available_mib=MARGIN_MIB + ROOM_MIB)
+        daemon = stack.enter_context(started)
         _wait_driven(daemon, len(guests))
-        time.sleep(REST_S)
         try:
             return _play(guests, daemon)
         finally:
