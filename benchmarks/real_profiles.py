@@ -21,9 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from balloon_daemon.ctl.simulate.contenders import contenders
-from benchmarks.c_programs import CompilerError
 from benchmarks.figures import Figure, missing, of_samples
-from benchmarks.loaded_guest import compile_load
 from benchmarks.processes import DaemonError
 from benchmarks.rankings import contradictions, order
 from benchmarks.real_scene import NO_BALLOON, run
@@ -32,6 +30,7 @@ from benchmarks.simulated_scene import simulated
 from benchmarks.table import number
 from tests.vm.cache import ImagesError
 from tests.vm.images import Images, ready_images
+from tests.vm.loaded_guest import compile_load
 
 RUNS = 5
 WIDTH = 150
@@ -221,7 +220,7 @@ def main() -> int:
                 results.setdefault(profile, []).append(result)
                 if options.json:
                     print(json.dumps({"profile": profile} | dict(result)), flush=True)
-        except (ImagesError, CompilerError) as err:
+        except ImagesError as err:
             print(f"real_profiles: {err}", file=sys.stderr)
             return 2
     if not options.json:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from balloon_daemon.ctl.simulate.live_guest import LEFT_MIB, LEFT_SHARE
-from benchmarks.loaded_guest import LoadedGuest
 from benchmarks.processes import Balloond, DaemonError, LowMemory
 from benchmarks.real_scores import Change, Course, Moment, Spell
 from tests.vm.images import Images
+from tests.vm.loaded_guest import LoadedGuest
 from tests.vm.qemu import MIB
 
 MARGIN_MIB = LowMemory.MARGIN_MIB

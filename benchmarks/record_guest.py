@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from balloon_daemon.sizing.balloon_policy import max_balloon_bytes
-from benchmarks.c_programs import CompilerError
-from benchmarks.loaded_guest import LoadedGuest, Outside, compile_load
 from tests.vm.cache import ImagesError
 from tests.vm.images import Images, ready_images
+from tests.vm.loaded_guest import LoadedGuest, Outside, compile_load
 from tests.vm.qemu import MIB
 
 STEPS = 16
@@ -198,7 +197,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         try:
             images, load = ready_images(), compile_load(Path(directory))
-        except (ImagesError, CompilerError) as err:
+        except ImagesError as err:
             print(f"record_guest: {err}", file=sys.stderr)
             return 2
         for name in options.names or SCENARIOS:

@@ -1,8 +1,8 @@
 """The rows that the recorder of guests writes."""
 
-from benchmarks.loaded_guest import Outside
 from benchmarks.record_guest import COLUMNS, SCENARIOS, Recorder
 from tests.harness.recordings import RECORDINGS
+from tests.vm.loaded_guest import Outside
 
 MIB = 1 << 20
 STATS = {"free-memory": 300 * MIB, "swap-in": 8192, "major-faults": 7}

@@ -37,6 +37,7 @@ def test_without_file_and_flags_every_setting_is_said_with_its_default() -> None
         "[host] api = none, by default",
         "[host] history = none, by default",
         "[host] record = none, by default",
+        "[host] metrics = none, by default",
         "[host] dry_run = false, by default",
         '[host] profile = "careful", by default',
         "[discover] libvirt = [], by default",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.loaded_guest import LoadedGuest, compile_load
 from tests.harness.waiting import wait_until
 from tests.vm.images import Images
+from tests.vm.loaded_guest import LoadedGuest, compile_load
 
 pytestmark = pytest.mark.vm
 

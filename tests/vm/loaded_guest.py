@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.c_programs import CompilerError
+from tests.vm.cache import ImagesError
 from tests.vm.guest import Command, Guest
 from tests.vm.images import Images
 from tests.vm.qemu import MIB, QemuConfig
@@ -27,16 +27,16 @@ def compile_load(directory: Path) -> Path:
         directory: where to.
 
     Raises:
-        CompilerError: no C compiler is installed, or it refused.
+        ImagesError: no C compiler is installed, or it refused.
     """
     image = directory / "guest_load"
     command = ["cc", "-O2", "-Wall", "-Wextra", "-static", "-o", str(image), str(_SOURCE)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as err:
-        raise CompilerError("there is no C compiler (cc)") from err
+        raise ImagesError("there is no C compiler (cc)") from err
     if done.returncode:
-        raise CompilerError(done.stderr.strip())
+        raise ImagesError(done.stderr.strip())
     with image.open("r+b") as file:
         # A virtio disk has whole sectors: QEMU would leave out the rest of the last one.
         file.truncate(-(-image.stat().st_size // MIB) * MIB)
