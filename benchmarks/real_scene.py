@@ -175,9 +175,11 @@ def run(images: Images, load: Path, profile: str, directory: Path) -> Course:
                 for watched in guests
             )
         )
-        daemon = stack.enter_context(
-            Balloond(["--config", str(config), "--record", str(directory / "trace")])
-        )
+        options = ["--config", str(config), "--record", str(directory / "trace")]
+        # As the scene begins: to a policy that looks at the slope, figures that fall from those of
+        # a host with plenty of memory are a surge.
+        started = Balloond(options, available_mib=MARGIN_MIB + ROOM_MIB)
+        daemon = stack.enter_context(started)
         _wait_driven(daemon, len(guests))
         try:
             return _play(guests, daemon)

@@ -72,11 +72,6 @@ class Spell:
             return 0.0
         return max(0.0, 1 - self.done / self.wished)
 
-    @property
-    def is_short(self) -> bool:
-        """Whether it lost any time, or had next to nothing left for what comes next."""
-        return self.stall > LOSES or self.spare_mib < 0
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -119,10 +114,14 @@ def scores(course: Course) -> Scores:
     for each in order:
         vm = vm_id(each.vm)
         if isinstance(each, Change):
-            balloon_bytes = _balloon_mib(course, each) * MIB
+            balloon_bytes = _balloon_mib(course, each.vm, each.at_s) * MIB
             scorer.told(vm, each.target_bytes, balloon_bytes, each.at_s)
         else:
-            fared = Fared(0, each.stall, each.stall > IN_NEED, each.is_short)
+            balloons_mib = [_balloon_mib(course, each.vm, at) for at in (each.at_s, each.to_s)]
+            # What it had before it got memory back, if it did.
+            spare_mib = each.spare_mib - max(0, balloons_mib[0] - balloons_mib[1])
+            is_short = each.stall > LOSES or spare_mib < 0
+            fared = Fared(0, each.stall, each.stall > IN_NEED, is_short)
             scorer.guest(vm, fared, each.to_s, each.seconds)
             scorer.scores.oom_kills += each.oom_kills
     return scorer.scores
@@ -135,7 +134,7 @@ def work_done(spells: Iterable[Spell]) -> float:
     return sum(spell.done for spell in every) / wished if wished else 1.0
 
 
-def _balloon_mib(course: Course, change: Change) -> int:
-    """How large a balloon was when its target changed."""
-    number = bisect_right(course.moments, change.at_s, key=lambda moment: moment.at_s)
-    return course.moments[max(0, number - 1)].balloons_mib[change.vm]
+def _balloon_mib(course: Course, vm: str, at_s: float) -> int:
+    """How large a balloon was at a time."""
+    number = bisect_right(course.moments, at_s, key=lambda moment: moment.at_s)
+    return course.moments[max(0, number - 1)].balloons_mib.get(vm, 0)

@@ -87,6 +87,12 @@ def test_giving_back_to_a_guest_with_next_to_nothing_left_is_no_reversal() -> No
     assert scores(squeezed(replace(spell(4.5, done=100), spare_mib=-1))).reversals == 0
 
 
+def test_guest_that_had_nothing_left_before_its_memory_came_back_was_short() -> None:
+    course = squeezed(replace(spell(4.5, done=100), spare_mib=60))
+    course.moments.append(Moment(5.2, 300, {"web": 0}))
+    assert scores(course).reversals == 0
+
+
 def test_lowering_a_target_to_what_was_reached_is_no_reversal() -> None:
     course = squeezed()
     course.moments[1] = Moment(1, 300, {"web": 0})

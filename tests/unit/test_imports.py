@@ -8,7 +8,7 @@ import pytest
 MOST_DATACLASSES = 19
 """That are mutable, check their values, or are changed by many (Config, Stats)."""
 
-MOST_OF_TYPING = 56
+MOST_OF_TYPING = 70
 """Named tuples: the policy's own, and whatever a new module brings before it is looked at."""
 
 
@@ -214,15 +214,6 @@ print(*(set(sys.modules) - before))
     assert "h11" in loaded
     others = ("http", "ssl", "_ssl", "email", "balloon_daemon.guests", "balloon_daemon.controller")
     assert [name for name in loaded if name.startswith(others)] == []
-
-
-@pytest.mark.parametrize(
-    "program", ["cli.run", "ctl.main; balloon_daemon.ctl.main.build_parser()"]
-)
-def test_other_projects_rules_are_not_loaded(program: str) -> None:
-    loaded = run(f"import sys, balloon_daemon.{program}; print(*sys.modules)").split()
-    assert "balloon_daemon.sizing.terms" in loaded
-    assert [name for name in loaded if "simulate.peers" in name] == []
 
 
 def test_start_makes_few_dataclasses() -> None:

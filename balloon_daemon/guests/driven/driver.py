@@ -31,7 +31,7 @@ from balloon_daemon.guests.driven.memory_files import MEMORY_FILES
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import ReportTo, VmRegistry
 from balloon_daemon.rate_limit import LineBudget, OnceEach
-from balloon_daemon.sizing.vm_settings import VmSettings
+from balloon_daemon.sizing.vm_settings import CAREFUL, VmSettings
 
 NewControl = Callable[..., Control]
 """Makes a connection to the VMM whose socket has this path; QEMU's function also takes an
@@ -56,6 +56,7 @@ class Wanted:
         controls: for each kind of VMM that occurs, the function that makes a connection.
         bases_path: the file that has the size of each VM's balloon from before balloond drove it.
         taken: names that no discovered VM may have.
+        found: the settings of discovered VMs.
     """
 
     vms: Sequence[VmConfig]
@@ -63,6 +64,7 @@ class Wanted:
     controls: Mapping[Kind, NewControl]
     bases_path: Path
     taken: frozenset[str] = frozenset()
+    found: VmSettings = CAREFUL
 
 
 class DrivenVms:
@@ -137,6 +139,8 @@ class DrivenVms:
                 self._named.append(self._discovered.pop(resolved))
             elif name in wanted.taken or not any(map(self._matches, paths)):
                 self._discovered.pop(resolved).dismiss()
+            else:
+                finder.change(finder.config._replace(settings=wanted.found))
         for vm in left.values():
             self._find_named(vm)
         self._watch({nearest_directory(pattern) for pattern in wanted.qmp})
@@ -174,7 +178,7 @@ class DrivenVms:
 
     def _have_discovered(self, finder: Finder, resolved: str) -> None:
         """Treats a VM that has a finder already as one that a pattern has found."""
-        vm = VmConfig(finder.config.name, Kind.QMP, resolved, VmSettings())
+        vm = VmConfig(finder.config.name, Kind.QMP, resolved, self._wanted.found)
         finder.change(vm, partial(self._control_of_found, resolved))
         self._discovered[resolved] = finder
 
@@ -229,7 +233,7 @@ class DrivenVms:
                 continue
             name = printable(name_of(found.path, taken))
             taken |= {name}
-            vm = VmConfig(name, Kind.QMP, resolved, VmSettings())
+            vm = VmConfig(name, Kind.QMP, resolved, self._wanted.found)
             self._discovered[resolved] = self._find(vm, partial(self._control_of_found, resolved))
 
     def _control_of_found(self, resolved: str) -> Control:
