@@ -58,7 +58,8 @@ def test_each_flag_is_said_with_its_value() -> None:
     line = (
         "--margin 3G --low-mem-dir /host --socket '/run/a b' --discover qmp=/run/* --vm-mem 2G "
         "--policy /p --policy-dialect c --user vms --keep-fds --log json -v --speed 2 "
-        "--no-page-reporting --api /run/a.sock --dry-run --history /h --record /r"
+        "--no-page-reporting --api /run/a.sock --dry-run --history /h --record /r "
+        "--metrics [::1]:9710"
     )
     assert without_defaults(line) == [
         '[host] margin = "3 GiB", from --margin',
@@ -67,6 +68,7 @@ def test_each_flag_is_said_with_its_value() -> None:
         '[host] api = "/run/a.sock", from --api',
         '[host] history = "/h", from --history',
         '[host] record = "/r", from --record',
+        '[host] metrics = "[::1]:9710", from --metrics',
         "[host] dry_run = true, from --dry-run",
         '[discover] qmp has "/run/*", from --discover',
         "--vm-mem = 2 GiB, from --vm-mem",
@@ -93,19 +95,21 @@ def test_every_flag_that_sets_something_is_said() -> None:
 
 
 def test_flags_count_more_than_the_same_keys_of_a_file(file: Path) -> None:
-    text = "api = '/a'\nhistory = '/h'\nrecord = '/r'\ndry_run = true"
+    text = "api = '/a'\nhistory = '/h'\nrecord = '/r'\ndry_run = true\nmetrics = '/m.prom'"
     file.write_text(f"[host]\n{text}\n")
     assert without_defaults(f"--config {file}") == [
         f'[host] api = "/a", from {file}:2',
         f'[host] history = "/h", from {file}:3',
         f'[host] record = "/r", from {file}:4',
+        f'[host] metrics = "/m.prom", from {file}:6',
         f"[host] dry_run = true, from {file}:5",
     ]
-    flags = "--api none --history /h2 --record /r2 --dry-run"
-    assert without_defaults(f"--config {file} {flags}")[:4] == [
+    flags = "--api none --history /h2 --record /r2 --metrics 0.0.0.0:1 --dry-run"
+    assert without_defaults(f"--config {file} {flags}")[:5] == [
         f'[host] api = "none", from --api (instead of {file}:2)',
         f'[host] history = "/h2", from --history (instead of {file}:3)',
         f'[host] record = "/r2", from --record (instead of {file}:4)',
+        f'[host] metrics = "0.0.0.0:1", from --metrics (instead of {file}:6)',
         f"[host] dry_run = true, from --dry-run (instead of {file}:5)",
     ]
     settings = read_settings(build_parser().parse_args(["--config", str(file), *flags.split()]))
