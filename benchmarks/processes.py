@@ -32,6 +32,9 @@ ASKED_BYTES = 1 << 30
 _IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where the host's figures are, as the real ones are in sysfs: no disk is part of a reaction."""
 
+PLENTY_MIB = 1 << 20
+"""More memory than any host has."""
+
 START_S = 30.0
 STOP_S = 30.0
 
@@ -45,15 +48,16 @@ class LowMemory:
 
     Args:
         directory: gets ``low_mem``, with ``available`` and ``margin``, and the FIFO ``device``.
+        available_mib: what the host has at first.
     """
 
     MARGIN_MIB = 400
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, available_mib: int = PLENTY_MIB) -> None:
         self.path = directory / "low_mem"
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "margin").write_text(f"{self.MARGIN_MIB}\n")
-        self.set_available(1 << 20)
+        self.set_available(available_mib)
         # Open at both ends for good: a FIFO without a writer is a device that hangs up.
         os.mkfifo(directory / "device")
         self._device = os.open(directory / "device", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,7 +85,7 @@ class LowMemory:
     def set_plenty(self) -> None:
         """More than any balloon policy could wait for."""
         self._silence()
-        self.set_available(1 << 20)
+        self.set_available(PLENTY_MIB)
 
     def _silence(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -95,6 +99,7 @@ class Balloond:
         options: further options, as they are typed.
         woken: wait for the low-memory device instead of polling every second.
         meminfo: go by this host's own MemAvailable.
+        available_mib: what the host has at first, where neither is so.
         checkout: whose balloond; by default our own.
 
     Raises:
@@ -107,6 +112,7 @@ class Balloond:
         *,
         woken: bool = False,
         meminfo: bool = False,
+        available_mib: int = PLENTY_MIB,
         checkout: Path = ROOT,
     ) -> None:
         self._checkout = checkout
@@ -114,7 +120,7 @@ class Balloond:
         self.directory = Path(self._run_dir.name)
         self.socket = self.directory / "vhost.sock"
         self.log_path = self.directory / "log"
-        self.host = LowMemory(self.directory)
+        self.host = LowMemory(self.directory, available_mib)
         self._command = [sys.executable, "-m"]
         self._command += ["benchmarks.balloond_here", str(self.directory)] if woken else [PROGRAM]
         self._command += ["--socket", str(self.socket), "--log", "json"]

@@ -13,12 +13,12 @@ CALM = Figures(0.0, 500 * MIB, 300 * MIB, 0, 0, 0, 0)
 SQUEEZED = CALM._replace(free_bytes=100 * MIB)
 
 
-def alarms(seconds: Iterable[Second]) -> list[tuple[float, frozenset[Sign]]]:
+def alarms(seconds: Iterable[Second], mem: int = GIB) -> list[tuple[float, frozenset[Sign]]]:
     """When the rule says need, and why, from the squeeze on."""
     rule, found = NeedRule(), []
     for second in seconds:
         rule.take(second.figures, squeezed=second.target_bytes > 0)
-        signs = rule.signs(second.t_s, GIB, stuck=False)
+        signs = rule.signs(second.t_s, mem, stuck=False)
         if signs and second.t_s >= 0:
             found.append((second.t_s, signs))
     return found
@@ -57,6 +57,23 @@ def test_recorded_guest_whose_files_do_not_fit_is_in_need_within_a_second(name: 
     at_s, found = alarms(seconds)[0]
     assert at_s <= first_refaults_s(seconds) + 1
     assert found <= {Sign.READS_DISK, Sign.FAULTS}
+
+
+@pytest.mark.parametrize("name", ["own-k61-512m-mixed", "own-k61-512m-burst-after"])
+def test_recorded_small_guest_that_gives_only_what_it_can_spare_is_not_in_need(name: str) -> None:
+    assert alarms(recording(name), 512 * MIB) == []
+
+
+def test_recorded_small_guest_is_in_need_in_the_second_in_which_its_set_no_longer_fits() -> None:
+    seconds = recording("own-k72-512m-tight")
+    at_s, found = alarms(seconds, 512 * MIB)[0]
+    assert at_s == first_refaults_s(seconds)
+    assert found == {Sign.READS_DISK}
+
+
+def test_recorded_large_guest_whose_balloon_shrank_for_a_burst_is_in_need_until_it_ends() -> None:
+    times = [at_s for at_s, _ in alarms(recording("own-k72-2g-burst-held"), 2 * GIB)]
+    assert (times[0], times[-1]) == (27.0, 40.0)
 
 
 @pytest.mark.parametrize("name", ["k61-anon", "k72-anon", "k61-zram", "k72-zram"])
