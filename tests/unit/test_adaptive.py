@@ -5,6 +5,7 @@ import pytest
 from balloon_daemon.ctl.simulate.replay import replay
 from balloon_daemon.records.trace import Decided, Entry, Header, Trace, encode_entry
 from balloon_daemon.records.trace_reader import Decoder
+from balloon_daemon.sizing.adaptive_vm import settled_bytes
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (
@@ -25,6 +26,7 @@ from balloon_daemon.sizing.host_events import (
 )
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.resumable import ResumablePolicy
+from balloon_daemon.sizing.row import Row
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.units import GIB, MIB, VmId
@@ -207,7 +209,7 @@ def test_what_has_just_gone_back_is_not_asked_for_again_within_10_s() -> None:
 
 
 def test_half_of_what_is_taken_stays_where_it_can_be_had_again_at_once() -> None:
-    host = two(Guest(4 * GIB, free_mib=3000), Guest(4 * GIB, free_mib=3000), 300)
+    host = two(Guest(4 * GIB, free_mib=3000), Guest(256 * MIB), 300)
     host.live(4)
     told_bytes = host.told_bytes
     # Room for all of it, and hardly more.
@@ -368,8 +370,11 @@ def test_what_a_guest_that_stands_still_was_asked_for_is_asked_of_others() -> No
     host.step(Ran(A, runs=False))
     host.bare_mib = 390
     host.tick()
-    assert host.told_bytes - host.policy.target_bytes(A) > 0
     assert mib(host, B) - before_mib > 200
+    row = Row(host.policy.policy(A), 4 * GIB, of(), 5 * MIB, 9 * MIB, guard=host.policy.guard(A))
+    assert settled_bytes(row) == 5 * MIB
+    host.step(Ran(A, runs=True))
+    assert settled_bytes(row) == 9 * MIB
 
 
 def test_a_vm_becomes_adaptive_and_careful_again() -> None:
