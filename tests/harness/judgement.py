@@ -7,11 +7,13 @@ Each stands between the comments ``<!-- NAME -->`` and ``<!-- end of NAME -->``;
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from balloon_daemon.ctl.simulate.fit import fit
 from balloon_daemon.ctl.simulate.judge import sums, table
 from balloon_daemon.ctl.simulate.judging import Judged, judge_drawn, judge_hosts, judge_margins
 from balloon_daemon.ctl.simulate.loads import KINDS
 from balloon_daemon.ctl.simulate.off import crossed, lines, off
 from balloon_daemon.ctl.simulate.recording_file import read_recordings
+from balloon_daemon.ctl.simulate.write_loads import HELD_OUT
 from balloon_daemon.sizing.vm_settings import Profile
 from tests.harness.recordings import RECORDINGS
 
@@ -30,7 +32,9 @@ TRACES = sorted((PAGE.parent / "traces").glob("*.trace"))
 
 def tables(judged: Judged) -> dict[str, Sequence[str]]:
     """The lines of each table, by its name."""
-    recordings = [each for each in read_recordings(RECORDINGS) if each.name in KINDS]
+    recordings = read_recordings(RECORDINGS)
+    fitted = [each for each in recordings if each.name in KINDS]
+    held_out = [each for each in recordings if each.name.startswith(HELD_OUT)]
     by_host = {
         host: {name: f"{each.low_s:.0f}/{each.need_s:.0f}" for name, each in scores.items()}
         for host, scores in judged.scores.items()
@@ -46,7 +50,8 @@ def tables(judged: Judged) -> dict[str, Sequence[str]]:
         "drawn": _block(table(sums(list(judge_drawn(DRAWN, 0).values())))),
         "goals": _goals(judged),
         "margins": _block(table(judge_margins(0))),
-        "own": _block(lines([off(each, KINDS[each.name]) for each in recordings])),
+        "own": _block(lines([off(each, KINDS[each.name]) for each in fitted])),
+        "held out": _block(lines([off(each, fit(each)) for each in held_out])),
         "crossed": _block(lines(crossed(recordings, KINDS))),
     }
 
