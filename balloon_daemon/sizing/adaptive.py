@@ -37,7 +37,7 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import Seen
 from balloon_daemon.sizing.outcome import Outcome, Why
-from balloon_daemon.sizing.outlook import Outlook
+from balloon_daemon.sizing.outlook import Outlook, Returned
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId
@@ -108,7 +108,8 @@ class Adaptive:
         self._vms: dict[VmId, AdaptiveVm] = {}
         self._outlook = Outlook()
         self._low = False
-        self._looked_at_s = self._gave_at_s = -math.inf
+        self._looked_at_s = -math.inf
+        self._returned = Returned()
         self.next_s = math.inf
         """When to look next; infinity: it has no VM."""
         self.aim: Aim | None = None
@@ -185,7 +186,9 @@ class Adaptive:
         for each in self._vms.values():
             each.low_looks = 0
         wanted = reading.margin_mib * MIB + int(UNUSED_HEADROOM * margin_bytes)
-        unused = short + wanted - aim_bytes
+        unused = short
+        if not self._returned.is_used(reading.available_mib * MIB, outcome.now_s):
+            unused += wanted - aim_bytes
         if short > least / 2 or unused > least:
             reason = Reason.RUNNING_LOW if short > 0 else Reason.UNUSED
             self._take(short, unused, why._replace(reason=reason), outcome)
@@ -286,21 +289,22 @@ class Adaptive:
         most_bytes = sum(each.row.told_bytes for each in due)
         if room_bytes < most_bytes + spare_bytes:
             # Leave half of it where it can be had back at once: what goes back cannot for TURN_S.
-            if now_s - self._gave_at_s < TURN_S:
+            if now_s - self._returned.at_s < TURN_S:
                 return
             most_bytes //= 2
         for each in sorted(due, key=_first_to_get):
             told_bytes = each.row.told_bytes
             back_bytes = min(told_bytes, int(min(room_bytes, most_bytes))) // PAGE_SIZE * PAGE_SIZE
             too_small = back_bytes < min(each.small_bytes, told_bytes) or not back_bytes
-            if too_small or (back_bytes < told_bytes and self._gave_at_s == now_s):
+            if too_small or (back_bytes < told_bytes and self._returned.at_s == now_s):
                 continue
             room_bytes -= back_bytes
             most_bytes -= back_bytes
             left_bytes = told_bytes - back_bytes
             outcome.move(each.vm, each.row, left_bytes, now_s if left_bytes else None, why)
             each.lowered_at_s, each.told_bytes = now_s, left_bytes
-            self._gave_at_s = now_s
+            available = 0 if why.reading is None else why.reading.available_mib * MIB
+            self._returned.note(back_bytes, available, now_s)
 
 
 def _first_to_get(each: AdaptiveVm) -> tuple[int, float]:

@@ -4,6 +4,7 @@ A balloon that grows makes memory available, so available memory alone does not 
 want. *Bare* is available memory less what is in balloons: it changes only by what programs do.
 """
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ steepest fall counts. A surge of a second is not to be averaged away."""
 
 NEXT_S = 0.5
 """Readings that follow each other more closely do not show a fall."""
+
+
+USED_AFTER_S, USED_FOR_S = 3.0, 30.0
+"""So long after memory went back it is looked whether guests have used it, which is how long they
+need to empty their balloons, and for so long it counts as used if they have."""
 
 
 class _Seen(NamedTuple):
@@ -92,3 +98,33 @@ class Outlook:
                 owed = each.owed_bytes - last.owed_bytes
                 most = max(most, min(bare, owed) / seconds)
         return most
+
+
+class Returned:
+    """What went back to guests last, and whether they have used it at once.
+
+    Linux's driver frees the pages that it takes out of a balloon, and the host backs them only
+    once something in the guest uses them. Other guests may use all of them at once.
+    """
+
+    def __init__(self) -> None:
+        self.at_s = -math.inf
+        """When memory went back last."""
+        self._size_bytes = self._available_bytes = 0
+        self._used_until_s = -math.inf
+
+    def note(self, size_bytes: int, available_bytes: int, now_s: float) -> None:
+        """Notes that memory goes back, and what the host has available now."""
+        before_bytes = self._size_bytes if now_s == self.at_s else 0
+        self.at_s, self._size_bytes = now_s, before_bytes + size_bytes
+        self._available_bytes = available_bytes
+
+    def is_used(self, available_bytes: int, now_s: float) -> bool:
+        """Whether the host has lost most of what went back, or it is too soon to know."""
+        if now_s - self.at_s < USED_AFTER_S:
+            return True
+        if self._size_bytes:
+            if available_bytes < self._available_bytes - self._size_bytes * 3 // 4:
+                self._used_until_s = now_s + USED_FOR_S
+            self._size_bytes = 0
+        return now_s < self._used_until_s

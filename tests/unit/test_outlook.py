@@ -1,6 +1,6 @@
 """What the host would have available without any balloon, and how fast that falls."""
 
-from balloon_daemon.sizing.outlook import CALM_S, Outlook
+from balloon_daemon.sizing.outlook import CALM_S, Outlook, Returned
 from balloon_daemon.units import MIB
 
 
@@ -51,3 +51,21 @@ def test_after_a_gap_it_begins_anew() -> None:
     assert outlook.is_long
     outlook.forget()
     assert not outlook.is_long
+
+
+def test_what_went_back_and_is_gone_from_the_host_was_used() -> None:
+    returned = Returned()
+    assert not returned.is_used(0, 0.0)
+    returned.note(100 * MIB, 500 * MIB, 0.0)
+    returned.note(100 * MIB, 500 * MIB, 0.0)
+    assert returned.is_used(450 * MIB, 2.0)  # It is too soon.
+    assert returned.is_used(349 * MIB, 3.0)
+    assert returned.is_used(900 * MIB, 32.0)
+    assert not returned.is_used(900 * MIB, 33.0)
+
+
+def test_what_stays_with_the_host_was_not_used() -> None:
+    returned = Returned()
+    returned.note(200 * MIB, 500 * MIB, 0.0)
+    assert not returned.is_used(400 * MIB, 5.0)
+    assert not returned.is_used(0, 6.0)
