@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from balloon_daemon.cli.default_directory import make_directory
@@ -23,7 +25,11 @@ _MOST_PATH_BYTES = 107
 
 
 def open_api(
-    named: Path | None, settings: PolicySettings, bus: Bus, undo: contextlib.ExitStack
+    named: Path | None,
+    settings: PolicySettings,
+    bus: Bus,
+    undo: contextlib.ExitStack,
+    handed: Callable[[str], socket.socket | None] = lambda path: None,
 ) -> Service | None:
     """Opens the API's socket.
 
@@ -34,6 +40,7 @@ def open_api(
         settings: the policies' numbers.
         bus: gives the API its events.
         undo: gets the steps that undo the opening, should the start fail.
+        handed: gives the listening socket that systemd hands over for a path; None: there is none.
 
     Returns:
         The API's server; None: there is none.
@@ -45,7 +52,7 @@ def open_api(
     if path is None:
         return None
     try:
-        return _open(path, settings, bus, undo)
+        return _open(path, settings, bus, undo, handed(os.fspath(path)))
     except ConfigError as err:
         if named is not None:
             raise
@@ -120,7 +127,13 @@ def _service_path() -> Path | None:
     return Path(directory, "api.sock") if os.path.isabs(directory) else None
 
 
-def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitStack) -> Service:
+def _open(
+    path: Path,
+    settings: PolicySettings,
+    bus: Bus,
+    undo: contextlib.ExitStack,
+    handed: socket.socket | None,
+) -> Service:
     # Imported here: a balloond without an API does not load what only that needs.
     try:
         from balloon_daemon.api.server import Records, Server
@@ -140,7 +153,7 @@ def _open(path: Path, settings: PolicySettings, bus: Bus, undo: contextlib.ExitS
             raise ConfigError(
                 f"API socket {path}: {path.parent} cannot be made; name another path (--api)"
             ) from err
-    api_socket = ApiSocket(path)
+    api_socket = ApiSocket(path, handed)
     undo.callback(api_socket.close)
     records = Records(Recent(), Traces(lambda: _header(settings)), Counters())
     for reader in records:
