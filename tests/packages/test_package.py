@@ -139,6 +139,9 @@ def reload(machine: ServiceHost, text: str) -> tuple[int, list[str]]:
     return done.returncode, [line for line in said if line.startswith("the configuration ")]
 
 
+NOTIFY_RELOAD = "[Service]\nType=notify-reload\nExecReload=\n"
+"""Without the API, since systemd 253: SIGHUP, and waiting for READY=1."""
+
 REFUSED = ["the configuration has a mistake: the one before stays in force, whole"]
 
 
@@ -159,6 +162,13 @@ def test_reload_waits_for_its_outcome_and_sockets_are_systemds_under_each_system
     code, said = reload(machine, MISTAKE)
     assert (code, said) == (1, REFUSED)
     assert machine.unit("ActiveState") == "active"
+
+    if machine.run("systemctl", "--version").split()[1] != "252":
+        directory = machine.path("run/systemd/system/balloond.service.d")
+        directory.mkdir(parents=True)
+        (directory / "reload.conf").write_text(NOTIFY_RELOAD)
+        machine.run("systemctl", "daemon-reload")
+        assert reload(machine, MISTAKE) == (0, REFUSED)
 
     machine.run("dpkg", "--purge", "balloond")
     assert not machine.path("run/balloond").exists()
