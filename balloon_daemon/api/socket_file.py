@@ -31,6 +31,8 @@ class ApiSocket:
 
     Args:
         path: where to bind it. A socket that an ended process has left there is replaced.
+        handed: the socket, bound and listening, that systemd hands over; its owner, group and mode
+            are the socket unit's, and it stays with systemd when this balloond ends.
 
     Attributes:
         sock: the socket.
@@ -41,27 +43,19 @@ class ApiSocket:
         ConfigError: the socket cannot be bound there; the error names the path and the remedy.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, handed: socket.socket | None = None) -> None:
         self.path = path
         if why := others_may_write(path.parent):
             raise ConfigError(
                 f"API socket {path}: {why}, and could put a socket of theirs there; name a path "
                 "in a directory of your own"
             )
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._is_handed_over = handed is not None
+        self.sock = handed or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._is_closed_to_group = False
         refuse_descriptors(self.sock)
         try:
-            _clear(path)
-            # Root's socket gets mode 0660: the shipped unit gives it to a group later, and until
-            # then its group is root's. A user's socket gets 0600, because the user's group may be
-            # the group of all users.
-            umask = os.umask(0o177 if os.geteuid() else 0o117)
-            try:
-                self.sock.bind(os.fspath(path))
-            finally:
-                os.umask(umask)
-            self.group = _give_to_group(path)
+            self.group = _group_of(path) if handed else _bind(self.sock, path)
             self._file = os.lstat(path)
             self.sock.listen(BACKLOG)
             self.sock.setblocking(False)
@@ -105,6 +99,11 @@ class ApiSocket:
 
     def close(self) -> None:
         """Closes the socket and removes its file, unless another socket has replaced it."""
+        if self._is_handed_over:
+            # systemd has it open: this close ends no connection that waits, and no shutdown(2) may
+            # end the listening of the socket that both share.
+            self.sock.close()
+            return
         try:
             if os.path.samestat(os.lstat(self.path), self._file):
                 os.unlink(self.path)
@@ -131,6 +130,31 @@ class ApiSocket:
             self.sock.close()
         except OSError:
             self.sock.detach()  # No descriptor is free, perhaps.
+
+
+def _bind(sock: socket.socket, path: Path) -> str:
+    """Binds the socket; returns the group whose members may connect, or ""."""
+    _clear(path)
+    # Root's socket gets mode 0660: the shipped unit gives it to a group later, and until then its
+    # group is root's. A user's socket gets 0600, because the user's group may be the group of all
+    # users.
+    umask = os.umask(0o177 if os.geteuid() else 0o117)
+    try:
+        sock.bind(os.fspath(path))
+    finally:
+        os.umask(umask)
+    return _give_to_group(path)
+
+
+def _group_of(path: Path) -> str:
+    """The group, other than this process's own, whose members may connect; "": there is none."""
+    status = os.lstat(path)
+    if status.st_gid == os.getegid() or not status.st_mode & stat.S_IWGRP:
+        return ""
+    try:
+        return grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        return str(status.st_gid)
 
 
 def _clear(path: Path) -> None:

@@ -1,6 +1,8 @@
 """Opens the vhost-user sockets and the store of VMs, before balloond serves."""
 
 import contextlib
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from balloon_daemon.config.model import Config
@@ -8,7 +10,7 @@ from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.events import SocketNotOpened
 from balloon_daemon.guests.jailed.acceptor import OwnSocket
-from balloon_daemon.guests.jailed.listening import kept_listener, listen
+from balloon_daemon.guests.jailed.listening import handed_listener, kept_listener, listen
 from balloon_daemon.handover.keeper_start import check_keepers_place, reach_keeper, start_keeper
 from balloon_daemon.handover.store import Store
 from balloon_daemon.handover.systemd_store import systemd_store
@@ -31,7 +33,13 @@ class Opened(NamedTuple):
     failed: tuple[SocketNotOpened, ...]
 
 
-def open_all(config: Config, undo: contextlib.ExitStack, *, keep_fds: bool) -> Opened:
+TakeHanded = Callable[[str], socket.socket | None]
+"""Gives the listening socket that systemd hands over for a path; None: there is none."""
+
+
+def open_all(
+    config: Config, undo: contextlib.ExitStack, handed: TakeHanded, *, keep_fds: bool
+) -> Opened:
     """Opens the vhost-user sockets and the store that keeps VMs for another balloond.
 
     The store is systemd's, else a keeper's if one is wanted. If an earlier keeper does not answer,
@@ -42,6 +50,7 @@ def open_all(config: Config, undo: contextlib.ExitStack, *, keep_fds: bool) -> O
         config: the settings.
         undo: gets the steps that undo the opening if the start fails later: they remove the
             sockets' files, and end a keeper that holds no VM.
+        handed: gives sockets that systemd hands over.
         keep_fds: a keeper is wanted.
 
     Raises:
@@ -63,6 +72,9 @@ def open_all(config: Config, undo: contextlib.ExitStack, *, keep_fds: bool) -> O
     sockets, failed = [], []
     for vm in config.own_sockets:
         try:
+            if (sock := handed(vm.address)) is not None:
+                sockets.append(OwnSocket(vm, handed_listener(sock, Path(vm.address))))
+                continue
             sockets.append(_open(vm, store, undo, looked_for_keeper=looked))
         except ConfigError as err:
             if not vm.name:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def open_api(
     bus: Bus,
     undo: contextlib.ExitStack,
     metrics: MetricsPlace | None = None,
+    handed: Callable[[str], socket.socket | None] = lambda path: None,
 ) -> Service | None:
     """Opens the API's socket, and the TCP port of the metrics.
 
@@ -45,6 +47,7 @@ def open_api(
         bus: gives the API its events.
         undo: gets the steps that undo the opening, should the start fail.
         metrics: where metrics go; None: nowhere but to the API's socket.
+        handed: gives the listening socket that systemd hands over for a path; None: there is none.
 
     Returns:
         The server; None: there is none.
@@ -56,7 +59,7 @@ def open_api(
     sockets: list[Listener] = []
     if path is not None:
         try:
-            sockets.append(_open(path))
+            sockets.append(_open(path, handed(os.fspath(path))))
             undo.callback(sockets[-1].close)
         except ConfigError as err:
             if named is not None:
@@ -158,7 +161,7 @@ def _check_h11(what: str, flag: str) -> None:
         ) from err
 
 
-def _open(path: Path) -> "Listener":
+def _open(path: Path, handed: socket.socket | None) -> "Listener":
     _check_h11(f"API socket {path}: the API", "--api")
     from balloon_daemon.api.socket_file import ApiSocket
 
@@ -169,7 +172,7 @@ def _open(path: Path) -> "Listener":
             raise ConfigError(
                 f"API socket {path}: {path.parent} cannot be made; name another path (--api)"
             ) from err
-    return ApiSocket(path)
+    return ApiSocket(path, handed)
 
 
 def _server(sockets: Sequence["Listener"], settings: PolicySettings, bus: Bus) -> Service:

@@ -12,7 +12,7 @@ from balloon_daemon.cli.device_user import (
     default_user,
     identity_of,
 )
-from balloon_daemon.cli.opening import Opened, open_all
+from balloon_daemon.cli.opening import Opened, TakeHanded, open_all
 from balloon_daemon.cli.printing import how_to_attach, is_for_people, show
 from balloon_daemon.cli.risks import risks
 from balloon_daemon.config.model import Config
@@ -76,6 +76,7 @@ class OwnDevice(NamedTuple):
         bus: Bus,
         undo: contextlib.ExitStack,
         ask: Ask,
+        handed: TakeHanded,
         *,
         keep_fds: bool,
     ) -> VhostUserGuests:
@@ -86,12 +87,13 @@ class OwnDevice(NamedTuple):
             bus: takes events.
             undo: gets the steps that undo the opening.
             ask: has a child look at VMMs' processes.
+            handed: gives sockets that systemd hands over.
             keep_fds: a keeper is wanted.
 
         Raises:
             ConfigError: the store or the socket for VMs without a name cannot be opened.
         """
-        opened = open_all(config, undo, keep_fds=keep_fds)
+        opened = open_all(config, undo, handed, keep_fds=keep_fds)
         self.template.reserve_low_numbers()
         for risk in risks(config):
             bus.publish(SocketNotPrivate(risk))

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from balloon_daemon.cli.own_api import open_api
@@ -32,7 +33,11 @@ class _Together:
 
 @contextlib.contextmanager
 def open_services(
-    config: Config, bus: Bus, undo: contextlib.ExitStack, low: Low
+    config: Config,
+    bus: Bus,
+    undo: contextlib.ExitStack,
+    low: Low,
+    handed: Callable[[str], socket.socket | None],
 ) -> Iterator[Service | None]:
     """Opens the API's socket, and what metrics need beside it.
 
@@ -41,13 +46,14 @@ def open_services(
         bus: delivers events.
         undo: gets the steps that undo the opening, should the start fail.
         low: gives the numbers with which a file's writer is started.
+        handed: gives the listening socket that systemd hands over for a path; None: there is none.
 
     Raises:
         ConfigError: something cannot be opened where a setting wants it.
     """
     metrics = config.metrics
     file = None if metrics is None else metrics.file
-    api = open_api(config.api, config.policy, bus, undo, metrics)
+    api = open_api(config.api, config.policy, bus, undo, metrics, handed)
     if file is None:
         yield api
         return

@@ -21,6 +21,7 @@ from balloon_daemon.cli.flags import (
     build_parser,
     read_settings,
 )
+from balloon_daemon.cli.handed_over import taken_over_sockets
 from balloon_daemon.cli.own_metrics import check_metrics, open_services
 from balloon_daemon.cli.printing import (
     complain,
@@ -142,7 +143,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         config = settings.config
         # Descriptors that systemd stored are VMs of an earlier balloond. They are served on,
         # whatever the configuration says now.
-        own = None
+        own, handed = None, taken_over_sockets()
         if config.own_sockets or has_stored_fds():
             # Imported here: a balloond that only drives the balloons of VMMs does not need it.
             from balloon_daemon.cli.own_device import prepare_device
@@ -187,15 +188,20 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 records.enter_context(keep_history(config.history, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
-            service = records.enter_context(open_services(config, bus, undo, low))
+            services = open_services(config, bus, undo, low, handed.take)
+            service = records.enter_context(services)
             own_vms = None
             if own is None:
                 for risk in risks(config):
                     bus.publish(SocketNotPrivate(risk))
                 drivers = Drivers(bus.publish, low=low)
             else:
-                own_vms = own.open_vms(config, bus, undo, asker(low), keep_fds=args.keep_fds)
+                own_vms = own.open_vms(
+                    config, bus, undo, asker(low), handed.take, keep_fds=args.keep_fds
+                )
                 drivers = Drivers(bus.publish, own_vms.has_vm_of, low)
+            for unit in handed.close():
+                bus.publish(unit)
             opened: list[GuestDriver] = [] if own_vms is None else [own_vms]
             opened += drivers.open(config)
             files = ConfigFiles(args, low, drivers, own_vms)

@@ -69,6 +69,19 @@ class DrivesOthers(NamedTuple):
 
 
 @fact
+class SocketUnitNotServed(NamedTuple):
+    """A socket unit hands over a listening socket that no setting names.
+
+    Attributes:
+        unit: the unit's name.
+        socket: the socket's path.
+    """
+
+    unit: str
+    socket: str
+
+
+@fact
 class SocketNotPrivate(NamedTuple):
     """Other users could put a socket of theirs where balloond listens, or keep it waiting there.
 
@@ -406,6 +419,7 @@ DaemonEvent = (
     | MemoryNotGivenBack
     | DrivesOthers
     | SocketNotPrivate
+    | SocketUnitNotServed
     | PolicyFileWarning
     | DevicesShareUser
     | UserIgnored

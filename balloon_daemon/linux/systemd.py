@@ -5,6 +5,7 @@ where the manager is to store some (``FDSTORE=1``).
 """
 
 import array
+import contextlib
 import fcntl
 import os
 import select
@@ -28,6 +29,10 @@ FDSTORE_MAX = 65536
 
 TRIAL = "trial"
 """The name of the descriptor that is stored to find out whether the manager stores any."""
+
+SOCKET_UNIT = ".socket"
+"""How the name of a descriptor ends that a socket unit passes, and not the store: without
+``FileDescriptorName=`` it is the unit's own name (systemd.socket(5))."""
 
 _FIRST_INHERITED = 3
 
@@ -89,8 +94,41 @@ def take_watchdog_s() -> float | None:
 
 
 def has_stored_fds() -> bool:
-    """Whether systemd has passed descriptors to this process: those that it had stored."""
-    return os.environ.get("LISTEN_PID") == str(os.getpid())
+    """Whether systemd has passed descriptors to this process that it had stored."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return ours and not all(name.endswith(SOCKET_UNIT) for name in names)
+
+
+def take_sockets() -> list[tuple[str, socket.socket]]:
+    """The sockets that socket units pass, with the units' names (sd_listen_fds_with_names(3)).
+
+    Call it before ``take_stored_fds``, and once.
+    """
+    taken = []
+    for fd, name in _passed():
+        if name.endswith(SOCKET_UNIT):
+            high = OwnedFd(_above_low(fd))
+            with contextlib.suppress(OSError):  # It is no socket.
+                taken.append((name, socket.socket(fileno=high.fileno())))
+                high.detach()
+    return taken
+
+
+def _passed() -> list[tuple[int, str]]:
+    """The numbers and names of the descriptors that systemd has passed to this process."""
+    pid, count = os.environ.get("LISTEN_PID", ""), os.environ.get("LISTEN_FDS", "")
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit() or int(count) != len(names):
+        return []
+    return list(enumerate(names, _FIRST_INHERITED))
+
+
+def _above_low(fd: int) -> int:
+    """Moves a descriptor above LOW: a child of linux/apart.py inherits only lower numbers."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW)
+    os.close(fd)
+    return high
 
 
 def take_stored_fds() -> dict[str, OwnedFd]:
@@ -98,18 +136,12 @@ def take_stored_fds() -> dict[str, OwnedFd]:
 
     The environment variables are removed, so that no child takes the descriptors for its own.
     """
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
-    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    if pid != str(os.getpid()) or not count.isdigit() or int(count) != len(names):
-        return {}
-    fds = []
-    for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
-        # Move the descriptor above LOW: a child forked by linux/apart.py inherits only lower
-        # numbers. An OwnedFd is closed directly, not by a closer process. That is safe, because a
-        # VMM's file whose close could block is never put into systemd's file descriptor store.
-        fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW))
-        os.close(fd)
-    return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
+    passed = _passed()
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(variable, None)
+    # An OwnedFd is closed directly, not by a closer process. That is safe, because a VMM's file
+    # whose close could block is never put into systemd's file descriptor store.
+    return {name: OwnedFd(_above_low(fd)) for fd, name in passed if not name.endswith(SOCKET_UNIT)}
 
 
 def store_capacity(manager: socket.socket, *, has_stored: bool) -> int:

@@ -13,6 +13,7 @@ import pytest
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.units import MIB, PAGE_SIZE
+from tests.harness.waiting import HANG_S
 from tests.packages.roots import SUITES, ready_roots
 from tests.vm.running import SESSION_LOGS
 from tests.vm.service_host import ServiceHost
@@ -122,3 +123,52 @@ def test_package_installs_upgrades_with_a_vm_attached_and_purges(
     assert machine.run("systemctl", "is-active", "balloond", check=False) == "inactive"
     assert sorted(files(machine) - before) == []
     assert "balloond" in machine.run("getent", "passwd", "balloond")
+
+
+MISTAKE = "[host]\nmargn = '1G'\n"
+
+
+def reload(machine: ServiceHost, text: str) -> tuple[int, list[str]]:
+    """Reloads the service with another file; what systemctl returns, and what balloond said."""
+    machine.begin()
+    machine.path("etc/balloond/balloond.toml").write_text(text)
+    with machine.running("systemctl", "reload", "balloond") as done:
+        done.wait(HANG_S)
+    # Without waiting: systemctl returns once balloond has applied or refused the file.
+    said = machine.said_by(machine.main_pid())
+    return done.returncode, [line for line in said if line.startswith("the configuration ")]
+
+
+NOTIFY_RELOAD = "[Service]\nType=notify-reload\nExecReload=\n"
+"""Without the API, since systemd 253: SIGHUP, and waiting for READY=1."""
+
+REFUSED = ["the configuration has a mistake: the one before stays in force, whole"]
+
+
+def test_reload_waits_for_its_outcome_and_sockets_are_systemds_under_each_systemd(
+    machine: ServiceHost, package: Path
+) -> None:
+    machine.configure("--speed", str(SPEED))
+    install(machine, package)
+    machine.run("systemctl", "stop", "balloond")
+    machine.run("systemctl", "enable", "--now", "balloond.socket", "balloond-api.socket")
+    machine.run("systemctl", "start", "balloond")
+    machine.run("balloonctl", "status")
+    assert machine.unit("StatusText") != ""
+    assert machine.unit("WatchdogUSec") == "1min"
+
+    code, said = reload(machine, "[host]\nmargin = '1G'\n")
+    assert (code, said) == (0, ["the configuration is read anew: [host] margin: default -> 1 GiB"])
+    code, said = reload(machine, MISTAKE)
+    assert (code, said) == (1, REFUSED)
+    assert machine.unit("ActiveState") == "active"
+
+    if machine.run("systemctl", "--version").split()[1] != "252":
+        directory = machine.path("run/systemd/system/balloond.service.d")
+        directory.mkdir(parents=True)
+        (directory / "reload.conf").write_text(NOTIFY_RELOAD)
+        machine.run("systemctl", "daemon-reload")
+        assert reload(machine, MISTAKE) == (0, REFUSED)
+
+    machine.run("dpkg", "--purge", "balloond")
+    assert not machine.path("run/balloond").exists()

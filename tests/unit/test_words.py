@@ -103,6 +103,7 @@ from balloon_daemon.events import (
     SocketIgnored,
     SocketNotOpened,
     SocketNotPrivate,
+    SocketUnitNotServed,
     SourceKnown,
     SourceOff,
     SourceOn,
@@ -727,6 +728,14 @@ DAEMON: list[Row] = [
         "memory-not-given-back",
         "2 guests have not taken all of their memory back in time",
         {"vms": 2},
+    ),
+    (
+        SocketUnitNotServed("balloond.socket", "/run/a.sock"),
+        WARNING,
+        "socket-unit-not-served",
+        "balloond.socket listens on /run/a.sock, which no setting names, so that whoever connects "
+        "there waits for ever: name it (socket, api, vhost_user), or stop that unit",
+        {"unit": "balloond.socket", "socket": "/run/a.sock"},
     ),
     (
         SocketNotPrivate("anybody may write to it"),

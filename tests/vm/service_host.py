@@ -229,8 +229,8 @@ class ServiceHost:
             program = self.path(f"usr/bin/{name}")
             program.write_text(text)
             program.chmod(0o755)
-        unit = "balloond.service"
-        shutil.copyfile(ROOT / "systemd" / unit, self.path("etc/systemd/system") / unit)
+        for unit in ("balloond.service", "balloond.socket", "balloond-api.socket"):
+            shutil.copyfile(ROOT / "systemd" / unit, self.path("etc/systemd/system") / unit)
         users = self.path("etc/sysusers.d")
         users.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / "systemd" / "balloond.sysusers", users / "balloond.conf")

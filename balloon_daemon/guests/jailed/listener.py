@@ -159,7 +159,8 @@ class VhostUserGuests:
             # listening socket that was ever replaced.
             for name in {acceptor.key, acceptor.listener.kept_as or acceptor.key}:
                 self._store.remove(name)
-            self._store.put(acceptor.key, acceptor.listener.sock)
+            if not acceptor.listener.handed_over:
+                self._store.put(acceptor.key, acceptor.listener.sock)
         for session in recover(self._store, self._make, self._closer, self._publish):
             self._registry.serve(session)
             self._publish(TakenOver(session.vm))

@@ -23,11 +23,16 @@ class Listener:
         sock: the socket, listening and non-blocking; owned by the listener from here on.
         path: the path to which it is bound.
         kept_as: its name in the store; "": it is not there.
+        handed_over: True: systemd holds it, too, and hands it to the next balloond; so its file
+            stays when this balloond ends, and the store does without it.
     """
 
-    def __init__(self, sock: socket.socket, path: Path, kept_as: str = "") -> None:
+    def __init__(
+        self, sock: socket.socket, path: Path, kept_as: str = "", *, handed_over: bool = False
+    ) -> None:
         self.sock = sock
         self.kept_as = kept_as
+        self.handed_over = handed_over
         self._path = path
         self._file = os.lstat(path)
 
@@ -37,7 +42,10 @@ class Listener:
         self.sock.close()
 
     def remove_file(self) -> None:
-        """Removes the socket's file, unless another socket has replaced it."""
+        """Removes the socket's file, unless another socket has replaced it, or it is a socket
+        unit's."""
+        if self.handed_over:
+            return
         try:
             if os.path.samestat(os.lstat(self._path), self._file):
                 os.unlink(self._path)
@@ -84,6 +92,23 @@ def listen(path: Path, *, looked_for_keeper: bool = False) -> Listener:
         sock.close()
         raise ConfigError(f"socket {path}: {err.strerror}") from err
     return listener
+
+
+def handed_listener(sock: socket.socket, path: Path) -> Listener:
+    """Takes a listening socket that systemd hands over; its owner, group and mode are the socket
+    unit's.
+
+    Raises:
+        ConfigError: its file is gone.
+    """
+    # Call listen() again in this process, as for a kept socket: SO_PEERCRED names who serves it.
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    try:
+        return Listener(sock, path, handed_over=True)
+    except OSError as err:
+        sock.close()
+        raise ConfigError(f"socket {path}: {err.strerror}; start its socket unit anew") from err
 
 
 def _why_not(path: Path, err: OSError) -> str:

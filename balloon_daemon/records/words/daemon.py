@@ -32,6 +32,7 @@ from balloon_daemon.events import (
     Share,
     SocketNotOpened,
     SocketNotPrivate,
+    SocketUnitNotServed,
     SourceKnown,
     SourceOff,
     SourceOn,
@@ -88,6 +89,11 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case MemoryNotGivenBack(vms):
             message = f"{vms} guests have not taken all of their memory back in time"
             return Level.WARNING, message
+        case SocketUnitNotServed(unit, socket):
+            return Level.WARNING, (
+                f"{unit} listens on {socket}, which no setting names, so that whoever connects "
+                "there waits for ever: name it (socket, api, vhost_user), or stop that unit"
+            )
         case SocketNotPrivate(risk):
             return Level.WARNING, risk
         case PolicyFileWarning(problem):
