@@ -21,7 +21,7 @@ _balloonctl() {
     :--api | /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history | /simulate:--plot | /judge:--trace | /judge:--plot)
         kind=files
         ;;
-    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--host-memory | /simulate:--seed | /judge:--recordings | /judge:--seed)
+    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--host-memory | /simulate:--seed | /judge:--recordings | /judge:--drawn | /judge:--seed)
         kind=text
         ;;
     /reclaim:--from | /history:--vm)
@@ -123,7 +123,7 @@ _balloonctl() {
             kind=files options='-h --help --set --profile --host-memory --seed --json --plot'
             ;;
         /judge)
-            kind=none options='-h --help --recordings --trace --margins --seed --json --plot'
+            kind=none options='-h --help --recordings --trace --margins --drawn --seed --json --plot'
             ;;
         esac
         [[ $current != -* ]] || kind=words words=$options

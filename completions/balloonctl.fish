@@ -175,6 +175,7 @@ complete -c balloonctl -n '__balloonctl_at judge' -s h -l help -d 'show this hel
 complete -c balloonctl -n '__balloonctl_at judge' -l recordings -x -d 'judge on the guests that were recorded there (*.csv): each takes the place of the busy guest on each host'
 complete -c balloonctl -n '__balloonctl_at judge' -l trace -rF -d 'judge on a host that was recorded (balloond --record), too'
 complete -c balloonctl -n '__balloonctl_at judge' -l margins -d 'judge balloond'\''s profiles alone, each with larger and larger margins'
-complete -c balloonctl -n '__balloonctl_at judge' -l seed -x -d 'of the policies'\'' random jitter (default: 0)'
+complete -c balloonctl -n '__balloonctl_at judge' -l drawn -x -d 'judge on so many hosts that are drawn by lot (--seed), which nobody has tuned a policy to'
+complete -c balloonctl -n '__balloonctl_at judge' -l seed -x -d 'of the policies'\'' random jitter, and of --drawn (default: 0)'
 complete -c balloonctl -n '__balloonctl_at judge' -l json -d 'print one JSON object'
 complete -c balloonctl -n '__balloonctl_at judge' -l plot -rF -d 'draw one host'\''s course, and what each policy cost hosts and guests, too'

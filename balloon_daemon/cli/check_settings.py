@@ -50,7 +50,8 @@ def settings_said(settings: Settings) -> Iterator[str]:
     yield _host_said(settings, "margin", margin, MARGIN_DEFAULT)
     yield _host_said(settings, "low_mem_dir", args.low_mem_dir, LOW_MEM_DIR_DEFAULT)
     yield _host_said(settings, "socket", args.socket, socket)
-    if config.socket is not None:
+    is_default = args.profile is None and ("host", "profile") not in settings.origins
+    if config.socket is not None and is_default:
         file = "a" if config.profile is Profile.CAREFUL else "no"
         why = f"as there is {file} configuration file, by default"
         yield f'profile of VMs there = "{config.profile.value}" {why}'
@@ -59,11 +60,14 @@ def settings_said(settings: Settings) -> Iterator[str]:
     yield _host_said(settings, "history", args.history, NO_PLACE)
     yield _host_said(settings, "record", args.record, NO_PLACE)
     yield _host_said(settings, "dry_run", args.dry_run or None, "false")
+    profile = None if args.profile is None else args.profile.value
+    yield _host_said(settings, "profile", profile, VM_DEFAULTS["profile"])
     for key, places in config.discover._asdict().items():
         yield from _discover_said(settings, ("discover", key), places)
     for vm in config.vms:
         yield _key_said(settings, ("vm", vm.name, vm.kind.value), "")
-        for key, default in VM_DEFAULTS.items():
+        defaults = VM_DEFAULTS | {"profile": _written(config.found_profile.value)}
+        for key, default in defaults.items():
             if key != "memory" or vm.kind is Kind.VHOST_USER:
                 yield _key_said(settings, ("vm", vm.name, key), default)
     yield from _flags_said(args)

@@ -14,7 +14,7 @@ from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
 from balloon_daemon.cli.printing import complain, show
 from balloon_daemon.config.entries import Key, Origin
 from balloon_daemon.config.model import Config, FromFiles, default_policy_file, default_socket
-from balloon_daemon.config.values import parse_libvirt_uri, parse_pattern
+from balloon_daemon.config.values import parse_libvirt_uri, parse_pattern, parse_profile
 from balloon_daemon.config.vms import Discover, Kind
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.seccomp.policy import Dialect
@@ -200,6 +200,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="less available than this is low (default: the margin file, else 5.2 %% of what can "
         "be available)",
     )
+    source.add_argument(
+        "--profile",
+        type=_checked(parse_profile),
+        metavar="NAME",
+        help="the rules for VMs that name none: seed, careful or adaptive (default: careful; seed "
+        "for VMs that connect to a socket without a configuration file)",
+    )
     jail = parser.add_argument_group("the device's jail")
     jail.add_argument(
         "--policy",
@@ -354,6 +361,8 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         ConfigError: flags and file cannot both be obeyed.
     """
     base = Config(socket=None) if file is None else file
+    if args.profile is not None:
+        base = base.with_profile(args.profile)
     discover = Discover(
         libvirt=_joined(base.discover.libvirt, *(more.libvirt for more in args.discover)),
         qmp=_joined(base.discover.qmp, *(more.qmp for more in args.discover)),

@@ -13,7 +13,8 @@ from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 
 def parts_of(config: Config) -> Iterator[list[object]]:
     """The settings of ``changes.LIVE``, in parts."""
-    yield ["host", config.margin_bytes, config.profile.value]
+    profiles = [config.profile.value, config.found_profile.value]
+    yield ["host", config.margin_bytes, *profiles]
     for uri in config.discover.libvirt:
         yield ["libvirt", uri]
     for pattern in config.discover.qmp:
@@ -30,11 +31,12 @@ def config_of(present: Config, parts: Iterable[object]) -> Config:
         ValueError: the parts are no such settings.
     """
     margin_bytes, profile = present.margin_bytes, present.profile
+    found_profile = present.found_profile
     libvirt, qmp, vms = list[str](), list[str](), list[VmConfig]()
     for part in parts:
         match part:
-            case ["host", int() | None as margin_bytes, str(profile_name)]:
-                profile = Profile(profile_name)
+            case ["host", int() | None as margin_bytes, str(profile_name), str(found_name)]:
+                profile, found_profile = Profile(profile_name), Profile(found_name)
             case ["libvirt", str(uri)]:
                 libvirt.append(uri)
             case ["qmp", str(pattern)]:
@@ -58,6 +60,7 @@ def config_of(present: Config, parts: Iterable[object]) -> Config:
         present,
         margin_bytes=margin_bytes,
         profile=profile,
+        found_profile=found_profile,
         discover=Discover(tuple(libvirt), tuple(qmp)),
         vms=tuple(vms),
     )

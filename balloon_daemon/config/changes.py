@@ -11,7 +11,7 @@ from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
 from balloon_daemon.units import format_size
 
-LIVE = frozenset({"margin_bytes", "discover", "vms", "profile"})
+LIVE = frozenset({"margin_bytes", "discover", "vms", "profile", "found_profile", "unprofiled"})
 """The fields of ``Config`` that may change while balloond runs."""
 
 _REMEDY = "restart balloond, or put it back as it was"
@@ -73,6 +73,9 @@ def changes(present: Config, wanted: Config) -> Iterator[str]:
     yield from _change(("host", "margin"), *margins)
     if present.profile is not wanted.profile:
         yield f"profile of VMs of no name: {present.profile.value} -> {wanted.profile.value}"
+    if present.found_profile is not wanted.found_profile:
+        found = f"{present.found_profile.value} -> {wanted.found_profile.value}"
+        yield f"profile of VMs that are discovered: {found}"
     for name in wanted.discover._fields:
         before, after = getattr(present.discover, name), getattr(wanted.discover, name)
         for sign, places in (("-", set(before) - {*after}), ("+", set(after) - {*before})):

@@ -48,6 +48,7 @@ HOST: Mapping[str, Parse] = {
     "history": parse_path,
     "record": parse_path,
     "dry_run": parse_truth,
+    "profile": parse_profile,
 }
 """The keys of ``[host]``, each with its parser."""
 
@@ -183,6 +184,7 @@ class Gathered:
 
     def config(self) -> Config:
         """The settings of all files together. Notes where they contradict each other."""
+        profile = self._default_profile
         config = Config(
             socket=self._get(("host", "socket"), Path, None),
             low_mem_dir=self._get(("host", "low_mem_dir"), Path, None),
@@ -196,10 +198,19 @@ class Gathered:
                 libvirt=self._get(("discover", "libvirt"), tuple, ()),
                 qmp=self._get(("discover", "qmp"), tuple, ()),
             ),
-            profile=Profile.CAREFUL,
+            profile=profile,
+            found_profile=profile,
+            unprofiled=frozenset(
+                name for name in self._vms if ("vm", name, "profile") not in self.origins
+            ),
         )
         self._look_for_shared_sockets(config)
         return config
+
+    @property
+    def _default_profile(self) -> Profile:
+        """The profile of VMs that name none."""
+        return self._get(("host", "profile"), Profile, Profile.CAREFUL)
 
     def _get(self, path: Key, kind: type[T], default: Default) -> T | Default:
         """What a key is set to; the default where it is not set, or to a wrong value."""
@@ -228,7 +239,7 @@ class Gathered:
             floor_bytes=self._get(("vm", name, "floor"), int, None),
             ceiling_bytes=self._get(("vm", name, "ceiling"), int, None),
             priority=self._get(("vm", name, "priority"), int, 0),
-            profile=self._get(("vm", name, "profile"), Profile, Profile.CAREFUL),
+            profile=self._get(("vm", name, "profile"), Profile, self._default_profile),
         )
         vm_mem_bytes = self._get(("vm", name, "memory"), int, None)
         if vm_mem_bytes is not None and ways:

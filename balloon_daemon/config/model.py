@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +63,8 @@ class Config:
         vms: the VMs that the configuration names.
         discover: where more VMs are found.
         profile: the rules for the VMs at ``socket``.
+        found_profile: the rules for VMs that are discovered.
+        unprofiled: the named VMs for which the configuration names no profile.
         is_default_socket: nobody names ``socket``: it is there because no VM is named otherwise.
         api: where clients of the API connect; ``none``: nowhere; None: where a service has it.
         dry_run: decide, and change no VM's balloon.
@@ -81,11 +83,28 @@ class Config:
     vms: tuple[VmConfig, ...] = ()
     discover: Discover = field(default_factory=Discover)
     profile: Profile = Profile.SEED
+    found_profile: Profile = Profile.CAREFUL
+    unprofiled: frozenset[str] = field(default=frozenset(), compare=False)
     is_default_socket: bool = False
     api: Path | None = None
     dry_run: bool = False
     history: Path | None = None
     record: Path | None = None
+
+    def with_profile(self, profile: Profile) -> "Config":
+        """The same settings with another profile of all VMs that name none."""
+        vms = tuple(
+            vm._replace(settings=replace(vm.settings, profile=profile))
+            if vm.name in self.unprofiled
+            else vm
+            for vm in self.vms
+        )
+        return replace(self, profile=profile, found_profile=profile, vms=vms)
+
+    @property
+    def found_settings(self) -> VmSettings:
+        """The settings of VMs that are discovered."""
+        return VmSettings(profile=self.found_profile)
 
     @property
     def own_sockets(self) -> tuple[VmConfig, ...]:

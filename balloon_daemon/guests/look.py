@@ -31,7 +31,6 @@ from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.sizing.terms import Terms
-from balloon_daemon.sizing.vm_settings import VmSettings
 
 AT_ONCE = 64
 """How many VMMs are asked at the same time; each may take some seconds before it counts as
@@ -150,7 +149,7 @@ def _with_sockets(config: Config, search: Search) -> Sequence[VmConfig]:
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
     for resolved, (path, *_) in sorted(search.found.items(), key=itemgetter(1)):
         name = printable(name_of(path, {vm.name for vm in vms}))
-        vms.append(VmConfig(name, Kind.QMP, resolved, VmSettings()))
+        vms.append(VmConfig(name, Kind.QMP, resolved, config.found_settings))
     return vms
 
 
@@ -166,9 +165,9 @@ async def _domains(uri: str, config: Config, low: LowNumbers, look: _Look) -> No
     try:
         running = {domain.name for domain in await connection.domains()}
         if uri in config.discover.libvirt:
+            settings = config.found_settings
             found = {
-                name: VmConfig(printable(name), Kind.LIBVIRT, uri, VmSettings())
-                for name in running
+                name: VmConfig(printable(name), Kind.LIBVIRT, uri, settings) for name in running
             }
             named = found | named
         for name, vm in named.items():

@@ -75,7 +75,8 @@ class Drivers:
         controls = {kind: control_of(kind) for kind in kinds}
         bases = bases_path(config.bases_socket, Kind.QMP)
         names = frozenset(vm.name for vm in config.vms)
-        wanted = Wanted(named, config.discover.qmp, controls, bases, names)
+        found = config.found_settings
+        wanted = Wanted(named, config.discover.qmp, controls, bases, names, found)
         if self._driven is not None:
             self._driven.change(wanted)
             return None
@@ -88,7 +89,8 @@ class Drivers:
 
         domains = [vm for vm in config.others if vm.kind is Kind.LIBVIRT]
         bases = bases_path(config.bases_socket, Kind.LIBVIRT)
-        wanted = Wanted(domains, config.discover.libvirt, bases)
+        found = config.found_settings
+        wanted = Wanted(domains, config.discover.libvirt, bases, found)
         if self._libvirt is not None:
             self._libvirt.change(wanted)
             return None

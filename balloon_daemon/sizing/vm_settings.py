@@ -36,5 +36,8 @@ class VmSettings:
     profile: Profile = Profile.CAREFUL
 
 
+CAREFUL = VmSettings()
+"""The settings of each VM that is discovered, unless the configuration names another profile."""
+
 SEED = VmSettings(profile=Profile.SEED)
 """The settings of each VM if balloond was started without a configuration file."""

@@ -37,6 +37,7 @@ def test_without_file_and_flags_every_setting_is_said_with_its_default() -> None
         "[host] history = none, by default",
         "[host] record = none, by default",
         "[host] dry_run = false, by default",
+        '[host] profile = "careful", by default',
         "[discover] libvirt = [], by default",
         "[discover] qmp = [], by default",
         "--vm-mem = what its VMM and its guest say, by default",
@@ -81,6 +82,7 @@ def test_each_flag_is_said_with_its_value() -> None:
 def test_every_flag_that_sets_something_is_said() -> None:
     """Those that are keys of a file, too, are said as such."""
     keys = {"margin", "low_mem_dir", "socket", "discover", "api", "history", "record", "dry_run"}
+    keys |= {"profile"}
     asks = {"help", "version", "check", "config"}
     flags = {action.dest: action for action in build_parser()._actions}
     told = {line.partition(" = ")[0] for line in said("--check")}
@@ -130,6 +132,17 @@ def test_profile_at_the_common_socket_is_said_where_there_is_one(file: Path) -> 
     (line,) = (each for each in said(f"--config {file} --check") if "VMs there" in each)
     assert line == 'profile of VMs there = "careful" as there is a configuration file, by default'
     assert not any("VMs there" in each for each in said("--discover libvirt --check"))
+
+
+def test_profile_of_vms_that_name_none_is_said_with_its_place(file: Path) -> None:
+    file.write_text("[host]\nprofile = 'seed'\n[vm.a]\nqmp = '/q'\n")
+    lines = said(f"--config {file} --check --socket /s")
+    assert f'[host] profile = "seed", from {file}:2' in lines
+    assert '[vm.a] profile = "seed", by default' in lines
+    assert not any("VMs there" in each for each in lines)
+    lines = said(f"--config {file} --check --profile adaptive")
+    assert f'[host] profile = "adaptive", from --profile (instead of {file}:2)' in lines
+    assert '[vm.a] profile = "adaptive", by default' in lines
 
 
 def test_each_key_of_a_file_is_said_with_its_line(file: Path) -> None:

@@ -28,6 +28,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "--margin": ("400M", "margin_bytes", 400 * MIB),
     "--policy": ("other.policy", "policy_file", Path("other.policy")),
     "--no-page-reporting": ("", "page_reporting", False),
+    "--profile": ("adaptive", "profile", Profile.ADAPTIVE),
     "--dry-run": ("", "dry_run", True),
     "--history": ("/var/lib/b.db", "history", Path("/var/lib/b.db")),
     "--record": ("/var/tmp/a.trace", "record", Path("/var/tmp/a.trace")),
@@ -67,6 +68,7 @@ def test_flag_sets_its_setting_and_no_other(flag: str) -> None:
     assert getattr(usual, field) != expected
     changed = {name for name in Config.__slots__ if getattr(config, name) != getattr(usual, name)}
     beside = {"--speed": {"poll_s"}, "--socket": {"is_default_socket"}}
+    beside["--profile"] = {"found_profile"}
     assert changed == {field} | beside.get(flag, set())
 
 
@@ -129,6 +131,20 @@ def test_flags_are_added_to_the_files_vms_and_count_more_than_its_host() -> None
     (own,) = config.own_sockets
     assert (own.name, own.address, own.vm_mem_bytes) == ("", "/s", 4 * GIB)
     assert own.settings.profile is Profile.CAREFUL
+
+
+def test_profile_is_that_of_all_vms_that_name_none() -> None:
+    vms = (WEB, WEB._replace(name="db", address="/run/db.qmp"))
+    file = Config(socket=None, vms=vms, unprofiled=frozenset({"db"}))
+    config = config_of(parsed("--profile adaptive --socket /s"), file)
+    profiles = {vm.name: vm.settings.profile for vm in (*config.vms, *config.own_sockets)}
+    assert profiles == {
+        "web": WEB.settings.profile,
+        "db": Profile.ADAPTIVE,
+        "": Profile.ADAPTIVE,
+    }
+    assert config.found_profile is Profile.ADAPTIVE
+    assert config_of(parsed("--discover libvirt")).found_profile is Profile.CAREFUL
 
 
 def test_file_that_names_no_vm_leaves_the_socket_as_it_is_without_a_file() -> None:

@@ -40,7 +40,12 @@ def test_what_is_carried_arrives_as_it_was(
     margin: int | None, discover: Discover, vms: list[VmConfig], profile: Profile
 ) -> None:
     wanted = replace(
-        PRESENT, margin_bytes=margin, discover=discover, vms=tuple(vms), profile=profile
+        PRESENT,
+        margin_bytes=margin,
+        discover=discover,
+        vms=tuple(vms),
+        profile=profile,
+        found_profile=profile,
     )
     assert config_of(PRESENT, json.loads(json.dumps([*parts_of(wanted)]))) == wanted
 
@@ -65,6 +70,7 @@ def test_what_is_other_is_one_line_each() -> None:
         PRESENT,
         margin_bytes=512 * MIB,
         profile=Profile.SEED,
+        found_profile=Profile.ADAPTIVE,
         discover=Discover(("qemu:///system",), ("/b",)),
         vms=(WEB._replace(kind=Kind.FIRECRACKER, settings=floor), WEB._replace(name="a b")),
     )
@@ -72,6 +78,7 @@ def test_what_is_other_is_one_line_each() -> None:
     assert list(changes(present, wanted)) == [
         "[host] margin: default -> 512 MiB",
         "profile of VMs of no name: careful -> seed",
+        "profile of VMs that are discovered: careful -> adaptive",
         "[discover] libvirt: +qemu:///system",
         "[discover] qmp: -/a",
         "[discover] qmp: +/b",

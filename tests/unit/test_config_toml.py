@@ -81,6 +81,19 @@ def test_every_key_is_set() -> None:
     )
 
 
+def test_host_profile_is_that_of_all_vms_that_name_none() -> None:
+    config = parse_config(
+        "[host]\nprofile = 'adaptive'\n[vm.a]\nqmp = '/a'\n[vm.b]\nqmp = '/b'\nprofile = 'seed'\n",
+        FILE,
+    )
+    assert [vm.settings.profile for vm in config.vms] == [Profile.ADAPTIVE, Profile.SEED]
+    assert (config.profile, config.found_profile) == (Profile.ADAPTIVE, Profile.ADAPTIVE)
+    assert config.found_settings == VmSettings(profile=Profile.ADAPTIVE)
+    assert config.unprofiled == {"a"}
+    other = config.with_profile(Profile.CAREFUL)
+    assert [vm.settings.profile for vm in other.vms] == [Profile.CAREFUL, Profile.SEED]
+
+
 def test_api_may_be_nowhere() -> None:
     assert parse_config("[host]\napi = 'none'", FILE).api == NOWHERE
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ from balloon_daemon.guests.driven.driver import (
 )
 from balloon_daemon.guests.driven.lookups import Ask, Take, ask_here
 from balloon_daemon.guests.seam import Guest, Report
-from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.units import VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import ScriptedControl
@@ -498,6 +499,19 @@ def test_vm_that_a_pattern_has_found_goes_on_by_the_settings_of_its_name(
     assert host.registry.names() == ["web"]
     assert host.registry.changes == [("web", settings), ("web", VmSettings())]
     assert host.registry.dismissed == []
+
+
+def test_discovered_vms_have_the_profile_of_those_that_name_none(
+    host: Host, listen: Listen
+) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "vms/web.qmp")
+    adaptive = VmSettings(profile=Profile.ADAPTIVE)
+    wanted = host.wanted(patterns=[f"{host.path}/vms/*.qmp"])
+
+    changed(host, [], wanted, replace(wanted, found=adaptive), replace(wanted, found=adaptive))
+    assert host.registry.changes == [("web", adaptive)]
+    assert (host.registry.names(), host.registry.dismissed) == (["web"], [])
 
 
 def test_vm_that_was_named_by_a_link_goes_on_where_a_pattern_finds_it(

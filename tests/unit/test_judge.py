@@ -11,6 +11,7 @@ import pytest
 from balloon_daemon.ctl.main import main
 from balloon_daemon.ctl.simulate import judging
 from balloon_daemon.ctl.simulate.contenders import Contender, contenders, host_policy
+from balloon_daemon.ctl.simulate.drawn import drawn
 from balloon_daemon.ctl.simulate.everyone import judge_trace
 from balloon_daemon.ctl.simulate.judge import judge, sums, table
 from balloon_daemon.ctl.simulate.load import Kernel, Kind, Load
@@ -145,6 +146,18 @@ def test_standard_hosts_are_low_at_times_and_their_vms_fit_on_them() -> None:
         assert run(scenario, SEED, draw).scores.low_s > 0, scenario.name
 
 
+def test_hosts_that_are_drawn_differ_and_are_the_same_for_a_seed() -> None:
+    hosts = drawn(20, Random(1).random)
+    assert hosts == drawn(20, Random(1).random)
+    assert hosts != drawn(20, Random(2).random)
+    assert len({host.demand for host in hosts}) == 20
+    assert {len(host.vms) for host in hosts} == {2, 3, 4}
+    for host in hosts:
+        assert sum(vm.kind.size_mib for vm in host.vms) <= host.host_mib * 3 / 4
+        times = [at_s for at_s, _ in host.demand]
+        assert times == sorted(times)
+
+
 # --- the commands -------------------------------------------------------------------------------
 
 
@@ -184,6 +197,34 @@ def test_profile_of_all_scores_as_the_profile_alone_is_summed_up() -> None:
     assert world.scores.gib_minutes == pytest.approx(summed.byte_seconds / GIB / 60, rel=0.02)
     judged = judge_trace(trace, (), lambda: draw, 8192)
     assert judged["careful"] == world.scores
+
+
+def test_drawn_hosts_are_judged_and_added_up(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "contenders", lambda: [SEED])
+    assert main(["judge", "--drawn", "2", "--seed", "3"]) == 0
+    first, _, row = capsys.readouterr().out.splitlines()
+    assert (first, row.split()[0]) == ("all 2, added up", "seed")
+    assert main(["judge", "--drawn", "2", "--seed", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [*told["hosts"]] == ["drawn-1", "drawn-2"]
+    assert row.split()[1] == f"{told['sums']['seed']['low_s']:.1f}"
+
+
+@pytest.mark.parametrize("more", [["--drawn", "2"], ["--trace", "x"], ["--recordings", "x"]])
+def test_margins_go_with_standard_hosts_alone(more: list[str], capsys: Output) -> None:
+    assert main(["judge", "--margins", *more]) == 2
+    told = "balloonctl judge: --margins goes with standard hosts alone\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x", "10000"])
+def test_number_of_hosts_that_makes_no_sense_is_told(number: str, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["judge", f"--drawn={number}"])
+    assert caught.value.code == 2
+    assert f"'{number}' is no number from 1 to 9999" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

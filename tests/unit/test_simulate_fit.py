@@ -10,7 +10,7 @@ from balloon_daemon.ctl.simulate.fit import fit
 from balloon_daemon.ctl.simulate.loads import KINDS
 from balloon_daemon.ctl.simulate.off import crossed, lines, off
 from balloon_daemon.ctl.simulate.recording_file import read_recording, read_recordings
-from balloon_daemon.ctl.simulate.write_loads import kinds_of
+from balloon_daemon.ctl.simulate.write_loads import HELD_OUT, kinds_of
 from balloon_daemon.errors import ConfigError
 from tests.harness.recordings import RECORDINGS
 
@@ -112,6 +112,17 @@ def test_model_is_not_far_from_what_was_recorded(name: str) -> None:
     assert error.balloon.median <= 20
     assert error.available.median <= 26
     assert error.read.median <= 17
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RECORDINGS.glob(f"{HELD_OUT}*.csv")), ids=lambda path: path.stem
+)
+def test_model_is_not_far_from_guests_that_it_was_not_made_for(path: Path) -> None:
+    recording = read_recording(path)
+    error = off(recording, fit(recording))
+    assert error.balloon.median <= 1
+    assert error.available.median <= 10
+    assert error.read.median <= 20
 
 
 def needs() -> list[str]:

@@ -111,6 +111,7 @@ PURE = {
     "ctl.charts.past",
     "ctl.simulate.course",
     "ctl.simulate.contenders",
+    "ctl.simulate.drawn",
     "ctl.simulate.fit",
     "ctl.simulate.guest",
     "ctl.simulate.judge",

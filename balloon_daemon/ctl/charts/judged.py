@@ -26,7 +26,7 @@ OURS = {"seed": "#6d737d", "careful": "#3f7fca", "adaptive": "#5a9a52"}
 PEER = "#e39a2d"
 """The colours of our profiles, and of other projects' rules."""
 
-ABOVE, OFFSETS = (0, 13), {"proxmox": (20, -20), "squeezed": (-12, -20)}
+ABOVE, OFFSETS = (0, 13), {"proxmox": (20, -20), "squeezed": (-12, -20), "careful": (14, -20)}
 """Where names stand beside their points, in points."""
 
 WIDTH, HEIGHT = 11.0, 6.6

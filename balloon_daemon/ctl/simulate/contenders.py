@@ -46,5 +46,5 @@ def trade_off() -> list[Contender]:
     return [
         Contender(f"{profile.value}, margin x {margins:g}", host_policy, profile, margins)
         for profile in Profile
-        for margins in (1.0, 1.25, 1.5, 2.0)
+        for margins in (1.0, 1.5, 2.0)
     ]

@@ -1,6 +1,7 @@
 """``balloonctl judge``: each policy on hosts with simulated guests, in one table."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,17 +44,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         help="judge on a host that was recorded (balloond --record), too; may be repeated",
     )
-    what.add_argument(
+    parser.add_argument(
         "--margins",
         action="store_true",
         help="judge balloond's profiles alone, each with larger and larger margins",
+    )
+    what.add_argument(
+        "--drawn",
+        type=_number,
+        metavar="N",
+        help="judge on so many hosts that are drawn by lot (--seed), which nobody has tuned a "
+        "policy to",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of the policies' random jitter (default: %(default)s)",
+        help="of the policies' random jitter, and of --drawn (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
@@ -63,6 +71,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="draw one host's course, and what each policy cost hosts and guests, too",
     )
     parser.set_defaults(run=run)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,3}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} is no number from 1 to 9999")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,10 +89,15 @@ def run(args: argparse.Namespace) -> int:
     from balloon_daemon.ctl.simulate import judging
 
     try:
+        if args.margins and (args.recordings or args.traces or args.drawn):
+            raise ConfigError("--margins goes with standard hosts alone")
         if args.plot is not None:
-            if args.recordings is not None or args.margins:
+            if args.recordings is not None or args.margins or args.drawn:
                 raise ConfigError("--plot goes with standard hosts and --trace alone")
             check_picture("--plot", args.plot)
+        if args.drawn:
+            judging.print_drawn(args.drawn, args.seed, as_json=args.json)
+            return EXIT_OK
         if args.margins:
             judging.print_margins(args.seed, as_json=args.json)
             return EXIT_OK

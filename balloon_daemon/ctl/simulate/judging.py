@@ -8,6 +8,7 @@ from random import Random
 from typing import NamedTuple
 
 from balloon_daemon.ctl.simulate.contenders import contenders, trade_off
+from balloon_daemon.ctl.simulate.drawn import drawn
 from balloon_daemon.ctl.simulate.everyone import judge_trace, least_host_mib
 from balloon_daemon.ctl.simulate.fit import fit
 from balloon_daemon.ctl.simulate.judge import Outcomes, judge, sums, table
@@ -79,6 +80,21 @@ def judge_margins(seed: int) -> dict[str, Scores]:
     """What larger margins gain our profiles, and what they cost: sums over the standard hosts."""
     outcomes = judge(scripts(), trade_off(), lambda: Random(seed).random)
     return sums(list(_scores(outcomes).values()))
+
+
+def judge_drawn(number: int, seed: int) -> dict[str, ByPolicy]:
+    """The scores on so many hosts that are drawn by lot, by their names."""
+    hosts = drawn(number, Random(seed).random)
+    return _scores(judge(hosts, contenders(), lambda: Random(seed).random))
+
+
+def print_drawn(number: int, seed: int, *, as_json: bool) -> None:
+    """Prints the scores on hosts that are drawn by lot."""
+    scores = judge_drawn(number, seed)
+    if as_json:
+        print(json.dumps({"hosts": _plain(scores), "sums": _plain_sums(scores)}))
+    else:
+        _print_sums(scores)
 
 
 def print_margins(seed: int, *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """``python -m balloon_daemon.ctl.simulate.write_loads DIRECTORY``: writes ``loads.py`` anew.
 
-It fits each recording of that directory in which no rule gave anything back.
+It fits each recording of that directory in which no rule gave anything back, but for those that
+are held out to check the model on guests that it was not made for.
 """
 
 import sys
@@ -15,6 +16,8 @@ from balloon_daemon.ctl.simulate.recording_file import read_recordings
 
 RULED = ("-all", "-step")
 """Ends of the names of recordings in which a rule answered: they show less of the load."""
+HELD_OUT = "own-"
+"""How the names of recordings begin that were made after the model."""
 
 _HEAD = '''"""The kinds of guests that were recorded: written by ``write_loads``. Pure."""
 
@@ -25,8 +28,12 @@ KINDS = {
 
 
 def kinds_of(recordings: Iterable[Recording]) -> dict[str, Kind]:
-    """The kind of guest that each recording shows."""
-    return {each.name: fit(each) for each in recordings if not each.name.endswith(RULED)}
+    """The kind of guest that each recording shows, but for those that are left out."""
+    return {
+        each.name: fit(each)
+        for each in recordings
+        if not each.name.endswith(RULED) and not each.name.startswith(HELD_OUT)
+    }
 
 
 def source_of(kinds: dict[str, Kind]) -> str:

@@ -30,7 +30,7 @@ from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import ReportTo, VmRegistry
 from balloon_daemon.rate_limit import LineBudget, OnceEach
-from balloon_daemon.sizing.vm_settings import VmSettings
+from balloon_daemon.sizing.vm_settings import CAREFUL, VmSettings
 
 NewControl = Callable[..., Control]
 """Makes a connection to the VMM whose socket has this path; QEMU's function also takes an
@@ -55,6 +55,7 @@ class Wanted:
         controls: for each kind of VMM that occurs, the function that makes a connection.
         bases_path: the file that has the size of each VM's balloon from before balloond drove it.
         taken: names that no discovered VM may have.
+        found: the settings of discovered VMs.
     """
 
     vms: Sequence[VmConfig]
@@ -62,6 +63,7 @@ class Wanted:
     controls: Mapping[Kind, NewControl]
     bases_path: Path
     taken: frozenset[str] = frozenset()
+    found: VmSettings = CAREFUL
 
 
 class DrivenVms:
@@ -136,6 +138,8 @@ class DrivenVms:
                 self._named.append(self._discovered.pop(resolved))
             elif name in wanted.taken or not any(map(self._matches, paths)):
                 self._discovered.pop(resolved).dismiss()
+            else:
+                finder.change(finder.config._replace(settings=wanted.found))
         for vm in left.values():
             self._find_named(vm)
         self._watch({nearest_directory(pattern) for pattern in wanted.qmp})
@@ -172,7 +176,7 @@ class DrivenVms:
 
     def _have_discovered(self, finder: Finder, resolved: str) -> None:
         """Takes a VM that is driven already, or sought, for one that a pattern has found."""
-        vm = VmConfig(finder.config.name, Kind.QMP, resolved, VmSettings())
+        vm = VmConfig(finder.config.name, Kind.QMP, resolved, self._wanted.found)
         finder.change(vm, partial(self._control_of_found, resolved))
         self._discovered[resolved] = finder
 
@@ -227,7 +231,7 @@ class DrivenVms:
                 continue
             name = printable(name_of(found.path, taken))
             taken |= {name}
-            vm = VmConfig(name, Kind.QMP, resolved, VmSettings())
+            vm = VmConfig(name, Kind.QMP, resolved, self._wanted.found)
             self._discovered[resolved] = self._find(vm, partial(self._control_of_found, resolved))
 
     def _control_of_found(self, resolved: str) -> Control:

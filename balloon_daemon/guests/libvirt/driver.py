@@ -26,7 +26,7 @@ from balloon_daemon.guests.libvirt.connection import Connection
 from balloon_daemon.guests.libvirt.control import DomainControl
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.linux.apart import LowNumbers
-from balloon_daemon.sizing.vm_settings import VmSettings
+from balloon_daemon.sizing.vm_settings import CAREFUL, VmSettings
 
 LIST_EVERY_S = 30.0
 
@@ -42,11 +42,13 @@ class Wanted:
         vms: the domains that the configuration names.
         discover: connection URIs whose domains are all driven.
         bases_path: the file for the balloons that domains had before balloond.
+        found: the settings of domains that the configuration does not name.
     """
 
     vms: Sequence[VmConfig]
     discover: Sequence[str]
     bases_path: Path
+    found: VmSettings = CAREFUL
 
 
 class LibvirtVms:
@@ -93,6 +95,7 @@ class LibvirtVms:
         self._wanted = wanted
         for host in self._hosts:
             named = [vm for vm in wanted.vms if vm.address == host.uri]
+            host.found = wanted.found
             host.change(named, discover=host.uri in wanted.discover)
         self._open_hosts()
 
@@ -115,6 +118,7 @@ class LibvirtVms:
         for uri in uris.keys() - {host.uri for host in self._hosts}:
             host = self._new_host(uri)
             named = [vm for vm in wanted.vms if vm.address == uri]
+            host.found = wanted.found
             host.start(named, discover=uri in wanted.discover)
             self._hosts.append(host)
 
@@ -131,6 +135,8 @@ class Host:
 
     def __init__(self, uri: str, low: LowNumbers, registry: VmRegistry, shared: Shared) -> None:
         self.uri = uri
+        self.found = CAREFUL
+        """The settings of domains that the configuration does not name."""
         self._connection = Connection(uri, low, self._happened)
         self._registry = registry
         self._shared = shared
@@ -170,7 +176,7 @@ class Host:
         self._discovered = known if discover else {}
         for finder in known.values():
             if discover:
-                finder.change(finder.config._replace(settings=VmSettings()))
+                finder.change(finder.config._replace(settings=self.found))
             else:
                 finder.dismiss()
         if self._task is not None and not named and not discover:
@@ -231,7 +237,7 @@ class Host:
         if finder is not None:
             finder.wake()
         elif self._discovers and len(self._discovered) < MOST_DOMAINS:
-            vm = VmConfig(printable(name), Kind.LIBVIRT, self._connection.uri, VmSettings())
+            vm = VmConfig(printable(name), Kind.LIBVIRT, self._connection.uri, self.found)
             self._discovered[name] = self._find(vm, name)
 
     def _find(self, vm: VmConfig, domain: str) -> Finder:
