@@ -1,5 +1,6 @@
 """Tells the kind of a descriptor by asking the kernel only: a FUSE server may never answer."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -20,6 +21,39 @@ class FdKind(Enum):
     OTHER = "other"
 
 
+class _OwnDirectory:
+    """This process's /proc/PID/fd, open from the first use on.
+
+    Anybody may list /proc and /proc/PID, and so keep those waiting who look up a name there that
+    the kernel has not cached. The kernel caches the names of an open directory for as long as it
+    is open. The names in it only this process's user may list.
+    """
+
+    def __init__(self) -> None:
+        self._fd, self._pid = -1, 0
+
+    def fileno(self) -> int:
+        """The descriptor.
+
+        Raises:
+            OSError: there is no /proc, or no descriptor is free.
+        """
+        if self._pid != os.getpid():
+            # The first use, or in a child, whose parent's directory this is.
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            self._fd, self._pid = os.open("/proc/self/fd", flags), os.getpid()
+        return self._fd
+
+
+_OWN = _OwnDirectory()
+
+
+def keep_own_directory() -> None:
+    """Opens what ``fd_kind`` needs, so that no later call of it waits for a lookup."""
+    with contextlib.suppress(OSError):
+        _OWN.fileno()
+
+
 def fd_kind(fd: int) -> FdKind:
     """Tells a descriptor's kind without a call that would ask the server of a FUSE file.
 
@@ -27,7 +61,7 @@ def fd_kind(fd: int) -> FdKind:
     slash is never that of a file in a file system.
     """
     try:
-        name = os.readlink(f"/proc/self/fd/{fd}")
+        name = os.readlink(str(fd), dir_fd=_OWN.fileno())
     except OSError:
         return FdKind.OTHER
     if name == "anon_inode:[eventfd]":

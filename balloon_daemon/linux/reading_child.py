@@ -34,8 +34,8 @@ WITHIN_S = 0.05
 """How long a reading may take; it takes some 0.1 ms where the processors are not busy."""
 
 BUSY_TIMES = 9
-"""How many further times ``WITHIN_S`` a child is waited for that has not begun to read, because it
-has no processor, as on a busy host: then the delay is not the fault of the process whose file it
+"""How many further times ``WITHIN_S`` a child is waited for that does not read, because it has no
+processor, as on a busy host: then the delay is not the fault of the process whose file it
 reads."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
@@ -79,13 +79,13 @@ class _Child:
         self.took_s = 0.0
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pidfd = OwnedFd(-1)
-        # Shared with the child, which notes here that it has begun an order. Its state in
-        # /proc/PID/stat would tell more, but the lookup of that file may wait for ever.
-        self._begun = mmap.mmap(-1, mmap.PAGESIZE)
+        # Shared with the child, which notes here whether it reads. Its state in /proc/PID/stat
+        # would tell more, but the lookup of that file may wait for ever.
+        self._reading = mmap.mmap(-1, mmap.PAGESIZE)
         parent = os.getpid()
         try:
             self._pid = fork_sharing_fds(
-                lambda: _serve(self._theirs.fileno(), parent, self._begun)
+                lambda: _serve(self._theirs.fileno(), parent, self._reading)
             )
         except OSError:
             self._close()
@@ -108,13 +108,14 @@ class _Child:
         poller = select.poll()
         poller.register(self._ours, select.POLLIN)
         poller.register(self._pidfd.fileno(), select.POLLIN)
-        self._begun[0] = 0
+        self._reading[0] = 0
         self._ours.send(_ORDER.pack(fd, most_bytes, *(identity or _OWN)))
         for _ in range(2 * (1 + BUSY_TIMES)):
-            # A child that had begun before this wait had a processor: it is late after the wait.
-            had_begun = self._begun[0]
+            # A child that is in the kernel's read before this wait and after it waits there; any
+            # other has no processor.
+            was_reading = self._reading[0]
             ready = poller.poll(WITHIN_S / 2 * 1000)
-            if ready or had_begun:
+            if ready or (was_reading and self._reading[0]):
                 break
         if not ready:
             raise _late("it is read too slowly")
@@ -144,7 +145,7 @@ class _Child:
         return True
 
     def _close(self) -> None:
-        for end in (self._ours, self._theirs, self._pidfd, self._begun):
+        for end in (self._ours, self._theirs, self._pidfd, self._reading):
             end.close()
 
 
@@ -260,7 +261,7 @@ def _late(why: str) -> TimeoutError:
     return TimeoutError(errno.ETIMEDOUT, why)
 
 
-def _serve(orders: int, parent: int, begun: mmap.mmap) -> NoReturn:
+def _serve(orders: int, parent: int, reading: mmap.mmap) -> NoReturn:
     """The only code of this program that may run in the child: it shares the parent's table, so
     any descriptor that it opened or closed would be opened or closed in the parent."""
     try:
@@ -270,15 +271,17 @@ def _serve(orders: int, parent: int, begun: mmap.mmap) -> NoReturn:
         as_oneself()  # The parent may have forked while it opened files for another user.
         jail.die_with(parent, NAME)
         while order := os.read(orders, _ORDER.size):
-            begun[0] = 1
             fd, most_bytes, uid, gid = _ORDER.unpack(order)
             identity = None if (uid, gid) == _OWN else (uid, gid)
             number, content, began_s = 0, b"", time.thread_time()
             try:
                 with as_user(identity):
                     jail.end_with(parent)
+                    reading[0] = 1
                     content = os.pread(fd, most_bytes, 0)
+                    reading[0] = 0
             except OSError as err:
+                reading[0] = 0
                 number = err.errno or errno.EIO
             took_s = time.thread_time() - began_s
             jail.end_with(parent)

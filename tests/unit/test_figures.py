@@ -45,7 +45,8 @@ def test_no_source_of_figures_closes_a_file_between_readings(
     for name in ("available", "margin"):
         (tmp_path / name).write_text("100")
     source = ChromeosLowMemory(tmp_path)
-    of_vmm, cgroups = figures_of(os.getpid()), MemoryCgroups(has_unit=False)
+    cgroups, before = MemoryCgroups(has_unit=False), open_fds()
+    of_vmm = figures_of(os.getpid())
 
     def look() -> set[str]:
         source.read()
@@ -57,7 +58,6 @@ def test_no_source_of_figures_closes_a_file_between_readings(
         assert of_vmm.resident_bytes()
         return open_fds() - before
 
-    before = open_fds()
     first = look()
     with monkeypatch.context() as watched:
         closed = list[int]()

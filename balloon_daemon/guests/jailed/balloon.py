@@ -240,6 +240,7 @@ class Balloon:
         if row is not None:
             self.limits.assume(row.vm_mem_bytes)
             self._attached = True
+            self.watching.begin()
             pid = self.watching.vmm_pid
             self._report(self._vm, Attached(row.vm_mem_bytes, self._can, row=row, vmm_pid=pid))
 
@@ -248,6 +249,7 @@ class Balloon:
         controller has sent no target for them."""
         self._sounding.end()
         self._attached = True
+        self.watching.begin()
         size_bytes = self.limits.size_bytes
         pid = self.watching.vmm_pid
         self._report(self._vm, Attached(size_bytes, self._can, balloon_bytes, vmm_pid=pid))

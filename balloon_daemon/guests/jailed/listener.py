@@ -27,6 +27,7 @@ from balloon_daemon.guests.seam import ReportTo, VmRegistry
 from balloon_daemon.guests.vmm_files import Ask
 from balloon_daemon.handover.keys import is_listener
 from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.fd_kind import keep_own_directory
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -93,6 +94,7 @@ class VhostUserGuests:
 
     def start(self, registry: VmRegistry) -> None:
         """Restores the VMs that another controller left, and accepts new connections."""
+        keep_own_directory()
         self._registry = registry
         self._shared = self._new_shared(registry.report)
         self._closer = Closer(asyncio.get_running_loop())

@@ -24,12 +24,16 @@ class Watching:
 
     def __init__(self, vmm: FiguresToCome, vmm_pid: int, look: Callable[[], None]) -> None:
         self._vmm = vmm
-        self._vmm.want()
         self.vmm_pid = vmm_pid or None
         """Its VMM's process; None: unknown."""
         self._look = look
         self._every_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Has the figures of the VMM's process looked for; not earlier than its VM is attached, as
+        any number of connections may come that say nothing."""
+        self._vmm.want()
 
     @property
     def knows_disk_reads(self) -> bool:
