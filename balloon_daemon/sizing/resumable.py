@@ -16,7 +16,8 @@ class ResumablePolicy(HostPolicy):
     """A host's policy that tells its state, and goes on from another one's."""
 
     def found(self) -> list[Found]:
-        """All VMs as they are, in the order in which they came."""
+        """All VMs as they are: first those that listen, in the order in which they are stepped when
+        memory is low, as each step draws a random number; then the others as they came."""
         look_at_s = None if self._look_at_s == math.inf else self._look_at_s
         return [
             Found(
@@ -31,7 +32,7 @@ class ResumablePolicy(HostPolicy):
                 look_at_s,
                 (row.patience.waits_up, row.patience.waited_at_s, row.patience.waits_down),
             )
-            for vm, row in self._rows.items()
+            for vm, row in (self._listening | self._rows).items()
         ]
 
     def resume(self, found: Found, now_s: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from balloon_daemon.controller.traced import TracedPolicy
@@ -273,6 +273,7 @@ def test_trace_of_any_host_is_decided_the_same_again(
 
 
 @given(acts, st.integers(0, 9), st.integers(1, 3), st.integers(0, 59))
+@example([("looks", 0, 0.0, 0), ("looks", 0, 2.0, 400), ("looks", 0, 0.0, 0)], 0, 2, 2)
 def test_trace_that_begins_at_any_moment_is_decided_the_same_again(
     acts: list[tuple[str, int, float, int]], seed: int, vms: int, begins: int
 ) -> None:
