@@ -29,8 +29,8 @@ NO_FAULTS = {
     # balloond begins, ends, changes its settings, or says what is usual.
     "ApiListening", "ConfigMistake", "ConfigReloaded", "DevicesShareUser", "DrivesOthers",
     "DryRunBegins", "Listening", "MetricsListening", "PolicyFileWarning", "SocketNotPrivate",
-    "SourceKnown", "SourceOff", "SourceOn", "Stopping", "StoppingAtOnce", "TemplateStarted",
-    "UserIgnored",
+    "SocketUnitNotServed", "SourceKnown", "SourceOff", "SourceOn", "Stopping", "StoppingAtOnce",
+    "TemplateStarted", "UserIgnored",
     # Devices and VMs begin, go on, or end as they should.
     "BalloonFound", "BalloonSought", "BaseFound", "Connected", "DeviceLooks", "DeviceReady",
     "DeviceStarted", "DeviceTakesOrders", "Disconnected", "GivenBackLater", "GivingBack",
