@@ -16,8 +16,8 @@ class ResumablePolicy(HostPolicy):
     """A host's policy that tells its state, and goes on from another one's."""
 
     def found(self) -> list[Found]:
-        """All VMs as they are: first those that listen, in the order in which they are stepped when
-        memory is low, as each step draws a random number; then the others as they came."""
+        """All VMs as they are: first those that listen, in the order in which low memory steps
+        them, as each step draws a random number; then the others as they came."""
         look_at_s = None if self._look_at_s == math.inf else self._look_at_s
         return [
             Found(

@@ -8,7 +8,7 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 
 WAITING = 0.15
 """The share of its time that a guest waits whose refaults just saturate its disk: requests of
-several tasks overlap. Fitted to the recordings' in_psi_some_ms."""
+several tasks overlap. Set by hand, by the in_psi_some_ms of some recordings."""
 
 SWAP_INS = 20_000.0
 """Pages a second that a guest can read from zram; 600 of them cost it 3 % in the recordings."""
