@@ -23,7 +23,7 @@ FOLDERS = {
     "tests.property": {"tests.harness", "tests.fakes"},
     "tests.kernel": {"tests.harness", "tests.fakes", "tests.fuzz", "tests.soak", "benchmarks"},
     "tests.vm": {"tests.harness"},
-    "tests.packages": {"tests.vm"},
+    "tests.packages": {"tests.harness", "tests.vm"},
     "benchmarks": {"tests.harness", "tests.vm"},
 }
 
