@@ -7,10 +7,11 @@ import os
 import stat
 from pathlib import Path
 
-from balloon_daemon.errors import ConfigError, printable
-from balloon_daemon.linux.directories import may_make_files, others_may_write
+from balloon_daemon.errors import printable
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.file_lock import is_locked, lock_file
+from balloon_daemon.linux.file_lock import is_locked
+from balloon_daemon.records import file_place
+from balloon_daemon.records.file_place import beside
 
 APPLICATION_ID = b"blnd"
 """The value of SQLite's ``application_id`` in each history; ``history_writer`` sets it."""
@@ -24,6 +25,9 @@ _ID_AT, _HEADER_BYTES = 68, 100
 """https://sqlite.org/fileformat.html, "The Database Header"."""
 
 
+_TAKEN = "another balloond that runs keeps its history there; name another file"
+
+
 def check_place(path: Path) -> None:
     """Finds out whether a history can be kept in a file, and changes nothing.
 
@@ -31,47 +35,15 @@ def check_place(path: Path) -> None:
         ConfigError: no history can be kept there, other users could replace the file, or the file
             is another program's.
     """
-    try:
-        why = _why_not(path)
-    except OSError as err:
-        why = f"{err.strerror}; name another file"
-    if why:
-        raise ConfigError(f"--history {printable(str(path))}: {why}")
+    file_place.check_place("--history", path, _why_not)
 
 
 def lock_place(path: Path) -> OwnedFd:
-    """Keeps other balloonds from a history, after ``check_place``.
-
-    Returns:
-        Holds the lock until it is closed.
-
-    Raises:
-        ConfigError: another balloond holds the lock, or the lock's file cannot be made.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        lock = OwnedFd(os.open(_beside(path, "-lock"), flags, 0o600))
-        if lock_file(lock.fileno()):
-            return lock
-        lock.close()
-        why = _TAKEN
-    except OSError as err:
-        why = f"its lock: {err.strerror}; name another file"
-    raise ConfigError(f"--history {printable(str(path))}: {why}")
-
-
-_TAKEN = "another balloond that runs keeps its history there; name another file"
+    """Keeps other balloonds from a history, after ``check_place``."""
+    return file_place.lock_place("--history", path, _TAKEN)
 
 
 def _why_not(path: Path) -> str:
-    """Why no history can be kept there, and the remedy; "" where it can."""
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        return "there is no such directory; make it, or name another"
-    if why := others_may_write(parent):
-        return f"{why}; use a directory of your own"
-    if not may_make_files(parent):
-        return f"no file can be made in {printable(str(parent))}; name another file"
     if path.is_symlink():
         return "is a symbolic link; name the file itself"
     size_bytes = _size_of(path)
@@ -82,15 +54,11 @@ def _why_not(path: Path) -> str:
     for ending in BESIDE[:-1]:
         # SQLite would delete such a file beside a new history, or take its content for the
         # history's.
-        if not size_bytes and os.path.lexists(beside := _beside(path, ending)):
-            return f"{printable(str(beside))} is there, of another database; name another file"
-    if _size_of(lock := _beside(path, "-lock")) != 0:
+        if not size_bytes and os.path.lexists(other := beside(path, ending)):
+            return f"{printable(str(other))} is there, of another database; name another file"
+    if _size_of(lock := beside(path, "-lock")) != 0:
         return f"{printable(str(lock))} is there and no lock of balloond's; name another file"
     return _TAKEN if is_locked(lock) else ""
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f"{path.name}{ending}")
 
 
 def _size_of(path: Path) -> int | None:

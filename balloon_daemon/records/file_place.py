@@ -1,0 +1,73 @@
+"""Whether a flag's file may be written by balloond, and by one balloond alone.
+
+What ``--history`` and ``--metrics`` have in common. Runs in the controller before it serves.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.linux.directories import may_make_files, others_may_write
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.file_lock import lock_file
+
+
+def check_place(flag: str, path: Path, why_not: Callable[[Path], str]) -> None:
+    """Finds out whether a file can be kept at a place, and changes nothing.
+
+    Args:
+        flag: the flag that names the file.
+        path: the file.
+        why_not: says why not, with the remedy, where the directory will do; "" where it can.
+
+    Raises:
+        ConfigError: it cannot, or other users could replace the file.
+    """
+    try:
+        why = _directory_not(path.absolute().parent) or why_not(path)
+    except OSError as err:
+        why = f"{err.strerror}; name another file"
+    if why:
+        raise ConfigError(f"{flag} {printable(str(path))}: {why}")
+
+
+def lock_place(flag: str, path: Path, taken: str) -> OwnedFd:
+    """Keeps other balloonds from a file, after ``check_place``.
+
+    Args:
+        flag: the flag that names the file.
+        path: the file.
+        taken: what another balloond does there, and the remedy.
+
+    Returns:
+        Holds the lock until it is closed.
+
+    Raises:
+        ConfigError: another balloond holds the lock, or the lock's file cannot be made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        lock = OwnedFd(os.open(beside(path, "-lock"), flags, 0o600))
+        if lock_file(lock.fileno()):
+            return lock
+        lock.close()
+        why = taken
+    except OSError as err:
+        why = f"its lock: {err.strerror}; name another file"
+    raise ConfigError(f"{flag} {printable(str(path))}: {why}")
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file beside another one whose name has this ending more."""
+    return path.with_name(f"{path.name}{ending}")
+
+
+def _directory_not(parent: Path) -> str:
+    if not parent.is_dir():
+        return "there is no such directory; make it, or name another"
+    if why := others_may_write(parent):
+        return f"{why}; use a directory of your own"
+    if not may_make_files(parent):
+        return f"no file can be made in {printable(str(parent))}; name another file"
+    return ""
