@@ -43,7 +43,7 @@ class TcpSocket:
         return -1, Rights.SCRAPE
 
     def close_to_group(self) -> None:
-        """Nobody of a group asks here."""
+        """Does nothing: only a socket file has a group whose members could be shut out."""
 
     def close(self) -> None:
         """Closes the socket."""

@@ -22,7 +22,8 @@ class MemoryWatch:
     Args:
         source: the low-memory source; the watch closes it.
         poll_s: how often to read where the kernel cannot wake us, in seconds.
-        publish: takes the source's own events, for the beginning and end of each trouble.
+        publish: takes the events about the source itself: its figures became unknown or known
+            again, or it was switched off or on. Low memory is no such event.
         loop: the controller's event loop.
     """
 

@@ -24,9 +24,10 @@ class FdKind(Enum):
 class _OwnDirectory:
     """This process's /proc/PID/fd, open from the first use on.
 
-    Anybody may list /proc and /proc/PID, and so keep those waiting who look up a name there that
-    the kernel has not cached. The kernel caches the names of an open directory for as long as it
-    is open. The names in it only this process's user may list.
+    The kernel looks up a name that it has not cached under the directory's lock, and a listing of
+    the directory holds that lock. Anybody may list /proc and /proc/PID, and so delay a lookup
+    there. Through the open descriptor no name in them is looked up, and the directory itself only
+    this process's user may list.
     """
 
     def __init__(self) -> None:

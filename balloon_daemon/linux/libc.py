@@ -259,13 +259,13 @@ def blocks_of(path: str) -> int | None:
 
 
 def inode_of(path: str) -> int | None:
-    """A file's inode, as ``blocks_of`` its blocks."""
+    """A file's inode number; the argument and None mean the same as for ``blocks_of``."""
     found = _statx(-1, _STATX_INO, os.fsencode(path))
     return found.inode if found.said & _STATX_INO else None
 
 
 def size_of(path: str) -> int | None:
-    """A file's length in bytes, as ``blocks_of`` its blocks."""
+    """A file's length in bytes; the argument and None mean the same as for ``blocks_of``."""
     found = _statx(-1, _STATX_SIZE, os.fsencode(path))
     return found.size_bytes if found.said & _STATX_SIZE else None
 

@@ -105,8 +105,9 @@ class DrivenVm:
         was_changed = balloon.changed
         balloon.want(target_bytes)
         if balloon.changed and not was_changed:
-            # Note the base now, although ``_set_balloon`` writes the file: then, of many VMs that
-            # get targets together, the first to send one writes the bases of all.
+            # Only note the base here; ``_set_balloon`` writes the file, just before it sends the
+            # target. If many VMs get targets together, all their bases are noted before the first
+            # of them sends its own, so the file is written once instead of once for each VM.
             self._shared.bases.note(self._reporter.key, balloon.base_bytes)
         self._bell.ring()
 

@@ -212,7 +212,13 @@ class Session:
     # --- taking over --------------------------------------------------------------------------
 
     def restore(self, handled: int, num_pages: int, actual: int, row: VmRow | None) -> None:
-        """Restores the state that another controller stored beside the back-end's.
+        """Restores what another controller stored of this VM, other than its vrings and memory.
+
+        Args:
+            handled: how many messages of the VMM were handled so far, by all controllers.
+            num_pages: the balloon's target, in 4 KiB pages.
+            actual: the balloon's size, in 4 KiB pages.
+            row: the state of the VM's policy; None: none was stored.
 
         Raises:
             StateError: the row holds a state that no policy can be in.
