@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from balloon_daemon.guests.driven.lookups import LOOKUPS
 from balloon_daemon.guests.driven.memory_files import MEMORY_FILES
+from balloon_daemon.linux import figures
 from balloon_daemon.linux.reading_child import APART
 from tests.harness.kept_figures import close_figures
 from tests.harness.needs import judge_skip
@@ -33,6 +34,14 @@ def _no_figures_kept() -> Iterator[None]:
     `LowNumbers` occupies would be taken by them."""
     yield
     close_figures()
+    wait_until(_closes_are_over, what="the child that closes such files ends")
+
+
+def _closes_are_over() -> bool:
+    """Whether no child closes files of figures any more, which one does where closes have taken
+    long, as on a machine with much else to do: tests look for children that are left."""
+    figures._CLOSES.close_left()
+    return figures._CLOSES._child is None
 
 
 @pytest.fixture(autouse=True)

@@ -82,10 +82,13 @@ class LowNumbers:
     def close_duplicate(self) -> None:
         """Closes the duplicate in this process, if there is one."""
         if self._duplicate >= 0:
-            if self._fds:
+            if len(self._fds) > 1:
                 os.dup2(self._fds[0], self._duplicate, inheritable=False)
             else:
+                # It was the only number: there is none whose file could be put there again.
                 os.close(self._duplicate)
+                self._fds.clear()
+                self.fill()
             self._duplicate = -1
 
     def close(self) -> None:

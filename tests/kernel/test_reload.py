@@ -421,7 +421,8 @@ def read(how: Callable[..., object], patch: pytest.MonkeyPatch) -> Reread:
     patch.setattr(reloading, "READ_WITHIN_S", 0.2)
     patch.setattr(reloading, "read_settings", how)
     args = build_parser().parse_args([])
-    files = ConfigFiles(args, LowNumbers, Drivers(lambda event: None), None)
+    low = LowNumbers()
+    files = ConfigFiles(args, lambda: low, Drivers(lambda event: None), None)
     children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
     before = children.read_text()
 
@@ -430,7 +431,10 @@ def read(how: Callable[..., object], patch: pytest.MonkeyPatch) -> Reread:
         assert children.read_text() == before
         return reread
 
-    return asyncio.run(until_reaped())
+    try:
+        return asyncio.run(until_reaped())
+    finally:
+        low.close()
 
 
 @fault("configuration's files that do not answer, when they are read anew")
