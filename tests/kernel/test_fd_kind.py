@@ -42,20 +42,28 @@ def test_child_looks_at_its_own_descriptors() -> None:
 
 WITHOUT_PROC = """
 import os, subprocess
+from balloon_daemon.api.own_figures import own_figures
+from balloon_daemon.api.server import Records, Server
+from balloon_daemon.api.traces import Traces
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind, keep_own_directory
 from balloon_daemon.linux.terminal import has_terminal
+from balloon_daemon.records.counters import Counters
+from balloon_daemon.records.recent import Recent
 keep_own_directory()
 assert not has_terminal()
+Server([], Records(Recent(), Traces(bytes), Counters()), print)
 call = os.eventfd(0)
 subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
 assert not os.path.exists("/proc/self")
+figures = own_figures()
+assert figures.resident_bytes and figures.open_fds and figures.started_s, figures
 print(fd_kind(call).name)
 """
 
 
 @needs_root
 @fault("a lookup in the directory of a VMM's process waits")
-def test_kind_is_told_without_looking_up_a_name_in_proc() -> None:
+def test_kind_and_own_figures_are_told_without_looking_up_a_name_in_proc() -> None:
     run = subprocess.run(
         ["unshare", "--mount", sys.executable, "-c", WITHOUT_PROC],
         capture_output=True,
