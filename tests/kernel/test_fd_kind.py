@@ -4,9 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
-from tests.harness.daemon import ROOT
+from balloon_daemon.linux.page_kind import SHMEM_ENABLED
+from tests.harness.daemon import ROOT, Daemon
 from tests.harness.faults import fault
 from tests.harness.needs import needs_root
 
@@ -71,3 +73,9 @@ def test_kind_and_own_figures_are_told_without_looking_up_a_name_in_proc() -> No
         cwd=ROOT,
     )
     assert (run.returncode, run.stdout) == (0, "EVENTFD\n"), run.stderr
+
+
+@fault("a lookup in the directory of a VMM's process waits")
+def test_files_that_are_read_for_vms_are_open_before_there_is_one(daemon: Daemon) -> None:
+    links = {entry.resolve() for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()}
+    assert {Path(f"/proc/{daemon.pid}/mountinfo"), SHMEM_ENABLED} <= links
