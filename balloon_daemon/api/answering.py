@@ -1,8 +1,9 @@
 """Makes the answers of the API's clients, a part at a time.
 
 The status of all VMs is made one VM at a time, and once for all clients whose requests had come
-before the first VM's turn. So no client gets figures from before its request, and for 200 clients
-that ask at once one status is made, not 200.
+before the first VM's turn; so are the metrics. So no client gets figures from before its request,
+and for 200 clients that ask at once one status is made, not 200. Nor is there more than one of
+each in the making, however many clients ask and hang up: they come faster than answers are made.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from balloon_daemon.api.messages import (
     Stream,
     TraceStream,
     Waiting,
-    WholeStatus,
+    Whole,
 )
 from balloon_daemon.api.routes import Routes
 from balloon_daemon.api.traces import Traces
@@ -99,10 +100,11 @@ class Answering:
         self._traces = traces
         self._server = server
         self._jobs = deque[_Job]()
-        self._wanting: list[Client] = []
-        """Clients that asked for the status of all VMs after the present one was begun: they get
-        the next one."""
-        self._makes_status = False
+        self._wanting: dict[str, list[Client]] = {}
+        """By the kind of an answer about all VMs: the clients that asked for one after the present
+        one was begun. They get the next one."""
+        self._making = set[str]()
+        """The kinds of which an answer is being made."""
         self._tickets: dict[Client, int | None] = {}
         """The clients that wait for a command's end, each with the number that withdraws it."""
         self._numbers = itertools.count()
@@ -122,11 +124,11 @@ class Answering:
         match answer:
             case Answer():
                 self.finish(client, answer)
-            case WholeStatus():
+            case Whole(kind):
                 self._server.wait(client)
-                self._wanting.append(client)
-                if not self._makes_status:
-                    self._begin_status()
+                self._wanting.setdefault(kind, []).append(client)
+                if kind not in self._making:
+                    self._begin_whole(kind)
             case Parts():
                 self._server.wait(client)
                 self._make(client, answer)
@@ -151,7 +153,7 @@ class Answering:
     def _make(self, client: Client, parts: Parts) -> None:
         """Begins to make an answer of parts."""
         made: list[bytes] = []
-        done = partial(self._made, made, parts.kind, client)
+        done = partial(self._made, made, client)
         self._jobs.append(_Job(parts.parts, made.append, done, [client]))
 
     def _begin(self, client: Client, waiting: Waiting) -> None:
@@ -175,13 +177,16 @@ class Answering:
     def left(self, client: Client) -> None:
         """Notes that a client's connection has ended: what it waits for is withdrawn."""
         self._held.pop(client, None)
+        for clients in self._wanting.values():
+            if client in clients:
+                clients.remove(client)
         ticket = self._tickets.pop(client, None)
         if ticket is not None:
             self._routes.withdraw(ticket)
 
-    def _made(self, made: list[bytes], kind: str, client: Client) -> None:
+    def _made(self, made: list[bytes], client: Client) -> None:
         if self._server.serves(client):
-            self.finish(client, Answer(200, b"".join(made), kind=kind))
+            self.finish(client, Answer(200, b"".join(made)))
 
     def finish(self, client: Client, answer: Answer, number: int | None = None) -> None:
         """Sends an answer that is complete.
@@ -235,20 +240,20 @@ class Answering:
             job.done()
             raise
 
-    def _begin_status(self) -> None:
-        """Begins the status of all VMs, for all clients that have asked for it by now."""
-        clients, self._wanting = self._wanting, []
+    def _begin_whole(self, kind: str) -> None:
+        """Begins an answer about all VMs, for all clients that have asked for it by now."""
+        clients = self._wanting.pop(kind)
         made: list[bytes] = []
-        done = partial(self._status_made, made, clients)
-        self._makes_status = True
-        self._jobs.append(_Job(self._routes.status_parts(), made.append, done, clients))
+        done = partial(self._whole_made, kind, made, clients)
+        self._making.add(kind)
+        self._jobs.append(_Job(self._routes.whole_parts(kind), made.append, done, clients))
 
-    def _status_made(self, made: list[bytes], clients: list[Client]) -> None:
-        self._makes_status = False
-        sends = self._finished_each(clients, Answer(200, b"".join(made)))
+    def _whole_made(self, kind: str, made: list[bytes], clients: list[Client]) -> None:
+        self._making.discard(kind)
+        sends = self._finished_each(clients, Answer(200, b"".join(made), kind=kind))
         self._jobs.append(_Job(sends, lambda part: None, lambda: None, clients))
-        if self._wanting:
-            self._begin_status()
+        if self._wanting.get(kind):
+            self._begin_whole(kind)
 
     def _finished_each(self, clients: list[Client], answer: Answer) -> Iterator[bytes]:
         """Sends one answer to many clients, one at each step: 200 of them take some 20 ms."""

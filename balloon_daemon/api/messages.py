@@ -80,9 +80,15 @@ class Answer(NamedTuple):
     kind: str = JSON
 
 
-class WholeStatus(NamedTuple):
-    """The answer is ``Routes.status_parts``, joined: made in parts, as it takes long with many
-    VMs."""
+class Whole(NamedTuple):
+    """The answer is ``Routes.whole_parts``, joined: of all VMs, so that it takes long with many of
+    them. It is made in parts, and once for all clients that wait for it.
+
+    Attributes:
+        kind: the content's type: JSON is the status, others are the metrics.
+    """
+
+    kind: str = JSON
 
 
 class Parts(NamedTuple):
@@ -90,11 +96,9 @@ class Parts(NamedTuple):
 
     Attributes:
         parts: makes the parts.
-        kind: the content's type.
     """
 
     parts: Iterator[bytes]
-    kind: str = JSON
 
 
 class Waiting(NamedTuple):
@@ -136,7 +140,7 @@ class Later(NamedTuple):
     begin: Callable[[Callable[[Answer], None]], None]
 
 
-Result = Answer | WholeStatus | Parts | Waiting | Stream | TraceStream | Later
+Result = Answer | Whole | Parts | Waiting | Stream | TraceStream | Later
 """How a request is answered."""
 
 

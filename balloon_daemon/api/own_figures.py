@@ -1,4 +1,8 @@
-"""This process's own figures, as process exporters of Prometheus have them."""
+"""This process's own figures, as process exporters of Prometheus have them.
+
+Runs in the controller. Its files in /proc are open from the start on: anybody may list /proc/PID,
+and so keep those waiting, for ever, who look up a name there that the kernel has not cached.
+"""
 
 import os
 import resource
@@ -9,6 +13,14 @@ from balloon_daemon.status import OwnFigures
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+_MOST_BYTES = 4096
+
+
+def keep_own_figures() -> None:
+    """Opens what ``own_figures`` reads, so that no later call of it waits for a lookup."""
+    own_figures()
 
 
 def own_figures() -> OwnFigures:
@@ -44,11 +56,30 @@ def _open_fds() -> int | None:
     try:
         # Since Linux 6.2 the directory's size is the number of descriptors; a list of thousands
         # of them would take milliseconds.
-        return os.stat("/proc/self/fd").st_size or None
+        return os.fstat(_kept("fd", os.O_PATH | os.O_DIRECTORY)).st_size or None
     except OSError:
         return None
 
 
 def _content(name: str) -> bytes:
-    with open(f"/proc/self/{name}", "rb", buffering=0) as file:
-        return file.read(4096)
+    return os.pread(_kept(name, os.O_RDONLY), _MOST_BYTES, 0)
+
+
+def _kept(name: str, flags: int) -> int:
+    """The descriptor of a file in /proc/PID, which stays open until this process ends.
+
+    Raises:
+        OSError: it could not be opened at the first call.
+    """
+    fd = _opened(name, flags)
+    if fd < 0:
+        raise FileNotFoundError(name)
+    return fd
+
+
+@cache
+def _opened(name: str, flags: int) -> int:
+    try:
+        return os.open(f"/proc/self/{name}", flags | os.O_CLOEXEC)
+    except OSError:
+        return -1

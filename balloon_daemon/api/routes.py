@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from balloon_daemon.api.bodies import RefusedError, asked_of, cut, size_of, time_of, truth_of
 from balloon_daemon.api.messages import (
+    JSON,
     Answer,
     Later,
     Parts,
@@ -19,7 +20,7 @@ from balloon_daemon.api.messages import (
     Stream,
     TraceStream,
     Waiting,
-    WholeStatus,
+    Whole,
     refusal,
 )
 from balloon_daemon.api.metrics import OPENMETRICS, TEXT, Metrics, wants_openmetrics
@@ -133,8 +134,13 @@ class Routes:
         """Ends the command that ``begin`` has begun, as its client has gone."""
         self._desk.withdraw(ticket)
 
+    def whole_parts(self, kind: str) -> Iterator[bytes]:
+        """The parts of a ``Whole``, each of which is made when it is asked for."""
+        metrics = self._metrics.parts(openmetrics=kind == OPENMETRICS)
+        return self.status_parts() if kind == JSON else metrics
+
     def status_parts(self) -> Iterator[bytes]:
-        """The parts of ``GET /v1/status``, each of which is made when it is asked for."""
+        """The parts of ``GET /v1/status``."""
         yield b'{"host":' + as_json(host_shown(self._desk.host_status())) + b',"vms":['
         comma = b""
         for vm_id in tuple(self._desk.vm_ids()):
@@ -163,12 +169,10 @@ class Routes:
         match path.split("/"):
             case ["", "metrics"]:
                 _expect(request, "GET", asked)
-                openmetrics = wants_openmetrics(request.accept)
-                kind = OPENMETRICS if openmetrics else TEXT
-                return Parts(self._metrics.parts(openmetrics=openmetrics), kind)
+                return Whole(OPENMETRICS if wants_openmetrics(request.accept) else TEXT)
             case ["", "v1", "status"]:
                 _expect(request, "GET", asked)
-                return WholeStatus()
+                return Whole()
             case ["", "v1", "events"]:
                 _expect(request, "GET", asked, "vm", "follow")
                 return self._stream(asked.get("vm"), asked.get("follow", "true"))

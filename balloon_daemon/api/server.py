@@ -23,7 +23,7 @@ from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.listeners import Listener, Listeners
 from balloon_daemon.api.messages import Rights, refusal
 from balloon_daemon.api.metrics import Metrics
-from balloon_daemon.api.own_figures import own_figures
+from balloon_daemon.api.own_figures import keep_own_figures, own_figures
 from balloon_daemon.api.routes import Routes
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Reloader, Tracing
@@ -101,6 +101,7 @@ class Server:
         self._clients: dict[int, Client] = {}
         self._ready = deque[int]()
         self._timers: dict[Callable[[], None], asyncio.Handle] = {}
+        keep_own_figures()
         self._misuses = 0
         """How many connections of clients that may only read brought descriptors."""
 

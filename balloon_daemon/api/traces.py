@@ -14,6 +14,8 @@ from balloon_daemon.api.client import Client, Phase, chunk
 from balloon_daemon.api.shown import as_json
 from balloon_daemon.commands import Tracing
 from balloon_daemon.events import Event, EventsLost, Stepped, Surveyed, TraceBegun, VmFound
+from balloon_daemon.records.entries import entries_of
+from balloon_daemon.records.trace import Entry, Lost, encode_entry
 
 TOO_SLOW = (
     "this trace ends here: it was not taken as fast as it was made; write it to a faster disk"
@@ -139,10 +141,6 @@ class Traces:
 
 
 def _lines(event: Event, lost: int) -> list[bytes]:
-    # Imported here: a balloond that nobody records does not load it.
-    from balloon_daemon.records.entries import entries_of
-    from balloon_daemon.records.trace import Entry, Lost, encode_entry
-
     entries = entries_of(event)
     if lost:
         entries.insert(0, Entry(entries[0].at_s, Lost(lost)))

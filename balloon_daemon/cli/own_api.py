@@ -180,17 +180,13 @@ def _server(sockets: Sequence["Listener"], settings: PolicySettings, bus: Bus) -
     from balloon_daemon.api.traces import Traces
     from balloon_daemon.records.counters import Counters
     from balloon_daemon.records.recent import Recent
-
-    records = Records(Recent(), Traces(lambda: _header(settings)), Counters())
-    for reader in records:
-        bus.read_by(reader)
-    return Server(sockets, records, bus.publish)
-
-
-def _header(settings: PolicySettings) -> bytes:
-    """The first line of a trace that begins now."""
-    # Imported here: a balloond that nobody records does not load it.
     from balloon_daemon.records.recorder import header_now
     from balloon_daemon.records.trace import encode_header
 
-    return encode_header(header_now(settings))
+    # The first line of a trace that begins now. No module is loaded while VMs are served: whoever
+    # may list a directory of modules can keep an import waiting.
+    traces = Traces(lambda: encode_header(header_now(settings)))
+    records = Records(Recent(), traces, Counters())
+    for reader in records:
+        bus.read_by(reader)
+    return Server(sockets, records, bus.publish)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.flags import read_settings
+from balloon_daemon.config.carried import config_of
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.reload import Reread
 from balloon_daemon.errors import ConfigError, ConfigFileError
@@ -123,8 +124,6 @@ async def _read(child: AskedChild, present: Config) -> Reread:
     Raises:
         OSError: the child has failed or ended.
     """
-    from balloon_daemon.config.carried import config_of
-
     await _parts(child, lambda part: None)  # The first message: the child takes orders.
     child.began()
     child.ask(["read"])

@@ -32,10 +32,10 @@ def asker(low: Low) -> Ask:
     Args:
         low: makes a ``LowNumbers``, which forks the children.
     """
+    # Imported at the start: whoever may list a directory of modules can keep an import waiting.
+    from balloon_daemon.guests.driven.lookups import LOOKUPS
 
     async def ask(order: Sequence[object], take: Take, fd: int = -1) -> None:
-        from balloon_daemon.guests.driven.lookups import LOOKUPS
-
         if LOOKUPS.low is None:
             LOOKUPS.low = low()
         await LOOKUPS.ask(order, take, fd)

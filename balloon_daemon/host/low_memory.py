@@ -25,7 +25,7 @@ from balloon_daemon.events import SourceEvent, SourceTrouble
 from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
 from balloon_daemon.host.notices import LowMemoryStatistics as LowMemoryStatistics
 from balloon_daemon.host.notices import SourceNotices, Unknown
-from balloon_daemon.host.zoneinfo import per_cpu_free_bytes
+from balloon_daemon.host.zoneinfo import keep_zoneinfo, per_cpu_free_bytes
 from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
 from balloon_daemon.linux.figures import FigureFile, one_read_of
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
@@ -263,6 +263,7 @@ class MeminfoLowMemory(SourceNotices):
         seen = self._look()
         if not isinstance(seen, Unknown) and (why := self._why_always_low(*seen)):
             raise ConfigError(f"{why}; give a smaller one")
+        keep_zoneinfo()
         self._alarm = None if pressure is None else PressureAlarm(pressure)
 
     def read(self) -> Reading | None:

@@ -6,6 +6,8 @@ the device behind it goes and comes back. An alarm only means that it is time to
 not that memory *is* low; it never blocks, and wakes its owner once for each event.
 """
 
+import errno
+import math
 import os
 import select
 from contextlib import suppress
@@ -225,6 +227,10 @@ class PressureAlarm(_Alarm):
             file = FileIO(os.fspath(self.path), "r+", opener=_open_at_once)
         except OSError as err:
             self._failed(err.strerror or str(err))
+            if err.errno == errno.ENOENT:
+                # The kernel makes the file at boot or never. It remembers no name that is not
+                # there: whoever lists /proc could keep each further attempt waiting, for ever.
+                self._failed_at = math.inf
             return
         for trigger in PSI_TRIGGERS:
             try:

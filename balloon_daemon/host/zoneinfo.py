@@ -6,6 +6,7 @@ by some 8 MiB a second. Measured after 1 GiB was freed on a CPU that had just us
 MemAvailable missed three quarters of it at first, and over half 20 s later.
 """
 
+import contextlib
 import os
 import re
 from mmap import PAGESIZE
@@ -19,6 +20,13 @@ ZONEINFO = Path("/proc/zoneinfo")
 # then "count:" once for each CPU's list.
 _MANAGED = re.compile(rb"^ +managed +([0-9]+)$", re.MULTILINE)
 _COUNT = re.compile(rb"^ +count: +([0-9]+)$", re.MULTILINE)
+
+
+def keep_zoneinfo() -> None:
+    """Opens the file, which is read only while memory is low: whoever lists /proc could keep its
+    lookup waiting then."""
+    with contextlib.suppress(OSError):
+        read_figures(os.fspath(ZONEINFO))
 
 
 def per_cpu_free_bytes(total_bytes: int, path: Path = ZONEINFO) -> int:

@@ -4,6 +4,7 @@ The kind decides how memory is given back (docs/performance.md): 4 KiB pages one
 a transparent huge page after the kernel has split it, a page of hugetlbfs only as a whole.
 """
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterable
@@ -13,6 +14,13 @@ from balloon_daemon.linux.figures import read_figures
 
 MOUNTS = Path("/proc/self/mountinfo")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+
+
+def keep_page_kinds() -> None:
+    """Opens what ``pages_of`` reads, so that no later call of it waits for a lookup."""
+    for path in (MOUNTS, SHMEM_ENABLED):
+        with contextlib.suppress(OSError):
+            read_figures(os.fspath(path))
 
 
 def pages_of(fds: Iterable[int]) -> set[tuple[int, str]]:

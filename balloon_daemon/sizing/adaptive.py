@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from balloon_daemon.sizing.adaptive_vm import AdaptiveVm, settled_bytes
+from balloon_daemon.sizing.adaptive_vm import AdaptiveVm, counted_bytes, settled_bytes
 from balloon_daemon.sizing.asking import ask_promised, ask_spare, ask_unused
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
@@ -118,7 +118,7 @@ class Adaptive:
     def add(self, vm: VmId, row: Row, now_s: float) -> None:
         """Sizes a VM from now on, if it is adaptive."""
         if row.terms.is_adaptive and vm not in self._vms:
-            told, actual = row.told_bytes, row.actual_bytes
+            told, actual = row.told_bytes, counted_bytes(row)
             self._vms[vm] = AdaptiveVm(vm, row, told_bytes=told, actual_bytes=actual)
             self._low, self.next_s = False, now_s
 
@@ -166,7 +166,7 @@ class Adaptive:
         margin_bytes = (reading.margin_mib - reading.reserved_mib) * MIB
         actual = told = 0
         for row in self._rows.values():
-            actual += row.actual_bytes
+            actual += counted_bytes(row)
             told += settled_bytes(row)
         coming = told
         for each in self._vms.values():

@@ -97,27 +97,27 @@ class AdaptiveVm:
     @property
     def ahead_bytes(self) -> int:
         """The size that its balloon can have soon, by how fast it grows."""
-        return self.row.actual_bytes + int(self.rate * AHEAD_S)
+        return counted_bytes(self.row) + int(self.rate * AHEAD_S)
 
     def measure(self, passed_s: float, now_s: float) -> None:
         """Notes how its target and its balloon have changed since the last look."""
-        row = self.row
+        row, actual_bytes = self.row, counted_bytes(self.row)
         if row.told_bytes < self.told_bytes:
             self.lowered_at_s, self.gives_cache = now_s, False
-        grown_bytes = row.actual_bytes - self.actual_bytes
+        grown_bytes = actual_bytes - self.actual_bytes
         if self.told_bytes > self.actual_bytes and grown_bytes >= 0 and 0 < passed_s < LONG_S:
             rate = grown_bytes / passed_s
-            if row.actual_bytes < self.told_bytes:
+            if actual_bytes < self.told_bytes:
                 # The guest had more to give all the time. Take two looks' mean: of two reports
                 # one may be late, and the other one early.
                 self.rate = max(LEAST_RATE, (self.rate + rate) / 2)
             else:
                 self.rate = max(self.rate, rate)
-        self.told_bytes, self.actual_bytes = row.told_bytes, row.actual_bytes
+        self.told_bytes, self.actual_bytes = row.told_bytes, actual_bytes
         sizes = self.sizes
-        if len(sizes) > 1 and sizes[-2][1] == sizes[-1][1] == row.actual_bytes:
+        if len(sizes) > 1 and sizes[-2][1] == sizes[-1][1] == actual_bytes:
             sizes.pop()  # A balloon that stands still is seen twice: since when, and until when.
-        sizes.append((now_s, row.actual_bytes))
+        sizes.append((now_s, actual_bytes))
         while len(sizes) > 1 and now_s - sizes[1][0] > LATE_S:
             sizes.popleft()
 
@@ -191,8 +191,19 @@ def _pages(size_bytes: int) -> int:
     return size_bytes // PAGE_SIZE * PAGE_SIZE
 
 
+def counted_bytes(row: Row) -> int:
+    """The balloon's size, as far as other guests are asked for memory because of it.
+
+    A driver can write any size, and what a balloon has beyond its target is about to go back: the
+    host would be short of it. So no more than the maximum counts, and beyond the target no more
+    than the host's own figures allow. Of a VM of the profile seed these are not known.
+    """
+    allowed = 0 if row.guard is None else row.guard.proof.most_bytes
+    return min(row.actual_bytes, row.policy.max_bytes, max(row.told_bytes, allowed))
+
+
 def settled_bytes(row: Row) -> int:
     """The size that a balloon will have if its guest does what it was told to."""
     guard = row.guard
     stands = guard is not None and (guard.left is Reason.CONTESTED or not guard.runs)
-    return row.actual_bytes if stands else row.told_bytes
+    return counted_bytes(row) if stands else row.told_bytes

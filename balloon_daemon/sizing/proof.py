@@ -8,7 +8,7 @@ that the guest has never touched occupies no host memory.
 import math
 
 from balloon_daemon.sizing.decision import Missing
-from balloon_daemon.units import MIB
+from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 OWN_BYTES, OWN_SHARE = 256 * MIB, 64
 """How much more a VM may occupy without a finding, 256 MiB and a 64th: the VMM's tables for each
@@ -29,6 +29,9 @@ class Proof:
         self.untouched_bytes = 0
         """How much of the VM's memory outside its balloon the host had not to back at the last
         figures, as the guest had not used it yet; 0: none, or unknown."""
+        self.most_bytes = MOST_MEMORY_BYTES
+        """The largest balloon that goes with the host memory which the VM occupied at the last
+        figures."""
         self._over_since_s = math.inf
         self._proved_bytes = 0
         """The balloon's size when the VM last did not occupy too much."""
@@ -44,6 +47,7 @@ class Proof:
         """
         self.untouched_bytes = max(0, vm_mem_bytes - balloon_bytes - held_bytes)
         own_bytes = OWN_BYTES + vm_mem_bytes // OWN_SHARE
+        self.most_bytes = max(0, vm_mem_bytes + own_bytes - held_bytes)
         over_bytes = held_bytes - (vm_mem_bytes - balloon_bytes)
         if over_bytes <= own_bytes:
             self._proved_bytes = balloon_bytes

@@ -22,7 +22,7 @@ from balloon_daemon.api import client as api_client
 from balloon_daemon.api import server as api_server
 from balloon_daemon.api import traces as api_traces
 from balloon_daemon.api.answering import Answering
-from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
+from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client, Phase
 from balloon_daemon.api.messages import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Records, Server
 from balloon_daemon.api.socket_file import ApiSocket
@@ -66,6 +66,7 @@ from tests.harness.waiting import HANG_S
 
 VM = VmId(1, "web")
 GET_STATUS = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_EVENTS = b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_TRACE = b"GET /v1/trace HTTP/1.1\r\nHost: x\r\n\r\n"
 SCM_MAX_FD = 253  # include/net/scm.h
@@ -80,7 +81,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.vms = 3
-        self.asked = 0
+        self.asked = self.listed = 0
         self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume | Unreserve, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
         self.wanted: dict[int, tuple[Reclaim | Reserve, int, TakeAnswer]] = {}
@@ -95,6 +96,7 @@ class Desk:
         return HostStatus(SourceStatus("meminfo", "", 0, 0, 0))
 
     def vm_ids(self) -> tuple[VmId, ...]:
+        self.listed += 1
         return tuple(VmId(number + 1, f"vm{number + 1}") for number in range(self.vms))
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
@@ -601,12 +603,49 @@ def test_one_turn_of_the_loop_serves_no_more_clients_than_its_time_allows(
     play(scene)
 
 
+@fault("clients that ask and hang up, over and over")
+def test_clients_that_ask_and_hang_up_leave_one_answer_of_each_kind_in_the_making(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answering, "work", lambda _self: None)  # Answers take for ever.
+
+    async def scene(world: World) -> None:
+        for text in [GET_METRICS, GET_STATUS] * 10:
+            with await world.connect() as sock:
+                await asyncio.get_running_loop().sock_sendall(sock, text)
+                await world.until(
+                    lambda: [one.phase for one in world.server.clients()] == [Phase.WAITING]
+                )
+            await world.until(lambda: world.server.clients() == [])
+        answering = world.server._answering
+        assert len(answering._jobs) == 2
+        assert not any(answering._wanting.values())
+
+    play(scene)
+
+
+@fault("200 clients at once")
+def test_metrics_are_made_once_for_all_who_wait_for_them(play: Play) -> None:
+    async def metrics(world: World) -> bytes:
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_METRICS)
+            return await received(sock)
+
+    async def scene(world: World) -> None:
+        answers = await asyncio.gather(*(metrics(world) for _ in range(100)))
+        assert all(b"version=0.0.4" in each for each in answers)
+        assert all(each.count(b"balloond_vm_info{") == 3 for each in answers)
+        assert world.desk.asked < 100
+
+    play(scene)
+
+
 @fault("200 clients at once")
 def test_status_is_never_from_before_its_request(play: Play) -> None:
     async def scene(world: World) -> None:
         world.desk.vms = 500
         first = asyncio.create_task(world.ask())
-        await world.until(lambda: world.desk.asked == 1)
+        await world.until(lambda: world.desk.listed == 1)
         world.desk.vms = 1
         second = asyncio.create_task(world.ask())
         assert len((await first)[1]["vms"]) == 500

@@ -4,9 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
-from tests.harness.daemon import ROOT
+from balloon_daemon.linux.page_kind import SHMEM_ENABLED
+from tests.harness.daemon import ROOT, Daemon
 from tests.harness.faults import fault
 from tests.harness.needs import needs_root
 
@@ -42,20 +44,28 @@ def test_child_looks_at_its_own_descriptors() -> None:
 
 WITHOUT_PROC = """
 import os, subprocess
+from balloon_daemon.api.own_figures import own_figures
+from balloon_daemon.api.server import Records, Server
+from balloon_daemon.api.traces import Traces
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind, keep_own_directory
 from balloon_daemon.linux.terminal import has_terminal
+from balloon_daemon.records.counters import Counters
+from balloon_daemon.records.recent import Recent
 keep_own_directory()
 assert not has_terminal()
+Server([], Records(Recent(), Traces(bytes), Counters()), print)
 call = os.eventfd(0)
 subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
 assert not os.path.exists("/proc/self")
+figures = own_figures()
+assert figures.resident_bytes and figures.open_fds and figures.started_s, figures
 print(fd_kind(call).name)
 """
 
 
 @needs_root
 @fault("a lookup in the directory of a VMM's process waits")
-def test_kind_is_told_without_looking_up_a_name_in_proc() -> None:
+def test_kind_and_own_figures_are_told_without_looking_up_a_name_in_proc() -> None:
     run = subprocess.run(
         ["unshare", "--mount", sys.executable, "-c", WITHOUT_PROC],
         capture_output=True,
@@ -63,3 +73,9 @@ def test_kind_is_told_without_looking_up_a_name_in_proc() -> None:
         cwd=ROOT,
     )
     assert (run.returncode, run.stdout) == (0, "EVENTFD\n"), run.stderr
+
+
+@fault("a lookup in the directory of a VMM's process waits")
+def test_files_that_are_read_for_vms_are_open_before_there_is_one(daemon: Daemon) -> None:
+    links = {entry.resolve() for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()}
+    assert {Path(f"/proc/{daemon.pid}/mountinfo"), SHMEM_ENABLED} <= links

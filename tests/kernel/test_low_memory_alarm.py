@@ -18,6 +18,8 @@ from balloon_daemon.events import SourceTrouble
 from balloon_daemon.host import memory_alarm
 from balloon_daemon.host.low_memory import PRESSURE_FILE, ChromeosLowMemory, MeminfoLowMemory
 from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
+from balloon_daemon.host.zoneinfo import ZONEINFO
+from balloon_daemon.linux import figures
 from balloon_daemon.linux.memory import F_GET_SEALS
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from tests.harness.faults import fault
@@ -345,6 +347,32 @@ def test_pressure_trigger_without_nul_is_refused_and_leaves_polling(
     assert source.wait_fd() is None
     assert f"nothing wakes us ({PRESSURE_FILE}: Invalid argument)" in source.describe()
     source.close()
+
+
+@fault("PSI missing, or it refuses a trigger")
+def test_pressure_file_that_is_not_there_is_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now = tmp_path / "pressure", 1000.0
+    monkeypatch.setattr(memory_alarm, "monotonic", lambda: now)
+    alarm = PressureAlarm(path)
+    path.write_text("")
+    now += 2 * memory_alarm.TRIGGER_AGAIN_S
+    alarm.refresh()
+    assert alarm.problem == "No such file or directory"
+    assert path.read_text() == ""  # It was asked for no trigger.
+    alarm.close()
+
+
+def test_figures_for_low_memory_are_open_before_memory_is_low(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: dict[str, figures.FigureFile] = {}
+    monkeypatch.setattr(figures, "_kept", kept)
+    MeminfoLowMemory().close()
+    assert os.fspath(ZONEINFO) in kept
+    for file in kept.values():
+        file.close()
 
 
 TRIGGERS_SHARE = 0.1

@@ -29,7 +29,7 @@ from balloon_daemon.sizing.resumable import ResumablePolicy
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
-from balloon_daemon.units import GIB, MIB, VmId
+from balloon_daemon.units import GIB, MIB, PAGE_SIZE, VmId
 from tests.harness.adaptive_host import ADAPTIVE, MARGIN_MIB, AdaptiveHost, Guest, well
 
 A, B = VmId(1, "a"), VmId(2, "b")
@@ -375,6 +375,50 @@ def test_what_a_guest_that_stands_still_was_asked_for_is_asked_of_others() -> No
     assert settled_bytes(row) == 5 * MIB
     host.step(Ran(A, runs=True))
     assert settled_bytes(row) == 9 * MIB
+
+
+@pytest.mark.parametrize("profile", Profile)
+def test_a_balloon_of_a_size_that_nobody_asked_for_takes_from_no_other_guest(
+    profile: Profile,
+) -> None:
+    terms = Terms(VmSettings(profile=profile))
+    liar = Guest(GIB, terms, rate=0, free_mib=0, cache_mib=130)
+    host = two(liar, Guest(4 * GIB, free_mib=2000), bare_mib=8000)
+    # The first size after a reset is taken as it is.
+    host.step(Ran(A, runs=False))
+    host.step(Ran(A, runs=True))
+    claim(host, 0xFFFFFFFF * PAGE_SIZE)
+    host.live(60)
+    assert host.policy.target_bytes(B) == 0
+
+
+def test_a_balloon_counts_no_memory_that_its_vm_occupies() -> None:
+    liar = Guest(8 * GIB, rate=0, free_mib=0, cache_mib=1000)
+    host = two(liar, Guest(4 * GIB, free_mib=2000), bare_mib=3000)
+    host.step(Ran(A, runs=False))
+    host.step(Ran(A, runs=True))
+    host.step(Measured(A, 8 * GIB))
+    claim(host, 8 * GIB)
+    host.live(60)
+    assert host.policy.target_bytes(B) == 0
+
+
+def test_a_balloon_that_goes_back_counts_until_its_guest_has_it() -> None:
+    host = two(Guest(8 * GIB, rate=0, free_mib=0, cache_mib=1000), Guest(4 * GIB, free_mib=2000))
+    host.step(Ran(A, runs=False))
+    host.step(Ran(A, runs=True))
+    host.step(Measured(A, 4 * GIB))
+    claim(host, 4 * GIB)
+    host.tick()
+    assert host.policy.target_bytes(B) > 0
+
+
+def claim(host: AdaptiveHost, balloon_bytes: int) -> None:
+    """Has the guest of A write a size of its balloon."""
+    if host.policy.guard(A) is None:
+        host.policy.note_actual(A, balloon_bytes)
+    else:
+        host.step(Moved(A, balloon_bytes))
 
 
 def test_a_vm_becomes_adaptive_and_careful_again() -> None:

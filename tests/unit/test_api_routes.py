@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from balloon_daemon.api.messages import (
+    JSON,
     REASONS,
     Answer,
     Later,
@@ -16,7 +17,7 @@ from balloon_daemon.api.messages import (
     Stream,
     TraceStream,
     Waiting,
-    WholeStatus,
+    Whole,
 )
 from balloon_daemon.api.metrics import OPENMETRICS, TEXT, Metrics
 from balloon_daemon.api.own_figures import own_figures
@@ -168,8 +169,8 @@ def get(target: str, method: str = "GET", body: bytes = b"") -> Request:
 
 
 def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Routes) -> None:
-    assert routes.answer(get("/v1/status")) == WholeStatus()
-    status = json.loads(b"".join(routes.status_parts()))
+    assert routes.answer(get("/v1/status")) == Whole()
+    status = json.loads(b"".join(routes.whole_parts(JSON)))
 
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web", "d\u00e9b/1"]
@@ -346,17 +347,15 @@ def test_whoever_may_not_read_learns_nothing(target: str, routes: Routes) -> Non
 def test_metrics_are_in_the_format_that_is_asked_for(routes: Routes) -> None:
     for accept, kind, end in (("", TEXT, b""), (OPENMETRICS, OPENMETRICS, b"# EOF\n")):
         request = Request("GET", "/metrics", b"", Rights.READ, accept=accept)
-        parts = routes.answer(request)
-        assert isinstance(parts, Parts)
-        assert parts.kind == kind
-        text = b"".join(parts.parts)
+        assert routes.answer(request) == Whole(kind)
+        text = b"".join(routes.whole_parts(kind))
         assert text.startswith(b"# HELP balloond_build")
         assert text.endswith(end)
         assert (b"# EOF" in text) == (end != b"")
 
 
 def test_whoever_may_read_the_metrics_alone_reads_nothing_else(routes: Routes) -> None:
-    assert isinstance(routes.answer(Request("GET", "/metrics", b"", Rights.SCRAPE)), Parts)
+    assert routes.answer(Request("GET", "/metrics", b"", Rights.SCRAPE)) == Whole(TEXT)
     for target in ("/v1/status", "/v1/events", "/v1/trace", "/v1/vms/web", "/", "/v1/release"):
         for method in ("GET", "POST", "PUT"):
             answer = routes.answer(Request(method, target, b"", Rights.SCRAPE))

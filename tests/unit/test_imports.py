@@ -55,6 +55,23 @@ print(*sys.modules)
     assert [name for name in run(program).split() if name.startswith(rooms)] == []
 
 
+def test_what_a_running_daemon_needs_is_loaded_before_it_serves() -> None:
+    """Whoever may list a directory of modules can keep an import waiting, and so all VMs."""
+    program = """\
+import sys, balloon_daemon.cli.run
+from balloon_daemon.cli import own_api
+from balloon_daemon.guests.open_guest import NEW_LOW, asker
+from balloon_daemon.records.bus import Bus
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+asker(NEW_LOW)
+own_api._server([], PolicySettings(), Bus())
+print(*sys.modules)
+"""
+    needed = {"config.carried", "guests.driven.lookups", "records.entries", "records.recorder"}
+    loaded = run(program).split()
+    assert {f"balloon_daemon.{name}" for name in needed} <= {*loaded}
+
+
 @pytest.mark.parametrize("kind", ["qmp", "firecracker", "cloud_hypervisor", "crosvm", "libvirt"])
 def test_host_loads_the_modules_of_the_kinds_that_it_has(kind: str) -> None:
     program = f"""\

@@ -29,6 +29,7 @@ from balloon_daemon.handover.keys import is_listener
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.fd_kind import keep_own_directory
 from balloon_daemon.linux.jail import Identity
+from balloon_daemon.linux.page_kind import keep_page_kinds
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import VmId
@@ -95,6 +96,7 @@ class VhostUserGuests:
     def start(self, registry: VmRegistry) -> None:
         """Restores the VMs that another controller left, and accepts new connections."""
         keep_own_directory()
+        keep_page_kinds()
         self._registry = registry
         self._shared = self._new_shared(registry.report)
         self._closer = Closer(asyncio.get_running_loop())
