@@ -3,6 +3,7 @@
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.linux.process_figures import ProcessFigures, ProcessFiles
 from balloon_daemon.linux.process_lookups import opened, owner_of, real_user_of
+from tests.harness.waiting import wait_until
 
 
 def files_in_proc(pid: int) -> ProcessFiles | None:
@@ -21,3 +22,17 @@ def host_side(pid: int | None, memory_file: str = "") -> HostSide:
     # As ``vmm_process.opened`` does: 0 and 1 are no VMM's.
     known = pid is not None and pid > 1
     return HostSide(files_in_proc(pid or 0) if known else None, memory_file)
+
+
+def held_bytes(host: HostSide) -> int:
+    """How much of the host's memory a VM holds.
+
+    Asks again where the child that measures files was late, as on a machine with much else to do.
+    """
+
+    def measured() -> list[int]:
+        found = host.held_bytes()
+        return [] if found is None else [found]
+
+    [held] = wait_until(measured, what="the memory file is measured")
+    return held

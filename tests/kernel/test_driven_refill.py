@@ -19,7 +19,7 @@ from balloon_daemon.units import MIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
 from tests.harness.faults import fault
-from tests.harness.vmm_files import host_side
+from tests.harness.vmm_files import held_bytes, host_side
 
 VM = VmId(1, "web")
 MADV_POPULATE_READ = 22
@@ -73,14 +73,14 @@ def test_memory_that_a_snapshot_filled_is_freed_again(tmp_path: Path) -> None:
         guest.watch(1.0)
         guest.set_target(TARGET)
         await asyncio.sleep(5)
-        assert host.held_bytes() == SIZE - TARGET
+        assert held_bytes(host) == SIZE - TARGET
         vmm.read_all()
-        assert host.held_bytes() == SIZE
+        assert held_bytes(host) == SIZE
         await asyncio.sleep(30)
-        assert host.held_bytes() == SIZE  # Nobody has said so.
+        assert held_bytes(host) == SIZE  # Nobody has said so.
         notices.put(Notice.REFILLED)
         await asyncio.sleep(30)
-        assert host.held_bytes() == SIZE - TARGET
+        assert held_bytes(host) == SIZE - TARGET
         step = SIZE // 16
         assert vmm.targets == [TARGET, 0, step, 2 * step, 3 * step, TARGET]
         task.cancel()

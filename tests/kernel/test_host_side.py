@@ -16,7 +16,7 @@ from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB
 from tests.harness.host_setting import NR_HUGEPAGES, changed
 from tests.harness.processes import counts_its_reads
-from tests.harness.vmm_files import host_side
+from tests.harness.vmm_files import held_bytes, host_side
 
 VMM = "import sys; memory = bytearray(64 << 20); print(flush=True); sys.stdin.read()"
 """A process with 64 MiB of memory that it has written."""
@@ -61,9 +61,9 @@ def test_blocks_of_the_memory_file_are_what_a_vm_holds() -> None:
 
     async def scene() -> list[int | None]:
         host = host_side(os.getpid(), f"/proc/{os.getpid()}/fd/{fd}")
-        found = [host.held_bytes()]
+        found: list[int | None] = [held_bytes(host)]
         os.pwrite(fd, b"1" * 3 * MIB, 5 * MIB)
-        found.append(host.held_bytes())
+        found.append(held_bytes(host))
         os.close(fd)
         return [*found, host.held_bytes()]
 
