@@ -56,7 +56,6 @@ def end_looker(pid: int) -> None:
                     wait_until(
                         lambda before=before: before - fd_numbers(pid),  # type: ignore[misc]
                         what="it is closed",
-                        deadline_s=3.0,
                     )
 
 
