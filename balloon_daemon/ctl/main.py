@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
@@ -19,6 +20,12 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, with a pointer to --help; used for subcommands too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # argparse takes the "-5M" of "set web -5M" for a flag, and would only say that SIZE is
+        # missing. As a negative number it is an argument, which is refused as a wrong size.
+        self._negative_number_matcher = re.compile(r"-[0-9]")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         stream = sys.stderr if file is None else file

@@ -100,6 +100,7 @@ def test_ctrl_c_while_modules_are_loaded_is_no_traceback(module: str) -> None:
         (["seccomp", "check"], "balloonctl seccomp check: the following arguments are required"),
         (["demo", "--wibble"], "balloonctl: unrecognized arguments: --wibble"),
         (["demo", "--speed", "x"], "balloonctl demo: argument --speed: invalid float value: 'x'"),
+        (["set", "web", "-5M"], "balloonctl set: argument SIZE: '-5M' is not a size;"),
         (["set", "web", "1X"], "balloonctl set: argument SIZE: '1X' is not a size; write it like"),
         (["set", "web", "1.5"], "balloonctl set: argument SIZE: '1.5' has no unit; write 1.5G or"),
         (["set", "web"], "balloonctl set: the following arguments are required: SIZE"),
