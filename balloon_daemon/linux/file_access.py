@@ -16,16 +16,12 @@ closed all the same (kernel/ptrace.c, security/commoncap.c).
 import contextlib
 import functools
 import os
-import re
 from collections.abc import Iterator
 
-from balloon_daemon.linux.figures import read_once
+from balloon_daemon.linux import capabilities
 from balloon_daemon.linux.libc import LIBC
 
-_CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE = 2, 19  # linux/capability.h
-_ALL = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE
-_EFFECTIVE = re.compile(rb"^CapEff:\s+([0-9a-f]{16})$", re.MULTILINE)
-
+_ALL = capabilities.DAC_READ_SEARCH | capabilities.SYS_PTRACE
 
 Identity = tuple[int, int]
 """A user and a group."""
@@ -64,8 +60,5 @@ def lacks_rights() -> bool:
     """Whether this process is root, but without the capabilities to read every process's files."""
     if os.geteuid() != 0:
         return False
-    try:
-        found = _EFFECTIVE.search(read_once("/proc/self/status"))
-    except OSError:
-        return False
-    return found is not None and int(found[1], 16) & _ALL != _ALL
+    effective = capabilities.effective()
+    return effective is not None and effective & _ALL != _ALL

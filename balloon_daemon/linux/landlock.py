@@ -10,8 +10,8 @@ seccomp filter refuses prlimit(2) of other processes, by which they could be kil
 
 import ctypes
 import os
-import re
 
+from balloon_daemon.linux import capabilities
 from balloon_daemon.linux.libc import LIBC
 from balloon_daemon.linux.seccomp import OWN_LIMITS
 
@@ -23,9 +23,7 @@ _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 _SCOPES_SINCE = 6
 """The first version of Landlock that has scopes."""
 
-_CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 2, 19, 21  # linux/capability.h
-_WIDER = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE | 1 << _CAP_SYS_ADMIN
-_EFFECTIVE = re.compile(rb"^CapEff:\s+([0-9a-f]{16})$", re.MULTILINE)
+_WIDER = capabilities.DAC_READ_SEARCH | capabilities.SYS_PTRACE | capabilities.SYS_ADMIN
 
 
 class _RulesetAttr(ctypes.Structure):
@@ -56,7 +54,8 @@ def stay_out_of_other_processes() -> bool:
     Raises:
         OSError: the kernel refuses the filter.
     """
-    if os.geteuid() != 0 or _effective() & _WIDER or LIBC.setfsuid(0) >= 0:
+    effective = capabilities.effective()
+    if effective is None or effective & _WIDER or os.geteuid() != 0 or LIBC.setfsuid(0) >= 0:
         return False
     version = _call(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     if version < 1:
@@ -76,19 +75,6 @@ def stay_out_of_other_processes() -> bool:
         os.close(ruleset)
     OWN_LIMITS.load()
     return True
-
-
-def _effective() -> int:
-    """This process's effective capabilities; all where they cannot be read."""
-    try:
-        status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            found = _EFFECTIVE.search(os.read(status, 4096))
-        finally:
-            os.close(status)
-    except OSError:
-        found = None
-    return -1 if found is None else int(found[1], 16)
 
 
 def _call(number: int, *arguments: object) -> int:

@@ -33,7 +33,8 @@ def test_loads_work_in_the_background_and_their_memory_is_in_use(loaded: LoadedG
         wait_until(lambda: look()[f"work_{slot}"] > done, what="the load goes on")  # noqa: B023
 
     assert before["work"] == 0
-    # More than either load alone has. The guest itself frees a few hundred pages meanwhile, as it has only just booted.
+    # More than either load alone has. The guest itself, which has only just booted, frees a few
+    # hundred pages meanwhile.
     assert before["nr_free_pages"] - filled["nr_free_pages"] > 80 * 256
     assert filled.keys() >= {"psi_some", "workingset_refault_file", "oom_kill", "probe_us"}
 
@@ -49,7 +50,7 @@ def test_burst_waits_for_its_time_and_then_has_all_its_memory(loaded: LoadedGues
 
     after = wait_until(done, what="the burst has its memory")
     assert after is not None
-    assert first["nr_free_pages"] - after["nr_free_pages"] > 80 * 256  # less what the guest itself frees meanwhile
+    assert first["nr_free_pages"] - after["nr_free_pages"] > 80 * 256  # the guest frees some
 
 
 def test_guest_whose_set_no_longer_fits_reads_it_again(loaded: LoadedGuest) -> None:
