@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.flags import read_settings
+from balloon_daemon.cli.late_modules import carried_modules, run_modules
 from balloon_daemon.config.carried import config_of
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.reload import Reread
 from balloon_daemon.errors import ConfigError, ConfigFileError
-from balloon_daemon.guests.open_guest import Drivers, Low
+from balloon_daemon.guests.open_guest import Drivers, Low, load
 from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.host.low_memory import choose_source
@@ -128,6 +129,7 @@ async def _read(child: AskedChild, present: Config) -> Reread:
     child.began()
     child.ask(["read"])
     mistakes, changed, settings = list[str](), list[str](), list[object]()
+    modules = list[object]()
 
     def take(part: object) -> None:
         match part:
@@ -135,12 +137,15 @@ async def _read(child: AskedChild, present: Config) -> Reread:
                 mistakes.append(mistake)
             case ["changed", str(change)]:
                 changed.append(change)
+            case ["module" | "extension", *_]:
+                modules.append(part)
             case _:
                 settings.append(part)
 
     await _parts(child, take)
     if mistakes:
         return Reread(None, mistakes=tuple(mistakes))
+    await run_modules(modules)
     return Reread(config_of(present, settings), tuple(changed))
 
 
@@ -206,3 +211,4 @@ def _answers(
     for change in changes(present, wanted):
         yield ["changed", change[:_MOST_CHARACTERS]]
     yield from parts_of(wanted)
+    yield from carried_modules(partial(load, wanted))

@@ -43,6 +43,19 @@ def asker(low: Low) -> Ask:
     return ask
 
 
+def load(config: Config) -> None:
+    """Imports what ``Drivers.open`` needs for a configuration."""
+    kinds = {vm.kind for vm in config.others} | ({Kind.QMP} if config.discover.qmp else set())
+    if kinds - {Kind.LIBVIRT}:
+        import balloon_daemon.guests.driven.driver
+        from balloon_daemon.guests.driven.kinds import control_of
+
+        for kind in kinds - {Kind.LIBVIRT}:
+            control_of(kind)
+    if Kind.LIBVIRT in kinds or config.discover.libvirt:
+        import balloon_daemon.guests.libvirt.driver  # noqa: F401
+
+
 class Drivers:
     """The drivers of all VMs of a configuration but those on our own device.
 

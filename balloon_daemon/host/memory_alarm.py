@@ -10,7 +10,8 @@ import errno
 import math
 import os
 import select
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from time import monotonic
@@ -18,6 +19,14 @@ from time import monotonic
 TRIGGER_AGAIN_S = 60.0
 """Seconds from a PSI trigger's failure to the next attempt to register one. If the kernel
 withdraws every trigger at once, that costs one wake-up in this time."""
+
+LOOK_AGAIN_S = 60.0
+"""Seconds until a device file is opened again that is there and cannot be waited for."""
+
+FRESH_S = 1.0
+"""Seconds after a change of a device's directory in which the device is looked for at each
+reading, and once after them: two changes within one tick of the kernel's clock, 4 ms or so, leave
+the same mtime, so the second would be missed."""
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -63,6 +72,11 @@ class DeviceAlarm(_Alarm):
     The device is never read from: ChromeOS's has no bytes to read, and a FIFO in its place keeps
     its byte, and so stays readable, until its writer closes it.
 
+    A device that is not there is looked for only when its directory's mtime has changed. A file
+    system in memory, as /dev is, keeps no dentry of a name that is not there, so the kernel looks
+    for such a name under the directory's lock, and whoever lists the directory can keep that
+    lookup waiting. A directory's stat(2) takes no such lock.
+
     Args:
         path: The device file; it may be absent, and come and go.
 
@@ -72,6 +86,9 @@ class DeviceAlarm(_Alarm):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._armed = False
+        self._directory = os.fspath(path.parent)
+        self._directory_ns: int | None = None
+        self._fresh_until_s = self._again_s = -math.inf
         self.refresh()
 
     @property
@@ -97,6 +114,7 @@ class DeviceAlarm(_Alarm):
         Returns:
             One line if ``problem`` has changed, else "".
         """
+        had = self._file is not None
         if self._file is not None and not self._names(self._file):
             self._drop()
         if self._file is not None and not self._armed:
@@ -109,7 +127,11 @@ class DeviceAlarm(_Alarm):
                 self._epoll.modify(self._file, select.EPOLLIN | select.EPOLLONESHOT)
                 self._armed = True
         if self._file is None:
-            self._open()
+            # Stat the directory before the device is looked for: a device that comes between the
+            # two changes the directory once more.
+            is_due = self._is_due()
+            if is_due or had:
+                self._open()
         return self._change()
 
     def close(self) -> None:
@@ -117,12 +139,33 @@ class DeviceAlarm(_Alarm):
         self._drop()
         self._epoll.close()
 
+    def _is_due(self) -> bool:
+        """Whether the device may be there by now, or may have changed its kind."""
+        now_s, seen_ns = monotonic(), None
+        with suppress(OSError):
+            seen_ns = os.stat(self._directory).st_mtime_ns
+        if seen_ns != self._directory_ns:
+            self._directory_ns, self._fresh_until_s = seen_ns, now_s + FRESH_S
+            self._again_s = now_s
+        if now_s < self._again_s:
+            return False
+        self._again_s = now_s if now_s < self._fresh_until_s else math.inf
+        return True
+
+    def _look_again(self) -> None:
+        """Has a file that is there looked at again after a while: what keeps it from being waited
+        for may end without a change of its directory."""
+        self._again_s = min(self._again_s, monotonic() + LOOK_AGAIN_S)
+
     def _open(self) -> None:
         try:
             file = FileIO(os.fspath(self.path), opener=_open_at_once)
         except OSError as err:
             self.problem = err.strerror or str(err)
+            if err.errno != errno.ENOENT:
+                self._look_again()
             return
+        self._look_again()
         if _poll_now(file) & _GONE:
             file.close()
             self.problem = "it hangs up at once"
@@ -172,8 +215,24 @@ kernel overwrites the last byte written with NUL, so each trigger ends with one
 """
 
 
+@contextmanager
+def _busy_is_fine() -> Iterator[None]:
+    """Takes EBUSY for success: the file has its trigger from an attempt before, after which it
+    could not be registered with the epoll instance."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno != errno.EBUSY:
+            raise
+
+
 class PressureAlarm(_Alarm):
     """A PSI trigger on ``/proc/pressure/memory``, where the kernel accepts one.
+
+    A file whose trigger the kernel refuses stays open for the next attempt: whoever lists /proc
+    could keep a lookup of its name waiting, and whoever locks the file makes each close of it take
+    long. Only a trigger that the kernel has withdrawn needs the file opened anew, and of this file
+    the kernel withdraws none.
 
     Args:
         path: The pressure file.
@@ -184,6 +243,7 @@ class PressureAlarm(_Alarm):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._failed_at = 0.0
+        self._refused: FileIO | None = None
         self._register()
         self._change()
 
@@ -220,30 +280,33 @@ class PressureAlarm(_Alarm):
     def close(self) -> None:
         """Withdraws the trigger and closes the epoll fd."""
         self._drop()
+        if self._refused is not None:
+            self._refused.close()
         self._epoll.close()
 
     def _register(self) -> None:
-        try:
-            file = FileIO(os.fspath(self.path), "r+", opener=_open_at_once)
-        except OSError as err:
-            self._failed(err.strerror or str(err))
-            if err.errno == errno.ENOENT:
-                # The kernel makes the file at boot or never. It remembers no name that is not
-                # there: whoever lists /proc could keep each further attempt waiting, for ever.
-                self._failed_at = math.inf
-            return
+        if self._refused is None:
+            try:
+                self._refused = FileIO(os.fspath(self.path), "r+", opener=_open_at_once)
+            except OSError as err:
+                self._failed(err.strerror or str(err))
+                if err.errno == errno.ENOENT:
+                    # The kernel makes the file at boot or never. It remembers no name that is not
+                    # there: whoever lists /proc could keep each further attempt waiting, for ever.
+                    self._failed_at = math.inf
+                return
         for trigger in PSI_TRIGGERS:
             try:
-                file.write(trigger)
+                with _busy_is_fine():
+                    self._refused.write(trigger)
                 # Wait for EPOLLPRI only, which is the trigger's event. EPOLLIN is always set, as
                 # for any regular file, and would wake this process without end.
-                self._epoll.register(file, select.EPOLLPRI)
+                self._epoll.register(self._refused, select.EPOLLPRI)
             except OSError as err:
                 self._failed(err.strerror or str(err))
             else:
-                self._file, self.problem = file, ""
+                self._file, self._refused, self.problem = self._refused, None, ""
                 return
-        file.close()
 
     def _failed(self, problem: str) -> None:
         self.problem, self._failed_at = problem, monotonic()

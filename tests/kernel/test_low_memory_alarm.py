@@ -225,6 +225,71 @@ def test_device_that_is_replaced_is_waited_for_in_its_new_shape(
     os.close(far_end)
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that an alarm opens from now on, whether they are there or not."""
+    paths: list[str] = []
+    open_at_once = memory_alarm._open_at_once
+
+    def noted(path: str, flags: int) -> int:
+        paths.append(path)
+        return open_at_once(path, flags)
+
+    monkeypatch.setattr(memory_alarm, "_open_at_once", noted)
+    return paths
+
+
+@fault("`/dev/chromeos-low-mem` gone, replaced, of another kind")
+def test_device_that_is_not_there_is_looked_for_only_when_its_directory_changes(
+    host: Host, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(memory_alarm, "monotonic", lambda: now)
+    host.device.unlink()
+    alarm = DeviceAlarm(host.device)
+    now += memory_alarm.FRESH_S
+    alarm.refresh()
+    opened.clear()
+
+    for _ in range(100):
+        now += memory_alarm.LOOK_AGAIN_S
+        alarm.refresh()
+    without_change = list(opened)
+    # As a device that comes within the tick of the kernel's clock in which another name did.
+    (host.directory / "other").touch()
+    alarm.refresh()
+    changed_at = host.directory.stat()
+    os.mkfifo(host.device)
+    os.utime(host.directory, ns=(changed_at.st_atime_ns, changed_at.st_mtime_ns))
+    now += 5 * memory_alarm.FRESH_S
+    alarm.refresh()
+
+    assert without_change == []
+    assert alarm.armed
+    alarm.close()
+
+
+@fault("`/dev/chromeos-low-mem` gone, replaced, of another kind")
+def test_device_of_another_kind_is_opened_again_seldom(
+    host: Host, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(memory_alarm, "monotonic", lambda: now)
+    host.device.unlink()
+    host.device.write_text("")
+    alarm = DeviceAlarm(host.device)
+    now += memory_alarm.FRESH_S
+    alarm.refresh()
+    opened.clear()
+
+    for _ in range(100):
+        now += memory_alarm.LOOK_AGAIN_S / 50
+        alarm.refresh()
+
+    assert len(opened) == 2
+    alarm.close()
+
+
 def fd_is(fd: int, device: os.stat_result) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), device)
@@ -347,6 +412,30 @@ def test_pressure_trigger_without_nul_is_refused_and_leaves_polling(
     assert source.wait_fd() is None
     assert f"nothing wakes us ({PRESSURE_FILE}: Invalid argument)" in source.describe()
     source.close()
+
+
+@fault("PSI missing, or it refuses a trigger")
+@needs_pressure
+def test_pressure_file_that_refuses_stays_open_and_is_asked_again(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, good = 1000.0, memory_alarm.PSI_TRIGGERS
+    monkeypatch.setattr(memory_alarm, "monotonic", lambda: now)
+    monkeypatch.setattr(memory_alarm, "PSI_TRIGGERS", (b"some 150000 2000000",))
+    alarm = PressureAlarm(PRESSURE_FILE)
+    refused = alarm.problem
+    now += memory_alarm.TRIGGER_AGAIN_S
+    alarm.refresh()
+
+    monkeypatch.setattr(memory_alarm, "PSI_TRIGGERS", good)
+    now += memory_alarm.TRIGGER_AGAIN_S
+    told = alarm.refresh()
+
+    assert refused == "Invalid argument"
+    assert opened == [os.fspath(PRESSURE_FILE)]
+    assert alarm.armed
+    assert told == f"{PRESSURE_FILE}: it is back, waiting for it again"
+    alarm.close()
 
 
 @fault("PSI missing, or it refuses a trigger")

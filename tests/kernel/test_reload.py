@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import termios
 import threading
@@ -414,6 +415,69 @@ def test_no_process_that_reads_files_is_left(vms: Vms, start_daemon: StartDaemon
     for _ in range(3):
         reload(daemon)
         wait_until(lambda: children.read_text().split() == before, what="it has ended")
+
+
+OF_ALL_KINDS = """\
+import argparse, asyncio, sys
+import balloon_daemon.cli.own_device
+from balloon_daemon.cli import run
+from balloon_daemon.cli.flags import build_parser, read_settings
+from balloon_daemon.cli.reloading import ConfigFiles
+from balloon_daemon.guests.open_guest import Drivers, asker
+from balloon_daemon.linux.apart import LowNumbers
+
+low = LowNumbers()
+asker(lambda: low)
+args = build_parser().parse_args(["--config", sys.argv[1]])
+present = read_settings(args).config
+with open(sys.argv[1], "a") as file:
+    file.write(sys.argv[2])
+files = ConfigFiles(args, lambda: low, Drivers(print, low=lambda: low), None)
+touched, turns = set(), set()
+
+def note(event, about):
+    if event in ("open", "os.listdir", "os.scandir") and isinstance(about[0], str):
+        touched.add(about[0])
+
+async def reload():
+    loop = asyncio.get_running_loop()
+
+    def count():
+        turns.add(len(sys.modules))
+        loop.call_later(0, count)
+
+    count()
+    read = await files.read(present)
+    files.apply(read.config)
+    return read
+
+sys.addaudithook(note)
+read = asyncio.run(reload())
+assert not read.mistakes, read.mistakes
+modules = [name for name in sys.modules if name.startswith("balloon_daemon.guests.driven.")]
+of_modules = {path for path in touched if path.startswith(tuple(filter(None, sys.path)))}
+print(sorted(of_modules), len(modules) > 20, len(turns) > 20)
+"""
+
+
+@fault("reload brings the first VM of a kind")
+def test_first_vms_of_all_kinds_are_driven_without_a_file_of_a_module_opened_here(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "balloond.toml"
+    file.write_text("")
+    kinds = ("qmp", "firecracker", "cloud_hypervisor", "crosvm")
+    named = [f'[vm.{kind}]\n{kind} = "{tmp_path}/{kind}.sock"\n' for kind in kinds]
+    named.append('[discover]\nlibvirt = ["test:///default"]\n')
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", OF_ALL_KINDS, str(file), "".join(named)],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+
+    assert done.stdout.splitlines()[-1:] == ["[] True True"], done.stderr
 
 
 def read(how: Callable[..., object], patch: pytest.MonkeyPatch) -> Reread:
