@@ -18,9 +18,9 @@ from tests.vm.libvirt_host import DOMAIN
 from tests.vm.qemu import BALLOOND_DEVICE, QEMU_BALLOON
 
 ROOT = Path(__file__).parents[2]
-ATTACH, CONFIG, README = ROOT / "docs/attach.md", ROOT / "docs/config.md", ROOT / "README.md"
-VMMS = ROOT / "docs/vmms.md"
-PAGES = [ATTACH, CONFIG, README]
+ATTACH, CONFIG, VMMS = ROOT / "docs/attach.md", ROOT / "docs/config.md", ROOT / "docs/vmms.md"
+PAGES = [ATTACH, CONFIG, ROOT / "docs/running.md"]
+WITH_FILES = [*PAGES, ROOT / "README.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -36,8 +36,9 @@ def commands(page: Path) -> list[str]:
     return [command.replace("FILE", "/etc/balloond/balloond.toml") for command in named + lines]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_FILES, ids=lambda page: page.name)
 def test_configuration_in_the_documentation_has_no_mistake(page: Path) -> None:
+    assert blocks(page, "toml")
     for block in blocks(page, "toml"):
         assert parse_config(block, page.name).vms
 

@@ -12,7 +12,8 @@ from tests.harness.faults import fault
 from tests.harness.needs import needs_root
 
 ROOT = Path(__file__).parents[2]
-PLACES = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / ".ci").iterdir()]
+PAGES = [ROOT / "README.md", ROOT / "docs/install.md"]
+PLACES = [ROOT / "Makefile", *PAGES, *(ROOT / ".ci").iterdir()]
 NOBODY = 65534
 
 _FETCHES = re.compile(r"pip\S*(?:\[@\]}\")? (?:\S+ )*?(?:install|wheel|download) .*")
@@ -38,12 +39,12 @@ def test_nothing_is_built_by_what_nobody_has_named() -> None:
     builds = [line for line in fetching_lines() if "--only-binary :all:" not in line]
 
     loose = [line for line in builds if "--no-build-isolation" not in line]
-    # The README's, whose files are wheels; and the one that is said aloud.
+    # docs/install.md's, whose files are wheels; and the one that is said aloud.
     assert [line for line in loose if "build/wheels/*.whl" not in line] == [UNKNOWN]
 
 
 def test_nothing_that_root_installs_is_fetched_or_built() -> None:
-    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    lines = [line.strip() for page in PAGES for line in page.read_text().splitlines()]
     by_root = [line for line in lines if line.startswith("sudo ") and "pip" in line]
 
     assert by_root == ["sudo /opt/balloond/bin/pip install --no-index build/wheels/*.whl"]
