@@ -204,7 +204,7 @@ class Unreserved(NamedTuple):
 
 @fact
 class Withdrawn(NamedTuple):
-    """Nobody waits for an answer any more."""
+    """The operator no longer waits for the answer to the reclaim or reserve of this ticket."""
 
     ticket: int
 
@@ -319,7 +319,7 @@ class ReclaimOver(NamedTuple):
 
 
 class ReserveAnswered(NamedTuple):
-    """Who has reserved memory waits no longer; the reserve goes on.
+    """The operator who has reserved memory is answered; the reserve goes on.
 
     Attributes:
         reserved: what was reserved.
@@ -364,7 +364,7 @@ class HostStep(NamedTuple):
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
         findings: what was noticed, before the decisions that follow from it.
         watches: how often to read VMs' figures, where that changes.
-        over: the pauses whose time is over.
+        over: the pauses, reclaims and reserves that have ended, and answers to who has reserved.
         stuck: VMs with a deadline that stays in the past however often it fires, which is a bug.
             The deadline is dropped until another event queues it again.
     """

@@ -323,5 +323,6 @@ def limit(row: Row) -> Reason | None:
 
 
 def _longer(hold_s: float, release_at_s: float | None, now_s: float) -> float:
-    """A time to wait with a step down that shortens no other."""
+    """How long to wait with a step down: ``hold_s``, or until the present release if that is
+    later."""
     return hold_s if release_at_s is None else max(hold_s, release_at_s - now_s)
