@@ -123,4 +123,4 @@ class MemoryFiles:
 
 
 MEMORY_FILES = MemoryFiles()
-"""What all driven VMs of this process are measured by."""
+"""Measures the memory files of all driven VMs of this process."""
