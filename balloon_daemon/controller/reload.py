@@ -1,8 +1,8 @@
 """Applies a configuration that is read anew, or refuses it whole.
 
 Runs in the controller. The files are read by a process of their own (``Files``), as a read may
-wait for ever; meanwhile the settings before are in force. Whoever asks during a reading gets
-another one after it, as the files may have changed since.
+wait for ever; meanwhile the settings before are in force. A request that comes during a reading
+causes another reading, as the files may have changed since.
 """
 
 import asyncio
@@ -130,7 +130,8 @@ class Reloads:
             return NotReloaded(read.mistakes)
         if read.config != self._present:
             self._apply(read.config)
-            # Not before: what a bug has kept from being applied counts as changed next time, too.
+            # Only now: a setting that a bug has kept from being applied counts as changed at the
+            # next reload, too.
             self._present = read.config
         self._publish(ConfigReloaded(read.changed))
         return Reloaded(read.changed)
