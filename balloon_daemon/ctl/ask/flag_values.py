@@ -7,7 +7,8 @@ from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import parse_memory_size
 
 MOST_HOLD_S = 86_400
-"""The longest time that the API takes (``commands.MOST_HOLD_S``)."""
+"""The longest time for which the API holds a size, a pause or a reserve
+(``commands.MOST_HOLD_S``)."""
 
 MOST_WITHIN_S = 600
 """The longest time for which the API tries (``commands.MOST_WITHIN_S``)."""
@@ -50,7 +51,8 @@ def pause(text: str) -> float:
 
 
 def hold(text: str) -> float:
-    """A time that the API takes, in seconds. Raises ArgumentTypeError: it is none."""
+    """How long a size, a pause or a reserve is to hold, in seconds. Raises ArgumentTypeError: the
+    API takes no such time."""
     time_s = parsed_time(text)
     if not 1 <= time_s <= MOST_HOLD_S:
         raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
