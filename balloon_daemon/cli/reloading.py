@@ -34,7 +34,7 @@ REAPED_WITHIN_S = 1.0
 """How long to wait for a child that was killed; one that hangs in the kernel stays until later."""
 
 MOST_MISTAKES = 1000
-"""How many mistakes are told, as at a start; more of them nobody has written by hand."""
+"""How many mistakes are told, as at a start: no file that was written by hand has more."""
 
 _PARTS_AT_ONCE = 16
 """How many parts of the child's answer are taken in one turn of the event loop."""
