@@ -271,7 +271,7 @@ class Reloader(Protocol):
     """Has the configuration read anew."""
 
     def reload(self, done: Callable[[Reloaded | NotReloaded], None]) -> None:
-        """Begins to read it; waits for nothing.
+        """Begins to read the configuration, and returns before it is read.
 
         Args:
             done: takes the result; not where balloond ends before.

@@ -87,7 +87,7 @@ class Routes:
         desk: the controller.
         recent: the last events.
         metrics: makes the metrics.
-        reloader: has the configuration read anew; None: nobody can.
+        reloader: has the configuration read anew; None: there is no configuration to read.
     """
 
     def __init__(

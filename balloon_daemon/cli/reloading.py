@@ -183,7 +183,8 @@ def _answers(
     _fd: int,
     _owned: Callable[[int], None],
 ) -> Iterator[object]:
-    """What the files say: mistakes, or settings and what is other than before."""
+    """The parts of the child's answer: the files' mistakes, or the settings that were read and how
+    they differ from those in force."""
     # Imported here, in the child: the controller does without them.
     from balloon_daemon.config.carried import parts_of
     from balloon_daemon.config.changes import changes, keep_default_socket, takes_restart

@@ -38,7 +38,7 @@ class Reread(NamedTuple):
 
     Attributes:
         config: the settings; None: there are mistakes.
-        changed: what is other than before, a line each.
+        changed: the settings that differ from those before, a line each.
         mistakes: all mistakes, a line each.
     """
 
@@ -90,7 +90,7 @@ class Reloads:
         self._task: asyncio.Task[None] | None = None
 
     def reload(self, done: Done = lambda result: None) -> None:
-        """Begins a reload; waits for nothing.
+        """Begins a reload, and returns before it is done.
 
         Args:
             done: is called at its end; not where balloond ends before.

@@ -86,7 +86,7 @@ def _ask(
         need_bytes: the need.
         vms: the VMs.
         most: how much each can give.
-        backed: which part of that comes to the host.
+        backed: of what each gives, the share that the host gets.
 
     Returns:
         How much of the need they can meet, at once or later.

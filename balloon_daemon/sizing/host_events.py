@@ -142,7 +142,7 @@ class Paused(NamedTuple):
     """An operator wants nothing more to be taken for a time.
 
     Attributes:
-        vms: from these VMs; none: from any VM.
+        vms: from these VMs; empty: from any VM.
         for_s: for how long.
     """
 
@@ -155,7 +155,7 @@ class Resumed(NamedTuple):
     """An operator wants pauses to end.
 
     Attributes:
-        vms: those of these VMs; none: all that there are.
+        vms: the pauses of these VMs; empty: all pauses.
     """
 
     vms: tuple[VmId, ...]
@@ -167,7 +167,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         ticket: the number by which it is withdrawn and answered.
-        vms: from these VMs; none: from any.
+        vms: from these VMs; empty: from any.
         size_bytes: how much.
         within_s: how long to try.
         hold_s: for how long nothing of it is given back, unless memory is low before.
@@ -296,7 +296,7 @@ class PauseOver(NamedTuple):
     """The time of a pause is over.
 
     Attributes:
-        vm: whose; None: that of all VMs.
+        vm: the VM that was paused; None: the pause was of all VMs.
     """
 
     vm: VmId | None

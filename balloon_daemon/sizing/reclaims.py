@@ -45,12 +45,13 @@ class _Part:
     """What a reclaim has asked of a VM.
 
     Attributes:
-        spans: from which size of its balloon to which.
+        spans: the sizes of its balloon from which and to which it was asked to grow, one span for
+            each time.
         asked_bytes: how much was asked, whatever became of it.
         release_at_s: when a step down would have been tried; None: never.
-        objection: why it was asked for nothing in the last round; None: it was.
+        objection: why it was asked for nothing in the last round; None: it was asked.
         grew_at_s: when its balloon last grew, or it was last asked.
-        most_bytes: its balloon's size then.
+        most_bytes: its balloon's size at ``grew_at_s``.
     """
 
     spans: list[tuple[int, int]] = field(default_factory=list)

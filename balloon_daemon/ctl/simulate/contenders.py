@@ -16,8 +16,9 @@ class Contender(NamedTuple):
         name: its name.
         make: makes it.
         profile: the profile of all VMs that it governs.
-        margins: the margin that the policy is told, in margins of the host. The scores go by the
-            host's: a policy that is told a larger one takes memory earlier.
+        margins: the margin that the policy is told, in multiples of the host's. Low memory is
+            scored by the host's own margin: a policy that is told a larger one takes memory
+            earlier.
     """
 
     name: str

@@ -88,7 +88,7 @@ class Guest:
         self._plan_report(at_s)
 
     def watch(self, every_s: float | None, at_s: float) -> None:
-        """Sends statistics so often from now on; None: no more."""
+        """Sends statistics each ``every_s`` from now on; None: sends no more."""
         if every_s is None:
             self._every_s = self.sample_at_s = math.inf
             return
