@@ -19,7 +19,8 @@ MOST_HOLD_S = 86_400.0
 holds for a day at most."""
 
 MOST_WITHIN_S = 600.0
-"""The longest time for which memory that is asked for may be tried to take."""
+"""The longest time for which a ``Reclaim`` or a ``Reserve`` may try to have memory taken from
+guests."""
 
 MOST_WAITING = 16
 """How many requests may wait for their answers at a time."""
@@ -50,10 +51,10 @@ class SetBalloon(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Ask for nothing more for a time; what is given back, is given back as ever.
+    """Take nothing more from VMs for a time; giving memory back to them goes on.
 
     Attributes:
-        vms: of these VMs; none: of any VM.
+        vms: from these VMs; empty: from any VM.
         for_s: for how long, at most ``MOST_HOLD_S``.
     """
 
@@ -65,7 +66,7 @@ class Resume(NamedTuple):
     """End pauses.
 
     Attributes:
-        vms: those of these VMs; none: all that there are.
+        vms: the pauses of these VMs; empty: all pauses.
     """
 
     vms: tuple[VmId, ...]
@@ -75,7 +76,7 @@ class Reclaim(NamedTuple):
     """Take so much memory from guests now, and answer how much came.
 
     Attributes:
-        vms: from these VMs; none: from any.
+        vms: from these VMs; empty: from any.
         size_bytes: how much.
         within_s: how long to try, at most ``MOST_WITHIN_S``.
         hold_s: for how long nothing of it is given back, at most ``MOST_HOLD_S``. Low memory ends
@@ -159,7 +160,8 @@ class Refusal(Enum):
     TOO_MANY_RESERVES = "too-many-reserves"
     """This user has as many reserves as one may have."""
     ALL_PAUSED = "all-paused"
-    """All VMs are paused together, and one of them alone cannot go on."""
+    """A ``Resume`` names a VM, but a ``Pause`` of all VMs is in force, which only a ``Resume`` of
+    all ends."""
 
 
 class Done(NamedTuple):
@@ -192,7 +194,7 @@ class Reloaded(NamedTuple):
     """The configuration was read anew, and is in force.
 
     Attributes:
-        changed: what is other than before, a line each.
+        changed: the settings that differ from those before, a line each.
     """
 
     changed: tuple[str, ...]
@@ -233,7 +235,8 @@ class Desk(Protocol):
         """
 
     def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
-        """Does what is asked of the policy, as ``obey``; None: it is done."""
+        """Carries out a command to the policy, or refuses it as ``obey`` does; None: it is
+        done."""
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
         """Begins a command that takes a while.
@@ -268,7 +271,7 @@ class Reloader(Protocol):
     """Has the configuration read anew."""
 
     def reload(self, done: Callable[[Reloaded | NotReloaded], None]) -> None:
-        """Begins to read it; waits for nothing.
+        """Begins to read the configuration, and returns before it is read.
 
         Args:
             done: takes the result; not where balloond ends before.
@@ -284,7 +287,7 @@ class Service(Protocol):
         Args:
             desk: answers, and does what is asked.
             tracing: publishes what the policy is told.
-            reloader: has the configuration read anew; None: nobody can.
+            reloader: has the configuration read anew; None: there is no configuration to read.
         """
 
     def close(self) -> None:

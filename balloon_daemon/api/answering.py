@@ -2,8 +2,9 @@
 
 The status of all VMs is made one VM at a time, and once for all clients whose requests had come
 before the first VM's turn; so are the metrics. So no client gets figures from before its request,
-and for 200 clients that ask at once one status is made, not 200. Nor is there more than one of
-each in the making, however many clients ask and hang up: they come faster than answers are made.
+and for 200 clients that ask at once one status is made, not 200. At most one status and one text
+of metrics are in the making at a time, because clients can ask and hang up faster than answers are
+made.
 """
 
 import itertools
@@ -101,16 +102,18 @@ class Answering:
         self._server = server
         self._jobs = deque[_Job]()
         self._wanting: dict[str, list[Client]] = {}
-        """By the kind of an answer about all VMs: the clients that asked for one after the present
-        one was begun. They get the next one."""
+        """For each kind of answer about all VMs (``Whole.kind``): the clients that asked for it
+        after the answer now in the making was begun. They get the next answer of that kind."""
         self._making = set[str]()
         """The kinds of which an answer is being made."""
         self._tickets: dict[Client, int | None] = {}
-        """The clients that wait for a command's end, each with the number that withdraws it."""
+        """The clients that wait for a command's end, each with the number by which the command is
+        withdrawn."""
         self._numbers = itertools.count()
         self._held: dict[Client, tuple[int, int]] = {}
-        """The clients that have not taken all of their answers, the first one first: the number of
-        the answer, which several may share, and its bytes."""
+        """The clients that have not taken all of their answers, in the order in which they got
+        them, each with its answer's number, which is the same for clients that share an answer,
+        and size."""
         self._too_slow = RateLimit(TOO_SLOW_A_SECOND)
 
     @property
@@ -194,7 +197,7 @@ class Answering:
         Args:
             client: gets the answer.
             answer: the answer.
-            number: the answer's, where several clients get it; None: it is this client's alone.
+            number: the answer's number, if other clients get the same answer; None: none does.
         """
         client.begin_answer(answer.status, len(answer.body), answer.allow, answer.kind)
         client.queue(answer.body)
@@ -207,14 +210,15 @@ class Answering:
 
         Args:
             client: the client.
-            n_bytes: how many bytes the answer has, of which all stay until all are taken.
-            number: the answer's, where several clients get it.
+            n_bytes: the size of the answer, all of which stays in memory until all is sent.
+            number: as for ``finish``.
         """
         self._held[client] = next(self._numbers) if number is None else number, n_bytes
         for each in [each for each in self._held if not self._waits(each)]:
             del self._held[each]
         while sum(dict(self._held.values()).values()) > MOST_HELD_BYTES:
-            # Those who may only read first; of these, the one that has waited for the longest.
+            # The clients with the fewest rights first; of these, the client whose answer is
+            # oldest.
             slowest = min(self._held, key=lambda each: each.rights)
             self._server.drop(slowest)
             suppressed = self._too_slow.admit(monotonic())

@@ -1,4 +1,4 @@
-"""Values of requests: each taken and checked, or refused with a sentence. Pure."""
+"""Takes and checks each value in a request, or refuses the request with a sentence. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from balloon_daemon.errors import printable
 from balloon_daemon.units import MOST_MEMORY_BYTES
 
 HOLD_S = 600.0
-"""For how long a balloon's size is set where nobody says how long."""
+"""How long a set size, a pause, a reclaim or a reserve holds where the request does not say."""
 
 NAME_SHOWN = 80
 """An error's text repeats this many characters, at most, of a name that a client sent."""
@@ -21,7 +21,7 @@ class RefusedError(Exception):
     Args:
         status: the status code.
         sentence: what is wrong, and the remedy.
-        allow: the methods that the path has; "" where that is not the question.
+        allow: the methods that the path has; "": the refusal is not about the method.
     """
 
     def __init__(self, status: int, sentence: str, allow: str = "") -> None:

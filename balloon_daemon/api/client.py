@@ -28,7 +28,7 @@ each of three steps. The lines themselves are shared by all streams."""
 
 
 class Phase(Enum):
-    """How far a client is."""
+    """How far a client's request and answer have come."""
 
     ASKING = auto()
     """The client's request is not complete."""
@@ -163,7 +163,7 @@ class Client:
 
     @property
     def is_behind(self) -> bool:
-        """Whether more of a stream waits than may."""
+        """Whether more than ``MOST_WAITING_BYTES`` of a stream wait to be sent."""
         return self.streams and self._waiting_bytes > MOST_WAITING_BYTES
 
     def end_stream(self, last: bytes) -> None:

@@ -19,7 +19,7 @@ class Listener(Protocol):
     sock: socket.socket
 
     def begun(self) -> ApiListening | MetricsListening:
-        """The event of its beginning."""
+        """The event that says that clients can connect to this socket."""
 
     def rights_of(self, client: socket.socket) -> tuple[int, Rights]:
         """A connected client's user, -1 where it is not known, and what it may do."""

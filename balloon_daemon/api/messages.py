@@ -81,8 +81,8 @@ class Answer(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """The answer is ``Routes.whole_parts``, joined: of all VMs, so that it takes long with many of
-    them. It is made in parts, and once for all clients that wait for it.
+    """The answer is about all VMs: the parts of ``Routes.whole_parts``, joined. With many VMs it
+    takes long, so it is made in parts, and once for all clients that wait for it.
 
     Attributes:
         kind: the content's type: JSON is the status, others are the metrics.
@@ -131,10 +131,10 @@ class TraceStream:
 
 
 class Later(NamedTuple):
-    """The answer comes when something has been done.
+    """The answer is made when the work that ``begin`` starts has ended.
 
     Attributes:
-        begin: begins it, and gives the answer to a function at its end.
+        begin: starts the work, and calls the given function with the answer at the work's end.
     """
 
     begin: Callable[[Callable[[Answer], None]], None]

@@ -45,7 +45,7 @@ class Family(NamedTuple):
     def head(self, *, openmetrics: bool) -> str:
         """The lines before its samples."""
         name, kind = self.name, self.kind
-        if openmetrics:  # There a family's name has not the suffix of its samples.
+        if openmetrics:  # OpenMetrics names a family without its samples' suffix.
             name = name.removesuffix({COUNTER: "_total", INFO: "_info"}.get(kind, ""))
         elif kind == INFO:
             kind = GAUGE
@@ -80,7 +80,7 @@ def _number(value: float) -> str:
 
 
 def _row(name: str, text: str, read: Callable[[Of], float | None], kind: str = GAUGE) -> Row[Of]:
-    """A family with one sample for whatever it is read from."""
+    """A family with one sample, without labels."""
     return Family(name, kind, text), lambda of: (((), read(of)),)
 
 
@@ -158,7 +158,7 @@ HOST: tuple[Row[HostStatus], ...] = (
         lambda host: host.dry_run,
     ),
 )
-"""The host's families, each with what reads it."""
+"""The host's families, each with the function that reads its samples."""
 
 
 def _in_need(vm: VmStatus) -> bool | None:
@@ -289,7 +289,8 @@ VM: tuple[Row[VmStatus], ...] = (
         _steps,
     ),
 )
-"""The families of VMs, each with what reads it but for the VM's name."""
+"""The families of VMs, each with the function that reads its samples; ``_of_vm`` adds the VM's
+name to their labels."""
 
 VM_FAULTS = Family(
     "balloond_vm_faults_total",
@@ -468,8 +469,8 @@ def _unique(vm: VmId, names: set[str]) -> str:
 
 
 def _encodable(name: str) -> str:
-    """The name as it is once it was encoded: two names that differ in what cannot be encoded alone
-    become one."""
+    """A name with ``?`` for each character that UTF-8 cannot encode (a lone surrogate): two names
+    that differ only in such characters become equal."""
     return name.encode(errors="replace").decode()
 
 

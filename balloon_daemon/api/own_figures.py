@@ -1,7 +1,8 @@
 """This process's own figures, as process exporters of Prometheus have them.
 
-Runs in the controller. Its files in /proc are open from the start on: anybody may list /proc/PID,
-and so keep those waiting, for ever, who look up a name there that the kernel has not cached.
+Runs in the controller. Its files in /proc are open from the start on: the kernel looks up a name
+that it has not cached under the lock of the directory, and anybody may list /proc/PID, and so hold
+that lock, for ever.
 """
 
 import os
@@ -42,7 +43,8 @@ def _sizes() -> tuple[int, int] | tuple[None, None]:
 
 @cache
 def _started_s() -> float | None:
-    """Asked once: by two questions the clock's corrections would make two starts."""
+    """Computed once: the wall clock is corrected while this process runs, so a second computation
+    would give another start."""
     try:
         # proc_pid_stat(5): the process's name, in parentheses, may have spaces; field 22 is the
         # 20th behind it.

@@ -58,13 +58,13 @@ from balloon_daemon.status import Undriven
 from balloon_daemon.units import VmId, format_size
 
 WITHIN_S = 30.0
-"""How long memory is tried to take where nobody says how long."""
+"""How long a reclaim or a reserve waits for memory where the request does not say."""
 
 MOST_NAMED = 64
 """How many VMs a request may name: each is looked for among all VMs."""
 
 _MOST_KEYS = 8
-"""How many VMs of one name an error tells apart."""
+"""How many keys of VMs with the same name an error lists."""
 
 
 class RecentEvents(Protocol):
@@ -87,7 +87,7 @@ class Routes:
         desk: the controller.
         recent: the last events.
         metrics: makes the metrics.
-        reloader: has the configuration read anew; None: nobody can.
+        reloader: has the configuration read anew; None: there is no configuration to read.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Routes:
         self._desk.withdraw(ticket)
 
     def whole_parts(self, kind: str) -> Iterator[bytes]:
-        """The parts of a ``Whole``, each of which is made when it is asked for."""
+        """The parts of an answer about all VMs: of the status for JSON, else of the metrics."""
         metrics = self._metrics.parts(openmetrics=kind == OPENMETRICS)
         return self.status_parts() if kind == JSON else metrics
 

@@ -34,8 +34,8 @@ from balloon_daemon.records.counters import Counters
 from balloon_daemon.records.recent import Recent
 
 TURN_S, SHARE = 0.0005, 1 / 8
-"""How long clients are served in one turn of the event loop, and the part of its time that they
-may use for long."""
+"""How long clients are served in one turn of the event loop, and the share of the loop's time that
+they may use in the long run."""
 
 LOOK_AT = 32
 """How many ready descriptors are taken from the epoll instance at a time."""
@@ -53,8 +53,8 @@ LOOK_S = 1.0
 """How often to look for clients that are late (``ASK_WITHIN_S``, ``TAKE_WITHIN_S``)."""
 
 MOST_MISUSES = 16
-"""After so many connections with descriptors the group may not ask any more: each such connection
-stays open for good, and so costs one descriptor."""
+"""After so many connections in which clients sent descriptors, members of the socket's group may
+not ask any more: each such connection stays open for good, and so costs one descriptor."""
 
 
 _READERS = {Rights.NOTHING, Rights.READ}
@@ -62,7 +62,7 @@ _READERS = {Rights.NOTHING, Rights.READ}
 
 
 def _most_such(rights: Rights, clients: Iterable[Client]) -> int:
-    """How many clients with such rights are served at most, where there are more; else 0."""
+    """The limit for clients with these rights, where more are connected; else 0."""
     if rights is Rights.CHANGE:
         return 0
     most, like = (MOST_SCRAPERS, {rights}) if rights is Rights.SCRAPE else (MOST_READERS, _READERS)
@@ -88,7 +88,7 @@ class Server:
 
     Args:
         sockets: where clients connect.
-        records: what events leave behind.
+        records: the readers of events that the server asks.
         publish: takes events.
     """
 
@@ -303,7 +303,8 @@ class Server:
             self._accept_later()
 
     def drop(self, client: Client) -> None:
-        """Ends a client's connection, once it is known that no descriptor waits in it."""
+        """Ends a client's connection. A reader's connection in which descriptors wait stays
+        open."""
         if not self.serves(client):
             return
         self._epoll.unregister(client.sock)

@@ -58,7 +58,7 @@ def host_shown(status: HostStatus) -> Shown:
 
 
 def key_of(vm: VmId) -> str:
-    """What names a VM where others have its name, for as long as the VM is there."""
+    """The key that tells a VM from others of its name, for as long as the VM is there."""
     return f"#{vm.number}"
 
 

@@ -68,7 +68,7 @@ class ApiSocket:
             raise
 
     def begun(self) -> ApiListening:
-        """The event of its beginning."""
+        """The event that says that clients can connect to this socket."""
         return ApiListening(str(self.path), self.group)
 
     def rights_of(self, client: socket.socket) -> tuple[int, Rights]:
@@ -174,9 +174,9 @@ def _give_to_group(path: Path) -> str:
     """Lets the members of the group ``GROUP`` connect.
 
     Returns:
-        The group's name; "" where there is no such group, or the kernel refuses. Under the shipped
-        unit it does: there the unit gives the socket to the group, as balloond may give away
-        nothing (no CAP_CHOWN).
+        The group's name; "" where there is no such group, or where chown(2) fails. It fails under
+        the shipped unit, where balloond has no CAP_CHOWN; there the unit gives the socket to the
+        group.
     """
     try:
         os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)

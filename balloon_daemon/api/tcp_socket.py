@@ -34,7 +34,7 @@ class TcpSocket:
             raise _refused(host, port, err) from err
 
     def begun(self) -> MetricsListening:
-        """The event of its beginning."""
+        """The event that says that clients can connect to this socket."""
         host, port = self.sock.getsockname()[:2]
         return MetricsListening(said(host, port))
 

@@ -21,8 +21,8 @@ EVERY_S = 15.0
 """The time between two texts: as often as Prometheus asks node_exporter in most places."""
 
 TURN_S, SHARE = 0.0005, 1 / 8
-"""How long a text is made in one turn of the event loop, and the part of its time that this may
-take for long, as for the API's clients (``server.py``)."""
+"""How long a text is made in one turn of the event loop, and the share of the loop's time that
+this may take in the long run, as for the API's clients (``server.py``)."""
 
 FLUSH_S = 0.25
 """How long to wait for a writer that has not taken the whole text."""

@@ -1,10 +1,11 @@
-"""The clients that record: each gets a trace of what the policy is told, as it comes.
+"""The clients that record: each gets a trace of the events that the policy is told, as they come.
 
-A trace begins with the present state, and its lines are those of ``balloond --record``. Nobody who
-records costs nothing but a look at each event.
+A trace begins with the present state, and its lines are those of ``balloond --record``. While no
+client records, tracing costs one check for each event.
 
-The present state takes 30 µs for each VM, which no client's turn bounds, as the bus delivers it.
-So it is published once for all clients that wait for it, and once in ``REST_S``.
+Publishing the present state takes 30 µs for each VM. The bus delivers it, outside the time that
+clients get (``server.TURN_S``). So it is published once for all clients that wait for it, and at
+most once in ``REST_S``.
 """
 
 import time
@@ -23,8 +24,9 @@ TOO_SLOW = (
 """The last line of a client that has left too much unread."""
 
 REST_S = 1.0
-"""The time from one beginning to the next, at least: 1,024 VMs cost 4 % of the event loop's time
-then. Clients that begin traces one after the other cost 70 to 86 % without it."""
+"""The least time between two publications of the present state. With it, tracing of 1,024 VMs
+costs 4 % of the event loop's time; without it, clients that begin traces one after the other cost
+70 to 86 %."""
 
 LAST_CHUNK = b"0\r\n\r\n"
 

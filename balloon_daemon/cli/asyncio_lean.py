@@ -15,8 +15,8 @@ import sys
 from types import CodeType, ModuleType
 
 LATER = ("inspect", "ipaddress", "textwrap", "tokenize", "asyncio.sslproto")
-"""Imported by asyncio and dataclasses, by urllib.parse for pathlib, by traceback, by linecache, by
-asyncio."""
+"""The modules that import them, in the same order: asyncio and dataclasses; urllib.parse, which
+pathlib imports; traceback; linecache; asyncio."""
 
 _CO_COROUTINE = 0x80
 """A code object's flag (inspect.CO_COROUTINE)."""

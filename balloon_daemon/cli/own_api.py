@@ -142,11 +142,11 @@ def _service_path() -> Path | None:
 
 
 def _check_h11(what: str, flag: str) -> None:
-    """Loads what the API alone needs.
+    """Loads the API's server, and with it h11, which nothing else needs.
 
     Args:
-        what: who needs it.
-        flag: the flag without which nobody does.
+        what: the part of balloond that needs it, for the message.
+        flag: the flag that asks for that part: without it h11 is not needed.
 
     Raises:
         ConfigError: it is not installed.

@@ -35,7 +35,7 @@ REAPED_WITHIN_S = 1.0
 """How long to wait for a child that was killed; one that hangs in the kernel stays until later."""
 
 MOST_MISTAKES = 1000
-"""How many mistakes are told, as at a start; more of them nobody has written by hand."""
+"""How many mistakes are told, as at a start: no file that was written by hand has more."""
 
 _PARTS_AT_ONCE = 16
 """How many parts of the child's answer are taken in one turn of the event loop."""
@@ -188,7 +188,8 @@ def _answers(
     _fd: int,
     _owned: Callable[[int], None],
 ) -> Iterator[object]:
-    """What the files say: mistakes, or settings and what is other than before."""
+    """The parts of the child's answer: the files' mistakes, or the settings that were read and how
+    they differ from those in force."""
     # Imported here, in the child: the controller does without them.
     from balloon_daemon.config.carried import parts_of
     from balloon_daemon.config.changes import changes, keep_default_socket, takes_restart

@@ -3,9 +3,9 @@
 Whether a device can run on this host under this policy depends on more than the policy's text: on
 the kernel's clock source, which the vDSO may not serve, on the C library, on the namespaces and
 ids that are allowed. So a trial device is forked with memory of our own, gets a target and one
-buffer of pages, and the kernel is asked whether the pages are free. At the end the device
-rehearses a long life (``device/rehearsal.py``), because Python versions differ in the system calls
-by which they allocate more memory.
+buffer of pages, and the kernel is asked whether the pages are free. At the end the device makes
+CPython allocate each kind of memory that a long life may take (``device/rehearsal.py``), because
+Python versions differ in the system calls by which they allocate it.
 """
 
 import os

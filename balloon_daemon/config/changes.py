@@ -1,5 +1,5 @@
-"""Compares a configuration that was read anew with the one in force: what is other, and what a
-balloond that runs cannot change."""
+"""Compares a configuration that was read anew with the one in force: which settings differ, and
+which of them a balloond that runs cannot change."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -68,7 +68,7 @@ def _own(config: Config) -> dict[str, VmConfig]:
 
 
 def changes(present: Config, wanted: Config) -> Iterator[str]:
-    """What is other than before: ``[vm.web] floor: 1 GiB -> 2 GiB``."""
+    """The settings that differ, a line each: ``[vm.web] floor: 1 GiB -> 2 GiB``."""
     margins = _size(present.margin_bytes), _size(wanted.margin_bytes)
     yield from _change(("host", "margin"), *margins)
     if present.profile is not wanted.profile:

@@ -66,7 +66,8 @@ class Config:
         profile: the rules for the VMs at ``socket``.
         found_profile: the rules for VMs that are discovered.
         unprofiled: the named VMs for which the configuration names no profile.
-        is_default_socket: nobody names ``socket``: it is there because no VM is named otherwise.
+        is_default_socket: True: no setting names ``socket``: it is the default path, opened
+            because nothing else says where VMs are.
         api: where clients of the API connect; ``none``: nowhere; None: where a service has it.
         dry_run: decide, and change no VM's balloon.
         history: the SQLite file of the last day; None: none is kept.

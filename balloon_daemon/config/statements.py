@@ -244,7 +244,8 @@ def _why(err: Exception) -> tuple[str, int, int]:
         return "it is nested too deeply", 0, 0
     said = str(err)
     place = _PLACE.search(said)
-    if place is None:  # a number with thousands of digits
+    # int() refuses a number of over 4,300 digits, and its message has no place.
+    if place is None:
         return printable(said), 0, 0
     lines_on = int(place[1]) - 1 if place[1] else 0
     return printable(said[: place.start()]), lines_on, int(place[2] or 0)

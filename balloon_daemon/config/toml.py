@@ -64,8 +64,8 @@ def parse_texts(
         try:
             whole.take(entries_of(tomllib.loads(text)), file, order)
         except (ValueError, RecursionError) as err:
-            # ValueError: also of a number with thousands of digits. RecursionError: of thousands
-            # of brackets.
+            # ValueError: no TOML, or a number of over 4,300 digits, which Python's int() refuses.
+            # RecursionError: thousands of brackets in each other.
             refused[order] = f"is no TOML: {printable(str(err))}"
     config, mistakes = whole.config(), whole.mistakes()
     origins: Mapping[Key, tuple[Origin, ...]] = {}

@@ -66,7 +66,7 @@ class DryRun:
 
 
 class DryGuest:
-    """A guest that passes no target on: a ``Guest``.
+    """Stands for a guest of a dry run, and passes no target on to it. Implements ``Guest``.
 
     Args:
         guest: the guest that it stands for.

@@ -104,7 +104,8 @@ class Governor:
         self._vms[guest.vm] = Vm(guest, settings, kind)
 
     def change(self, vm_id: VmId, settings: VmSettings | None) -> None:
-        """Governs a VM by other settings from now on; None: no more, until it is gone."""
+        """Governs a VM by other settings from now on; None: decides nothing more for it, until it
+        is gone."""
         vm = self._vms.get(vm_id)
         if vm is None:
             return  # It is gone, and its task goes on for a moment, or until its device ends.

@@ -1,4 +1,4 @@
-"""Tells the service manager that the event loop turns, and how balloond is.
+"""Tells the service manager that the event loop turns, and balloond's status in a line.
 
 Runs in the controller, under a service manager with a watchdog (``WatchdogSec=``). It wakes the
 controller twice in each watchdog time, for both messages together; without a watchdog not at all.

@@ -1,8 +1,8 @@
 """Applies a configuration that is read anew, or refuses it whole.
 
 Runs in the controller. The files are read by a process of their own (``Files``), as a read may
-wait for ever; meanwhile the settings before are in force. Whoever asks during a reading gets
-another one after it, as the files may have changed since.
+wait for ever; meanwhile the settings before are in force. A request that comes during a reading
+causes another reading, as the files may have changed since.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Reread(NamedTuple):
 
     Attributes:
         config: the settings; None: there are mistakes.
-        changed: what is other than before, a line each.
+        changed: the settings that differ from those before, a line each.
         mistakes: all mistakes, a line each.
     """
 
@@ -90,7 +90,7 @@ class Reloads:
         self._task: asyncio.Task[None] | None = None
 
     def reload(self, done: Done = lambda result: None) -> None:
-        """Begins a reload; waits for nothing.
+        """Begins a reload, and returns before it is done.
 
         Args:
             done: is called at its end; not where balloond ends before.
@@ -130,7 +130,8 @@ class Reloads:
             return NotReloaded(read.mistakes)
         if read.config != self._present:
             self._apply(read.config)
-            # Not before: what a bug has kept from being applied counts as changed next time, too.
+            # Only now: a setting that a bug has kept from being applied counts as changed at the
+            # next reload, too.
             self._present = read.config
         self._publish(ConfigReloaded(read.changed))
         return Reloaded(read.changed)

@@ -59,7 +59,8 @@ def told_policy(vm: VmId, report: Actual | Stats | Held | StateChanged) -> Repor
             return Ran(vm, runs=state is GuestState.RUNNING)
         case Stats():
             figures = Figures(
-                # A VMM may say that they are older than the host. No time of a trace is negative.
+                # A VMM may give a time before the host's boot, negative on CLOCK_MONOTONIC. A
+                # trace allows no negative time.
                 max(0.0, report.at_s),
                 report.available_bytes,
                 report.free_bytes,

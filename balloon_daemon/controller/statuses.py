@@ -16,7 +16,7 @@ from balloon_daemon.status import (
 from balloon_daemon.units import VmId
 
 FRESH_S = 1.0
-"""A reading of the source that is shown is no older; an older one is read anew."""
+"""The status shows no reading of the source that is older: the source is read anew then."""
 
 
 def host_status(

@@ -20,7 +20,7 @@ from balloon_daemon.units import VmId
 
 
 class TracedPolicy(ResumablePolicy):
-    """A host's policy that publishes all that it is told, draws and decides, while it is to.
+    """A host's policy that publishes all that it is told, draws and decides, while ``publishes``.
 
     Args:
         settings: the policies' numbers.

@@ -55,11 +55,11 @@ class DeviceSpec(NamedTuple):
         identity: the user to become where the controller is root.
         must_tell_host: the driver acknowledged VIRTIO_BALLOON_F_MUST_TELL_HOST.
         earned: how much of its CPU allowances the guest has at the beginning, from 0 to 1.
-        rehearse: True: before its end the device rehearses a long life (``rehearsal``), naming
-            each step on its standard error.
+        rehearse: True: before its end the device allocates memory of each kind that CPython has
+            (``rehearsal``), naming each step on its standard error.
         pfns_name_pages: False where the guest has pages beyond the range of 32-bit page frame
-            numbers: then a number may be a longer one cut off, and no page of the balloon is
-            removed.
+            numbers: then a number may be the low 32 bits of a greater one, and no page of the
+            balloon is removed.
     """
 
     name: str

@@ -41,7 +41,8 @@ class MetricsFileEnded(NamedTuple):
 
 @fact
 class ApiNotOpened(NamedTuple):
-    """balloond runs without its API, which nobody asked for by a flag.
+    """balloond runs without its API, which could not be opened at its default path; at a path that
+    a flag names, the same failure ends the start.
 
     Attributes:
         why: the error's text.

@@ -372,7 +372,7 @@ class ConfigReloaded(NamedTuple):
     """The configuration was read anew, and is in force.
 
     Attributes:
-        changed: the settings that are others now; empty where all are as they were.
+        changed: the settings that differ from those before, a line each; empty: none does.
     """
 
     changed: tuple[str, ...] = ()

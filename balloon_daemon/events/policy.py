@@ -71,7 +71,8 @@ class TraceBegun(NamedTuple):
 
     Attributes:
         at_s: when, on CLOCK_MONOTONIC.
-        number: of this beginning; later ones have greater numbers.
+        number: tells this trace's beginning from others while balloond runs: later ones have
+            greater numbers.
         seen: a reading of the source.
     """
 
@@ -86,7 +87,7 @@ class VmFound(NamedTuple):
 
     Attributes:
         at_s: when the trace began.
-        number: which beginning.
+        number: which beginning: ``TraceBegun.number``.
         found: the VM.
         reports: what its guest reported last, oldest first.
     """

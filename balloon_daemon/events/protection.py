@@ -13,7 +13,7 @@ class GuestInNeed(NamedTuple):
     Attributes:
         signs: the signs that show the need, in the order of their words.
         balloon_bytes: its balloon's size.
-        left_alone_s: for how long it is asked for nothing.
+        left_alone_s: for how long the guest is asked for nothing.
     """
 
     vm: VmId

@@ -8,10 +8,10 @@ from balloon_daemon.units import VmId
 
 @fact
 class TakingPaused(NamedTuple):
-    """An operator has paused the policy: it asks for nothing more for a time.
+    """An operator has paused the policy: it takes nothing more from VMs for a time.
 
     Attributes:
-        vm: of this VM; None: of any VM.
+        vm: from this VM; None: from any VM.
         uid: the user who has asked.
         for_s: for how many seconds.
     """
@@ -26,7 +26,7 @@ class TakingResumed(NamedTuple):
     """A pause is over.
 
     Attributes:
-        vm: of this VM; None: of all VMs.
+        vm: the VM that was paused; None: all VMs were.
         uid: the user who has ended it; None: its time was over.
     """
 

@@ -130,7 +130,8 @@ class Drivers:
         return self._libvirt
 
     def _shared_claims(self) -> "Claims":
-        """The claims of both drivers; made, with what their lookups need, for the first."""
+        """The claims that both drivers share. For the first driver they are made, and so is what
+        forks the children that look up names."""
         from balloon_daemon.guests.driven.claims import Claims
         from balloon_daemon.guests.driven.lookups import LOOKUPS
         from balloon_daemon.guests.driven.memory_files import MEMORY_FILES

@@ -65,7 +65,8 @@ class Outbox:
         return self._of.total()
 
     def set_user(self, guest: str, user: int | None) -> None:
-        """Sets the user who runs a guest's VMM, as users take turns; None: the guest is gone."""
+        """Sets the user who runs a guest's VMM: queued messages are sent in turns between users.
+        None: the guest is gone."""
         self._users.pop(guest, None)
         if user is not None:
             self._users[guest] = user

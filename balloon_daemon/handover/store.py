@@ -69,7 +69,8 @@ class Store(Protocol):
         """Whether all messages of this VM have been sent."""
 
     def set_user(self, group: str, user: int | None) -> None:
-        """Sets a VM's user: users take turns while the store is slow. None: the VM is gone."""
+        """Sets a VM's user: while the store is slow, messages are sent in turns between users.
+        None: the VM is gone."""
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Calls ``gone`` once, within the running event loop, when the store is gone."""

@@ -12,8 +12,8 @@ _CREDENTIALS = struct.Struct("3i")
 _SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 _HAS_ENDED = (errno.ESRCH, errno.EINVAL, errno.ENODATA)
-"""The errors by which kernels refuse the pidfd of a process that was reaped; newer kernels give
-one."""
+"""The errors by which kernels refuse the pidfd of a process that was reaped; newer kernels give a
+pidfd of it."""
 
 
 class Credentials(NamedTuple):

@@ -55,8 +55,8 @@ class Closes:
 
     @property
     def is_behind(self) -> bool:
-        """Whether too many descriptors wait for their close; has a child close them, if one can
-        now, as no other close may come while nothing is opened."""
+        """Whether too many descriptors wait for their close; if so, has a child close them where
+        that is possible now: while nothing is opened, there may be no later close that would."""
         if len(self._left) >= MOST_LEFT:
             self.close_left()
         return len(self._left) >= MOST_LEFT

@@ -8,7 +8,7 @@ open(2), and the second at each reading, in ptrace_may_access(). Each of the two
 rights on the host: with CAP_SYS_PTRACE, for example, root may write to /proc/1/mem.
 
 So balloond becomes that user for the moment of the reading, which takes CAP_SETUID and CAP_SETGID
-alone: setfsuid(2) changes for whom the kernel opens files in this thread, and nothing else. A
+alone: setfsuid(2) changes as whom the kernel opens files in this thread, and nothing else. A
 process that has capabilities, that is not dumpable or that is in a user namespace of its own stays
 closed all the same (kernel/ptrace.c, security/commoncap.c).
 """
@@ -29,11 +29,11 @@ Identity = tuple[int, int]
 
 @contextlib.contextmanager
 def as_user(identity: Identity | None) -> Iterator[None]:
-    """Opens files for a user during the block; None: for this process's own.
+    """Has the kernel open files as this user during the block; None: as this process's own user.
 
-    Keep the block short: all that this thread opens, is opened for that user. Linux makes a
-    process that has done this not dumpable (prctl(2)), and clears its parent-death signal at the
-    beginning of the block and at its end.
+    Keep the block short: all that this thread opens is opened as that user. Linux makes a process
+    that has done this not dumpable (prctl(2)), and clears its parent-death signal at the beginning
+    of the block and at its end.
     """
     if identity is None:
         yield
@@ -50,7 +50,7 @@ def as_user(identity: Identity | None) -> Iterator[None]:
 
 
 def as_oneself() -> None:
-    """Opens files for this process's own user from now on."""
+    """Has the kernel open files as this process's own user from now on (setfsuid(2))."""
     LIBC.setfsuid(os.geteuid())
     LIBC.setfsgid(os.getegid())
 

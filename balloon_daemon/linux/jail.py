@@ -77,8 +77,8 @@ def die_with(parent_pid: int, name: str) -> None:
 
 
 def end_with(parent_pid: int) -> None:
-    """Has the kernel kill this process when its parent dies. Linux forgets that whenever the
-    process changes its user, also the one for files (prctl(2))."""
+    """Has the kernel kill this process when its parent dies. Linux clears the parent-death signal
+    whenever the process changes its user, or by setfsuid(2) its user for files (prctl(2))."""
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
         # The parent died before prctl(2) asked for a signal at its death, so that signal will

@@ -45,7 +45,7 @@ def stay_out_of_other_processes() -> bool:
     Under the shipped unit balloond may not look into other users' processes anyway: it lacks the
     capabilities for that, and its filter refuses setfsuid(2). The drop-in for VMs that have a
     balloon already allows that call, as balloond then looks at their VMMs (``file_access.py``).
-    With CAP_SYS_ADMIN devices mount an empty world for themselves, which Landlock forbids.
+    With CAP_SYS_ADMIN devices mount an empty root for themselves, which Landlock forbids.
 
     Returns:
         False where balloond is not root or needs what the domain forbids, or where the kernel or a

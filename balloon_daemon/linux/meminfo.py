@@ -148,8 +148,9 @@ def _others(default_kib: int, hugepages: Path) -> list[tuple[int, int]]:
     return found
 
 
-# Cached: the kernel has all its sizes from boot on, and a listing closes the directory, which
-# takes long where somebody has locked it (``linux/figures.py``).
+# Cached: the sizes of huge pages are fixed at boot. Each listing would end with a close(2) of the
+# directory, which takes long where another process has put many locks on it
+# (``linux/figures.py``).
 @cache
 def _sizes(hugepages: Path) -> list[str]:
     return os.listdir(hugepages)

@@ -76,7 +76,7 @@ class ProcessFigures:
         if files is None or files.io is None:
             return None
         try:
-            # The kernel checks the reader's rights at each read(2), not only at open(2).
+            # Read as ``identity``: the kernel checks the reader's rights at each read(2), too.
             fd, identity = files.io.fileno(), files.identity
             content = APART.read(fd, _MOST_BYTES, files.pid, files.user, identity)
         except TimeoutError:

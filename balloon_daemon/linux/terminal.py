@@ -9,8 +9,8 @@ def has_terminal() -> bool:
     The kernel takes a terminal that hangs up from all processes of its session before it sends
     them SIGHUP (drivers/tty/tty_jobctrl.c: session_clear_tty, tty_signal_session_leader).
 
-    The file stays open from the first call on: whoever may list /proc/PID, which is anybody, can
-    keep those waiting who look up a name there that is not open.
+    The file stays open from the first call on: the kernel looks up a name that it has not cached
+    under the lock of the directory, and anybody may list /proc/PID, and so hold that lock.
 
     Source: proc(5), /proc/PID/stat, field 7 (tty_nr).
     """

@@ -22,8 +22,8 @@ new connections at no cost."""
 YOUNG_S = 10.0
 
 REMEMBERED = 1024
-"""VMs that are gone and whose user is still known: a device's death may be logged after its VM's
-end."""
+"""How many VMs that are gone are remembered with their user: a device's death may be logged after
+its VM's end."""
 
 
 class _User:

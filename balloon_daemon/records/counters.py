@@ -1,8 +1,8 @@
 """Counts faults and decisions as they are published, for metrics. Pure.
 
-To count an event is to add to a number: nothing is made of it until somebody asks. Whoever can
+Counting an event only adds to a number; no text is made until a client asks for one. Whoever can
 cause an event can cause millions, so all that grows is bounded: an event that is about a VM is
-counted for that VM only while the VM is there, and the VM's numbers go with it.
+counted for that VM only while the VM is there, and the VM's numbers are deleted with it.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ FAULTS: frozenset[type[Event]] = frozenset(
         events.GuestFault,
         events.HostFault,
         events.RingsUnknown,
-        # Driven VMs. VmNotDriven is a state, which lasts, and is shown as one.
+        # Driven VMs. VmNotDriven is not here: it is a lasting state, with a metric of its own.
         events.BasesNotStored,
         events.BasesPathTaken,
         events.DirectoryHangs,
@@ -82,7 +82,8 @@ FAULTS: frozenset[type[Event]] = frozenset(
         events.VmNotServed,
     }
 )
-"""The events that are counted as faults; a VM that ends (``VmLost`` as ``Fault.GONE``) is none."""
+"""The events that are counted as faults; a VM that ends (``VmLost`` with ``Fault.GONE``) is not
+counted."""
 
 
 class Counters:
@@ -116,7 +117,7 @@ class Counters:
                 self._of_vms.pop(vm, None)
         if type(event) not in FAULTS or (isinstance(event, VmLost) and event.fault is Fault.GONE):
             return
-        # With those that were left out since the one before (``suppressed``).
+        # Count the events of this kind that were suppressed since the last published one, too.
         number = 1 + getattr(event, "suppressed", 0)
         word = word_of(type(event).__name__)
         self.faults[word] += number
@@ -125,6 +126,6 @@ class Counters:
             about[word] += number
 
     def faults_of(self, vm: VmId) -> dict[str, int]:
-        """How many faults there were that are about a VM, by their event words, without those that
-        there were not."""
+        """How many faults there were that are about a VM, by their event words, without kinds of
+        fault that have not occurred."""
         return dict(self._of_vms.get(vm, {}))

@@ -1,4 +1,4 @@
-"""What an event is in a trace."""
+"""The lines that an event has in a trace."""
 
 from balloon_daemon.events import Event, Stepped, Surveyed, TraceBegun, VmFound
 from balloon_daemon.records.trace import Decided, Entry, Read

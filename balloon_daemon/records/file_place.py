@@ -19,7 +19,8 @@ def check_place(flag: str, path: Path, why_not: Callable[[Path], str]) -> None:
     Args:
         flag: the flag that names the file.
         path: the file.
-        why_not: says why not, with the remedy, where the directory will do; "" where it can.
+        why_not: called where the directory is suitable: says why the file cannot be kept there,
+            with the remedy; "": it can be.
 
     Raises:
         ConfigError: it cannot, or other users could replace the file.

@@ -1,9 +1,9 @@
 """A program that writes a file for the daemon, and does nothing else.
 
 Runs by its file (``python -I -S file_writer.py FD``), started by ``scribe.py``. It gets the open
-file through the socket FD, then the file's content. A write to a disk may take as long as the disk
-likes, and no flag of open(2) changes that for a regular file: so this program waits for the disk,
-and the daemon does not.
+file through the socket FD, then the file's content. A write to a disk may block for any time, and
+O_NONBLOCK has no effect on a regular file (open(2)): so this program waits for the disk, and the
+daemon does not.
 
 The program ends when the daemon closes the socket, or has ended. It ends before that when a write
 fails or the file has reached its largest size, and sends the reason. In both cases the file ends

@@ -31,9 +31,10 @@ SURVEYS = 12
 """One of so many surveys is kept: one a minute, at the usual speed."""
 
 ATTACHED_AT_ONCE, ATTACHED_A_SECOND = 1_000, 1 / 60
-"""How many VMs that attach one user has in the history: so many at first, then so many a second.
-A user can attach and leave a hundred times a second, and the history has the last 10,000 events of
-all VMs. Of a VM that is left out there is no event at all."""
+"""How many of one user's VMs enter the history as they attach: this many at first, then this many
+a second. Without the limit a user who attaches and leaves a hundred times a second would fill the
+history, which keeps the last 10,000 events of all VMs. A VM beyond the limit has no event in
+it."""
 
 _ASIDE = "aside "
 """The program's line about a damaged file that it has renamed begins with this; the new ending of
@@ -58,7 +59,7 @@ class History:
         self._left_out = set[VmId]()
 
     def __call__(self, event: Event, at_s: float) -> None:
-        """Keeps an event.
+        """Sends an event to the writer, if the history keeps events of its kind.
 
         Args:
             event: the event.
@@ -87,7 +88,8 @@ class History:
         self._scribe.close()
 
     def _attached(self, vm: VmId) -> None:
-        """Notes that a VM has attached: it is left out if its user has had too many."""
+        """Notes that a VM has attached: its events are left out if its user has had too many
+        VMs."""
         if (user := self._users.get(vm)) is not None:
             new = LineBudget(ATTACHED_AT_ONCE, ATTACHED_A_SECOND)
             if not self._budgets.setdefault(user, new).has_one(monotonic()):
@@ -101,7 +103,8 @@ class History:
             self._send("samples", at_s, str(vm), size, balloon, target, said, None, held)
 
     def _send(self, table: str, *values: object) -> None:
-        # A row that the program does not take now is lost: the next sample comes soon.
+        # A row is lost while the program is ``scribe.MOST_BYTES`` behind: the next sample comes
+        # soon.
         self._scribe.send(json.dumps([table, values]).encode() + b"\n")
 
     def _look_at_writer(self) -> None:

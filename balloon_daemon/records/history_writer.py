@@ -5,9 +5,9 @@ JSON lines through the socket FD (``history.py`` makes them), and writes each bu
 transaction. SQLite in the daemon would cost it 2 MiB, and each write may wait for a disk.
 
 In WAL mode a file survives the death of its writer at any moment. A history that is damaged or of
-another version is renamed, and a new one begun; the daemon has refused any file that is none. If
-the disk is full, the oldest half of the rows is deleted, and what still cannot be written is
-dropped.
+another version is renamed, and a new one begun; the daemon has refused any file that is no
+history. If the disk is full, the oldest half of the rows is deleted, and what still cannot be
+written is dropped.
 """
 
 import contextlib

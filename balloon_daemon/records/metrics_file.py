@@ -13,11 +13,11 @@ from balloon_daemon.linux.file_lock import is_locked
 from balloon_daemon.records.file_place import beside, check_place, lock_place
 
 BEGINNING = b"# HELP balloond_"
-"""How a file of metrics begins that is balloond's."""
+"""The first bytes of each file of metrics that balloond has written."""
 
 BESIDE = ("-lock", "-new")
-"""The endings of the names of the files beside it, which node_exporter leaves out: a lock, and
-what replaces the file once it is whole."""
+"""The endings of the names of the files beside it: a lock file, and the new text until rename(2)
+puts it in the place of the old one. node_exporter reads only files that end in ``.prom``."""
 
 _TAKEN = "another balloond that runs writes its metrics there; name another file"
 

@@ -4,8 +4,9 @@ Runs by its file (``python -I -S metrics_writer.py FD PATH``), started by ``scri
 texts through the socket FD, each after a line with its length in bytes. A text is written to a
 file beside PATH, which is then renamed to PATH (rename(2)): who reads PATH finds a whole text.
 
-The program ends when the daemon closes the socket, or has ended. Then it removes PATH: figures of
-a daemon that has ended are nobody's. It ends before that when a write fails, and sends the reason.
+The program ends when the daemon closes the socket, or has ended. Then it removes PATH, so that
+nobody takes the figures of an ended daemon for present ones. It ends before that when a write
+fails, and sends the reason.
 """
 
 import contextlib
@@ -30,10 +31,10 @@ def keep(sock: socket.socket, path: str) -> None:
                 length = int(head)
                 text = texts.read(length)
                 if len(text) < length:
-                    return  # The daemon has ended in the middle of it.
+                    return  # The daemon has ended in the middle of a text.
                 written = replace(path, text)
     finally:
-        # Not a file that a later balloond has put there.
+        # Remove only the file that this program wrote: a later balloond may have replaced it.
         with contextlib.suppress(OSError):
             if written is not None and os.path.samestat(os.lstat(path), written):
                 os.unlink(path)
@@ -43,14 +44,14 @@ def replace(path: str, text: bytes) -> os.stat_result:
     """Makes a text the whole content of a file, for whoever reads it (mode 0644).
 
     Returns:
-        What the file is.
+        The new file's status (fstat(2)), which identifies it.
 
     Raises:
         OSError: it cannot be written.
     """
     new = path + "-new"
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(new)  # Of a program that was killed.
+        os.unlink(new)  # Left by a writer that was killed.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
         with open(os.open(new, flags, 0o644), "wb") as file:

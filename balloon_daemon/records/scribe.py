@@ -125,7 +125,8 @@ class Scribe:
     def _wait_until_ready(self) -> None:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        # More may come in the same read: why the program writes nothing, or what it has set aside.
+        # The same read may bring the line that follows READY: why the program writes nothing, or
+        # that it has renamed a damaged file.
         while not self._heard.startswith(READY):
             if not poll.poll(STARTS_WITHIN_S * 1000):
                 raise TimeoutError(f"{self._program} does not begin")
@@ -146,7 +147,7 @@ class Scribe:
             self._end()
 
     def _end(self) -> None:
-        """Takes the program's last words, and ends and reaps it: it writes no more."""
+        """Reads what the program has said last, and kills and reaps it: it writes no more."""
         with contextlib.suppress(OSError):
             while said := self._sock.recv(4096, socket.MSG_DONTWAIT):
                 self._heard += said[: 4096 - len(self._heard)]

@@ -73,6 +73,6 @@ def _account(event: Event, at_s: float) -> str:
 
 
 def _rough(mib: int) -> int:
-    """The two leading digits of a number, the rest zeros: never more than there is."""
+    """A number rounded down to its two leading digits."""
     factor: int = 10 ** max(0, len(str(mib)) - 2)
     return mib // factor * factor

@@ -104,7 +104,7 @@ class Entry(NamedTuple):
 
     Attributes:
         at_s: the time that the policy was given, on the daemon's CLOCK_MONOTONIC.
-        event: what the policy was told, or one of the two events that only a trace has.
+        event: what the policy was told, or what only a trace has: ``Read``, ``Lost``, ``Found``.
         draws: the random numbers that the policy drew in this step, in this order.
         objections: the VMs of which a driver said that they must not be asked for more.
         decided: the decisions of this step.

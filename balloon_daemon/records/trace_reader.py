@@ -62,7 +62,7 @@ def decode_header(line: bytes) -> Header:
     """Reads the first line.
 
     Raises:
-        TraceError: it is none, or of another version.
+        TraceError: the line is no trace's header, or is of another version.
     """
     if not line.startswith(BEGINNING):
         raise TraceError(

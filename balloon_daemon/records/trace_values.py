@@ -18,8 +18,8 @@ from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 MOST_NUMBER = 1 << 64
 
 MOST_BEGAN_S, MOST_CLOCK_S = 1 << 37, 1 << 32
-"""The latest beginning of a trace, in the year 6325, and of a line, 136 years after the start of
-its host: calendars have both, and their sum."""
+"""The latest beginning of a trace, in the year 6325, and the latest time of a line, 136 years
+after its host has booted: localtime(3) can convert both, and their sum."""
 
 T = TypeVar("T")
 

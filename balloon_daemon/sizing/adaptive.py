@@ -19,12 +19,12 @@ Theory of operation
     ============  =================================================================================
 
     A guest whose statistics do not say what it has available gives what the seed's rule takes: up
-    to a sixteenth of its maximum a second. Of a guest in need, stalled or contested ``protection``
-    says the same as of a careful VM's. A target that went down is not raised for ``TURN_S``, and
-    one that went up not lowered, except for a guest in need.
+    to a sixteenth of its maximum a second. ``protection`` treats a guest in need, stalled or
+    contested as it treats a careful VM's. A target that went down is not raised for ``TURN_S``,
+    and one that went up not lowered, except for a guest in need.
 
-    What it keeps is of the last seconds. A balloond that starts anew, or a VM that becomes
-    adaptive, begins with the targets that there are.
+    It remembers only the last seconds: when balloond starts, or a VM becomes adaptive, it begins
+    with the VMs' present targets.
 """
 
 import math
@@ -43,32 +43,37 @@ from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 
 TURN_S = 10.0
-"""For so long no target goes the other way, except for a guest in need."""
+"""For so long a target that was raised is not lowered, and one that was lowered not raised, except
+for a guest in need."""
 
 REACTION_S = 3.0
-"""From a change until balloons have answered it: a second until the host is read, one in which
-balloons grow, and one by which their sizes and guests' statistics are late. By the judge's hosts:
-with 2 s memory is low for twice as long, with 4 s guests lose twice as much."""
+"""The time from a change of available memory until balloons have made up for it: a second until
+the host is read, one in which balloons grow, and one by which their sizes and guests' statistics
+are late. On the hosts of docs/judgement.md: with 2 s memory is low for twice as long, with 4 s
+guests lose twice as much."""
 
 LEAST_HEADROOM, MOST_HEADROOM = 1 / 2, 3.0
-"""The headroom, in margins. By the judge's hosts: with at least a quarter guests miss a third
-less, and the host comes nearer to its end; with at least all of the margin guests miss a third
-more, for no less low memory. With at most one margin memory is low for three times as long."""
+"""The headroom, in margins. On the hosts of docs/judgement.md: with a least headroom of a quarter
+guests lack a third less, and the host's least available memory is lower; with one margin guests
+lack a third more, and memory is low for no less time. With a greatest headroom of one margin
+memory is low for three times as long."""
 
 UNUSED_HEADROOM = 4.0
 """The headroom for which guests are asked for memory that they do not use, in margins. What of it
-goes back stays available to the host until the guest uses it, so it costs guests little. By the
-judge's hosts: with 2 margins memory is low for four times as long, with 8 hardly less."""
+goes back stays available to the host until the guest uses it, so it costs guests little. On the
+hosts of docs/judgement.md: with 2 margins memory is low for four times as long, with 8 hardly
+less."""
 
 ROOM_KEPT = 1 / 8
 """So much more than the aim stays available when memory goes back, in margins."""
 
 SOONEST = 0.9
-"""A reading that comes earlier, in looks, is not looked at, unless memory is low of a sudden."""
+"""A reading that comes before this share of a look's time has passed is ignored, unless memory has
+just become low."""
 
 FAR, SELDOM = 3.0, 5.0
-"""With more available than three times the margin, and all balloons empty, it asks for a
-reading each five looks' time only; the source may be polled more often."""
+"""With more available than three times the margin, and all balloons empty, ``Adaptive`` asks for
+one reading in the time of five looks; the source may be polled more often."""
 
 
 class Aim(NamedTuple):
@@ -136,7 +141,8 @@ class Adaptive:
 
     @property
     def listens(self) -> bool:
-        """Whether it wants to be told at once when memory is low: it knows it already if it is."""
+        """Whether it must be told at once when memory becomes low: it need not where its last look
+        found memory low."""
         return bool(self._vms) and not self._low
 
     def look(self, seen: Seen, outcome: Outcome) -> None:
@@ -162,7 +168,7 @@ class Adaptive:
 
     def _size(self, reading: Reading, outcome: Outcome) -> bool:
         """Sizes all balloons; returns whether low memory is far."""
-        # What operators have reserved is to be available, too, but no reason for more headroom.
+        # Operators' reserves are part of the aim, but do not enlarge the headroom.
         margin_bytes = (reading.margin_mib - reading.reserved_mib) * MIB
         actual = told = 0
         for row in self._rows.values():
@@ -254,7 +260,7 @@ class Adaptive:
         return Reason.JUST_LOWERED if now_s - each.lowered_at_s < TURN_S else None
 
     def _raise(self, each: AdaptiveVm, why: Why, outcome: Outcome) -> None:
-        """Asks a VM for what it is to be asked for."""
+        """Raises a VM's target by its ``asked_bytes``."""
         row, now_s = each.row, outcome.now_s
         release_at_s = row.policy.state().release_at_s
         held_until_s = now_s + TURN_S
@@ -270,8 +276,9 @@ class Adaptive:
         """Gives back what there is room for.
 
         Args:
-            room_bytes: how much there is room for.
-            spare_bytes: with so much more room all goes back at once.
+            room_bytes: how much the host can give back.
+            spare_bytes: if the room is larger by this than all balloons that are due, all goes
+                back at once.
             why: what was seen.
             outcome: takes the targets.
         """
@@ -288,7 +295,8 @@ class Adaptive:
                 due.append(each)
         most_bytes = sum(each.row.told_bytes for each in due)
         if room_bytes < most_bytes + spare_bytes:
-            # Leave half of it where it can be had back at once: what goes back cannot for TURN_S.
+            # Give back only half of it, once in TURN_S: no guest that gets memory back can be
+            # asked for it within TURN_S.
             if now_s - self._returned.at_s < TURN_S:
                 return
             most_bytes //= 2
@@ -308,5 +316,6 @@ class Adaptive:
 
 
 def _first_to_get(each: AdaptiveVm) -> tuple[int, float]:
-    """Who gets memory back first: by priority, then by how little is available in the guest."""
+    """Sorts by who gets memory back first: by priority, then by how little is available in the
+    guest."""
     return -each.row.priority, 0.0 if each.spare is None else each.spare.available_share

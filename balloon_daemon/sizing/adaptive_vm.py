@@ -17,26 +17,27 @@ LEAST_RATE = 16.0 * MIB
 guest that has only a tenth of a CPU gives 30 MiB a second; one below 15 is stalled (``stall``)."""
 
 AHEAD_S = 2.0
-"""A target is ahead of the balloon by what the guest gives in so many seconds: until the next
-look, and in the second by which VMMs may be late in reporting."""
+"""A target exceeds the balloon's size by what the guest gives in so many seconds: one until the
+next look, and one by which a VMM may report the size late."""
 
 LONG_S = 10.0
 """Growth over a longer time shows no rate: the balloon may have stood still for most of it."""
 
 SOON_S = 3.0
-"""For so long a guest must have enough for what its own programs take, as fast as they do: its
+"""A guest keeps what its own programs take in so many seconds at their present rate: its
 statistics are a second old, and giving back takes two."""
 
 FALLS_SHARE = 1 / 32
-"""A guest whose programs take less than this of the VM in a second is not taken to run short: of
-statistics and of a balloon's size, seen at other times, no less can be told."""
+"""A guest's programs count as taking memory if they take more than this share of the VM in a
+second. Less cannot be told from the error of adding statistics to a balloon's size that was seen
+at another time."""
 
 OWN_S = 0.5
 """Statistics that follow each other more closely show no trend."""
 
 BACKED = 0.25
-"""If the host backs less of a guest's free memory, others are asked first: a balloon would take
-four times as much from the guest as it brings the host."""
+"""If the host backs a smaller share of a guest's free memory than this, other guests are asked
+first: a balloon would take four times as much from the guest as it brings the host."""
 
 SMALL_SHARE = 64
 """Changes of less than a 64th of a balloon's maximum, a quarter of the seed's step, are too small
@@ -55,14 +56,15 @@ class AdaptiveVm:
         actual_bytes: its balloon's size at the last look.
         raised_at_s: when its target rose last.
         lowered_at_s: when its target was seen to have fallen last.
-        low_looks: how often in a row it could be asked, and memory was low.
+        low_looks: how many looks in a row found memory low while it could be asked.
         spare: what its guest can spare; None: unknown.
         spares: the same of each ``Kind``, in whole pages and no more than it may be asked for.
         asked_bytes: how much more it is asked for at this look.
         against: what is against asking it for more; None: nothing is.
         sizes: its balloon's sizes of late, each with the time since when it was seen.
-        own: what its guest had available and in its balloon at some statistics, with their time.
-        falls: by how much that has fallen in a second since.
+        own: the time of some statistics, and the sum of what its guest had available and in its
+            balloon then.
+        falls: by how much that sum has fallen since, in bytes a second.
         gives_cache: whether it was asked for page cache, and has not got its memory back since.
     """
 
@@ -116,7 +118,7 @@ class AdaptiveVm:
         self.told_bytes, self.actual_bytes = row.told_bytes, actual_bytes
         sizes = self.sizes
         if len(sizes) > 1 and sizes[-2][1] == sizes[-1][1] == actual_bytes:
-            sizes.pop()  # A balloon that stands still is seen twice: since when, and until when.
+            sizes.pop()  # Keep the first and the last time of equal sizes only.
         sizes.append((now_s, actual_bytes))
         while len(sizes) > 1 and now_s - sizes[1][0] > LATE_S:
             sizes.popleft()
@@ -126,8 +128,8 @@ class AdaptiveVm:
 
         Args:
             now_s: the clock.
-            low: whether memory is low. Until then nothing is asked of a guest of unknown
-                statistics.
+            low: whether memory is low. Where it is not, nothing is asked of a guest whose
+                statistics are unknown.
         """
         self.spare = self._spare(now_s)
         policy, spare = self.row.policy, self.spare
@@ -172,8 +174,8 @@ class AdaptiveVm:
             self.falls = falls if falls > FALLS_SHARE * self.row.vm_mem_bytes else 0.0
 
     def _size_at(self, at_s: float) -> int:
-        """The balloon's size at a time, between two looks in proportion: statistics are seconds
-        old, and what was given since is not yet missing in them."""
+        """The balloon's size at a time, interpolated between two looks: statistics are seconds
+        old, and do not show yet what went into the balloon since."""
         after = None
         if self.sizes[-1][0] <= at_s:
             return self.sizes[-1][1]

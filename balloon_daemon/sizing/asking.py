@@ -34,9 +34,8 @@ LEVEL = 0.05
 def ask_spare(short_bytes: int, givers: Sequence[AdaptiveVm]) -> None:
     """Divides a shortage among VMs by what their guests can spare: sets their ``asked_bytes``.
 
-    Page cache is asked for what all free memory is too little for, and VMs of a higher priority
-    for what those of the lower ones have not to spare: not for what those can only not give at
-    once.
+    Page cache is asked only for what exceeds all free memory, and VMs of a higher priority only
+    for what exceeds what the lower priorities can spare, at once or later.
 
     Args:
         short_bytes: the shortage.
@@ -87,7 +86,7 @@ def _ask(
         need_bytes: the need.
         vms: the VMs.
         most: how much each can give.
-        backed: which part of that comes to the host.
+        backed: of what each gives, the share that the host gets.
 
     Returns:
         How much of the need they can meet, at once or later.
@@ -103,10 +102,10 @@ def _ask(
 
 
 def _coldest(vms: list[AdaptiveVm], most: list[int]) -> list[int]:
-    """Of those that can give page cache only those whose cache is the most likely to be cold.
-
-    A guest that has given some, and has not read it again, goes on giving. Otherwise those give
-    that have most for their size; one that has less only once they have no more than it.
+    """How much page cache to ask each VM for: of those that can give some only those whose cache
+    is the most likely to be cold. A guest that was asked for page cache, and has not got its
+    memory back since, goes on giving. If there is no such guest, those give that have the most
+    page cache for their size; another VM gives once they have no more than it has.
     """
     if any(size and each.gives_cache for each, size in zip(vms, most, strict=True)):
         return [size if each.gives_cache else 0 for each, size in zip(vms, most, strict=True)]

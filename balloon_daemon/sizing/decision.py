@@ -114,7 +114,7 @@ class InNeed(NamedTuple):
     Attributes:
         signs: what shows it.
         balloon_bytes: its balloon's size.
-        left_alone_s: for how long it is asked for nothing.
+        left_alone_s: for how long the guest is asked for nothing.
     """
 
     signs: frozenset[Sign]
@@ -192,7 +192,8 @@ class Share(NamedTuple):
         vm: the VM.
         asked_bytes: how much it was asked for.
         came_bytes: how much of it is in its balloon, as its driver reports.
-        objection: why it was asked for no more at last; None: nothing was against it.
+        objection: why it was asked for no more in the last round; None: nothing was against
+            asking.
         gone: whether the VM has gone meanwhile, with all of its memory.
     """
 

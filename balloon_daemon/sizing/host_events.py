@@ -142,7 +142,7 @@ class Paused(NamedTuple):
     """An operator wants nothing more to be taken for a time.
 
     Attributes:
-        vms: from these VMs; none: from any VM.
+        vms: from these VMs; empty: from any VM.
         for_s: for how long.
     """
 
@@ -155,7 +155,7 @@ class Resumed(NamedTuple):
     """An operator wants pauses to end.
 
     Attributes:
-        vms: those of these VMs; none: all that there are.
+        vms: the pauses of these VMs; empty: all pauses.
     """
 
     vms: tuple[VmId, ...]
@@ -167,7 +167,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         ticket: the number by which it is withdrawn and answered.
-        vms: from these VMs; none: from any.
+        vms: from these VMs; empty: from any.
         size_bytes: how much.
         within_s: how long to try.
         hold_s: for how long nothing of it is given back, unless memory is low before.
@@ -204,7 +204,7 @@ class Unreserved(NamedTuple):
 
 @fact
 class Withdrawn(NamedTuple):
-    """Nobody waits for an answer any more."""
+    """The operator no longer waits for the answer to the reclaim or reserve of this ticket."""
 
     ticket: int
 
@@ -296,7 +296,7 @@ class PauseOver(NamedTuple):
     """The time of a pause is over.
 
     Attributes:
-        vm: whose; None: that of all VMs.
+        vm: the VM that was paused; None: the pause was of all VMs.
     """
 
     vm: VmId | None
@@ -319,7 +319,7 @@ class ReclaimOver(NamedTuple):
 
 
 class ReserveAnswered(NamedTuple):
-    """Who has reserved memory waits no longer; the reserve goes on.
+    """The operator who has reserved memory is answered; the reserve goes on.
 
     Attributes:
         reserved: what was reserved.
@@ -364,7 +364,7 @@ class HostStep(NamedTuple):
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
         findings: what was noticed, before the decisions that follow from it.
         watches: how often to read VMs' figures, where that changes.
-        over: the pauses whose time is over.
+        over: the pauses, reclaims and reserves that have ended, and answers to who has reserved.
         stuck: VMs with a deadline that stays in the past however often it fires, which is a bug.
             The deadline is dropped until another event queues it again.
     """

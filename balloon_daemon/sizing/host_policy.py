@@ -233,7 +233,8 @@ class HostPolicy:
     # --- VMs ----------------------------------------------------------------------------------
 
     def _listen(self, vm: VmId, row: Row, now_s: float) -> None:
-        """Has a VM hear of low memory, with a reading at once, unless ``Adaptive`` hears it."""
+        """Lets a VM's policy listen, with a reading at once; ``Adaptive`` listens for adaptive
+        VMs."""
         if row.terms.is_adaptive:
             self._listening.pop(vm, None)
         elif row.policy.listening and vm not in self._listening:

@@ -54,7 +54,8 @@ class NewSettings:
 
 
 def _keep_within(vm: VmId, row: Row, max_bytes: int, outcome: Outcome) -> None:
-    """Changes the maximum of a VM's balloon, and its target only where that is above it."""
+    """Changes the maximum of a VM's balloon, and its target only where that exceeds the
+    maximum."""
     policy = row.policy
     if max_bytes == policy.max_bytes:
         return
@@ -62,8 +63,8 @@ def _keep_within(vm: VmId, row: Row, max_bytes: int, outcome: Outcome) -> None:
     kept_bytes = min(row.told_bytes, max_bytes)
     step = policy.resize(max_bytes)
     if release_at_s is not None:
-        # ``resize`` keeps the level where the maximum falls, whose target is less by then: it
-        # would give memory back that the new maximum allows.
+        # Where the maximum falls, ``resize`` keeps the level, whose target falls with it: memory
+        # would go back that the new maximum allows. ``adopt`` keeps the target instead.
         step = policy.adopt(kept_bytes, outcome.now_s, max(0.0, release_at_s - outcome.now_s))
     decision = step.decision._replace(reason=Reason.LIMITS_CHANGED, level_before=before)
     told = kept_bytes != row.told_bytes

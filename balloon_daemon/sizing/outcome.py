@@ -43,8 +43,9 @@ class Why(NamedTuple):
     Attributes:
         reason: the reason.
         reading: the host's reading; None: it has none.
-        aim_mib: how much is to be available; None: no matter, as low memory is switched off.
-        needed_mib: what had to be available for giving memory back; None: none was to be.
+        aim_mib: how much is to be available; None: low memory is switched off.
+        needed_mib: what had to be available for giving memory back; None: no memory was to go
+            back.
     """
 
     reason: Reason
@@ -171,7 +172,7 @@ class Outcome:
             vm: the VM.
             row: its row.
             target_bytes: the target, in whole pages; the same as before: nothing is sent.
-            release_at_s: before when nothing of it is given back; None, of an empty balloon.
+            release_at_s: until when nothing of it is given back; None: the balloon is to be empty.
             why: the reason, and what was seen.
         """
         policy, before_bytes = row.policy, row.told_bytes

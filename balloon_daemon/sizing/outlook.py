@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 CALM_S = 12.0
 """For so long the host must have had room before memory goes back: somewhat more than the 10 s
-within which no target may go the other way. Measured by the judge: with 20 s guests miss more, and
-memory is low for no less time."""
+within which no target may go the other way. On the hosts of docs/judgement.md: with 20 s guests
+lack more, and memory is low for no less time."""
 
 FALL_S = 3.0
 """How far back the fall of bare memory is measured: over one, two and three readings, of which the
@@ -22,8 +22,8 @@ NEXT_S = 0.5
 
 
 USED_AFTER_S, USED_FOR_S = 3.0, 30.0
-"""So long after memory went back it is looked whether guests have used it, which is how long they
-need to empty their balloons, and for so long it counts as used if they have."""
+"""How long after memory went back it is judged whether guests have used it (they need that long to
+empty their balloons), and how long it counts as used if they have."""
 
 
 class _Seen(NamedTuple):
@@ -120,7 +120,8 @@ class Returned:
         self._available_bytes = available_bytes
 
     def is_used(self, available_bytes: int, now_s: float) -> bool:
-        """Whether the host has lost most of what went back, or it is too soon to know."""
+        """Whether guests have used most of the memory that went back to them last, so that the
+        host no longer has it available; also if it is too soon to know."""
         if now_s - self.at_s < USED_AFTER_S:
             return True
         if self._size_bytes:

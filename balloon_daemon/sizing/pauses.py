@@ -34,11 +34,12 @@ class Pauses:
 
     @property
     def vms(self) -> tuple[VmId | None, ...]:
-        """The VMs that are paused by themselves, and None where all are."""
+        """The VMs that have a pause of their own, and None where there is a pause of all VMs."""
         return tuple(self._until_s)
 
     def left_s(self, vm: VmId | None, now_s: float) -> float | None:
-        """For how many more seconds a VM is paused by itself, or all VMs (None) are; None: not."""
+        """How many seconds are left of a VM's own pause, or of the pause of all VMs (``vm`` None);
+        None: there is no such pause."""
         until_s = self._until_s.get(vm)
         return None if until_s is None else max(0.0, until_s - now_s)
 

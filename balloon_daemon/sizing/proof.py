@@ -30,8 +30,8 @@ class Proof:
         """How much of the VM's memory outside its balloon the host had not to back at the last
         figures, as the guest had not used it yet; 0: none, or unknown."""
         self.most_bytes = MOST_MEMORY_BYTES
-        """The largest balloon that goes with the host memory which the VM occupied at the last
-        figures."""
+        """The largest size of the balloon that the host memory which the VM occupied at the last
+        figures allows."""
         self._over_since_s = math.inf
         self._proved_bytes = 0
         """The balloon's size when the VM last did not occupy too much."""

@@ -45,7 +45,8 @@ class Protection:
 
     def __init__(self) -> None:
         self._rows: dict[VmId, Row] = {}
-        # By whether a VM is adaptive.
+        # Whether memory is about to be low: for VMs that are not adaptive (False), for adaptive
+        # ones.
         self._near = {False: False, True: False}
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:

@@ -45,12 +45,13 @@ class _Part:
     """What a reclaim has asked of a VM.
 
     Attributes:
-        spans: from which size of its balloon to which.
+        spans: the sizes of its balloon from which and to which it was asked to grow, one span for
+            each time.
         asked_bytes: how much was asked, whatever became of it.
         release_at_s: when a step down would have been tried; None: never.
-        objection: why it was asked for nothing in the last round; None: it was.
+        objection: why it was asked for nothing in the last round; None: it was asked.
         grew_at_s: when its balloon last grew, or it was last asked.
-        most_bytes: its balloon's size then.
+        most_bytes: its balloon's size at ``grew_at_s``.
     """
 
     spans: list[tuple[int, int]] = field(default_factory=list)
@@ -323,5 +324,6 @@ def limit(row: Row) -> Reason | None:
 
 
 def _longer(hold_s: float, release_at_s: float | None, now_s: float) -> float:
-    """A time to wait with a step down that shortens no other."""
+    """How long to wait with a step down: ``hold_s``, or until the present release if that is
+    later."""
     return hold_s if release_at_s is None else max(hold_s, release_at_s - now_s)

@@ -1,8 +1,9 @@
 """Memory that operators want the host to have above its margin, for a time. Pure.
 
 While there are reserves, the policy goes by a margin that is larger by all of them: with less
-available than that, memory is low, and it goes back only with more. So a reserve needs no rules of
-its own for what is taken from whom. Who asked is answered once that much is available, or why not.
+available than that, memory is low, and balloons are given back only with more. So a reserve needs
+no rules of its own for what is taken from whom. Who asked is answered once that much is available,
+or why not.
 
 The source's own alarm knows the margin alone: while there are reserves the source is read each
 ``recheck_s``, and more often as long as somebody waits.
@@ -79,7 +80,7 @@ class Reserves:
     def begin(self, reserved: Reserved, outcome: Outcome) -> None:
         """Begins a reserve; the source is to be read at once."""
         self._reserves[reserved.ticket] = _Reserve(reserved, outcome.now_s)
-        # A reading of this moment has another margin.
+        # An earlier reading of this moment has a margin without this reserve.
         self.next_s, self._seen_at_s = outcome.now_s, -math.inf
 
     def withdraw(self, ticket: int, outcome: Outcome) -> None:

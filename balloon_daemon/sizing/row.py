@@ -14,9 +14,9 @@ class Patience:
     """How often a VM has waited for VMs of other priorities.
 
     Attributes:
-        waits_up: how often, at low memory, for those of lower priorities to give theirs.
-        waited_at_s: when it did so last; None: never.
-        waits_down: how often, since low memory, for those of higher priorities to get theirs back.
+        waits_up: how often, at low memory, for VMs of lower priorities to give memory first.
+        waited_at_s: when it last waited so at low memory; None: never.
+        waits_down: how often, since low memory, for VMs of higher priorities to get memory back.
     """
 
     waits_up: int = 0

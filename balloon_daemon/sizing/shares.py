@@ -13,7 +13,7 @@ def divided(need_bytes: int, most: Sequence[int], least: Sequence[int]) -> list[
     Args:
         need_bytes: the need.
         most: what each can give, in whole pages.
-        least: the share of each that is not too small.
+        least: the smallest share of each that matters.
 
     Returns:
         The shares, in whole pages, each at most a page above its proportion: together not less

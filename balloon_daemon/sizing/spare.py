@@ -1,8 +1,8 @@
 """What a guest can spare, by its own statistics: free memory first, then page cache. Pure.
 
 A balloon that takes free memory costs the guest nothing. One that takes page cache costs reads, if
-the guest uses that cache again. What is below is the guest's working set, which is never counted
-as spare.
+the guest uses that cache again. All other memory is the guest's working set, which is never
+counted as spare.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ less than 12 % a guest that begins to read its disks would be in need (``need``)
 
 AVAILABLE_KEPT = 1.25
 """A guest keeps so many times the available memory below which it would be in need, and what its
-programs take in the next seconds. Measured by the judge: with 1.5 times memory is low for a fifth
-longer, with 1 guests are found in need that are not."""
+programs take in the next seconds. On the hosts of docs/judgement.md: with 1.5 times memory is low
+for a fifth longer; with 1 time guests that are not in need are found to be."""
 
 
 class Spare(NamedTuple):

@@ -16,7 +16,8 @@ import h11
 from balloon_daemon.errors import printable
 
 ANSWER_WITHIN_S = 10.0
-"""How long balloond may take: it answers within milliseconds, unless 200 others ask."""
+"""How long balloond may take: it answers within milliseconds, but answers many clients that ask at
+once one after another."""
 
 MOST_BYTES = 64 << 20
 """The longest answer: the status of 1,024 VMs has less than a megabyte."""
@@ -170,7 +171,7 @@ class Client:
     def _refusal(self, status: int, body: bytes) -> Exception:
         try:
             answer: Any = json.loads(body)
-            # A configuration that is refused has its mistakes, which say more.
+            # The answer to a refused reload has ``mistakes``, which say more than its ``error``.
             sentence = "\n".join(map(printable, answer.get("mistakes") or [answer["error"]]))
         except _NOT_UNDERSTOOD:
             return NoAnswerError(f"{self._name} answers with status {status} and no sentence")

@@ -7,7 +7,8 @@ from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import parse_memory_size
 
 MOST_HOLD_S = 86_400
-"""The longest time that the API takes (``commands.MOST_HOLD_S``)."""
+"""The longest time for which the API holds a size, a pause or a reserve
+(``commands.MOST_HOLD_S``)."""
 
 MOST_WITHIN_S = 600
 """The longest time for which the API tries (``commands.MOST_WITHIN_S``)."""
@@ -17,7 +18,7 @@ LEAST_PAUSE_S = 0.05
 
 
 def size(text: str) -> int:
-    """A size in bytes: ``512M``, ``0``. Raises ArgumentTypeError: it is none."""
+    """A size in bytes: ``512M``, ``0``. Raises ArgumentTypeError: the text is no size."""
     try:
         return 0 if text == "0" else parse_memory_size(text)
     except ConfigError as err:
@@ -25,7 +26,8 @@ def size(text: str) -> int:
 
 
 def parsed_time(text: str) -> float:
-    """A time in seconds: ``90s``, ``10m``, ``1d``. Raises ArgumentTypeError: it is none."""
+    """A time in seconds: ``90s``, ``10m``, ``1d``. Raises ArgumentTypeError: the text is no
+    time."""
     try:
         return parse_duration(text)
     except ConfigError as err:
@@ -40,7 +42,8 @@ def recording(text: str) -> float:
 
 
 def pause(text: str) -> float:
-    """The time between two looks of ``top``, in seconds. Raises ArgumentTypeError: it is none."""
+    """The time between two looks of ``top``, in seconds. Raises ArgumentTypeError: the text is no
+    time, or ``top`` takes no such time."""
     time_s = parsed_time(text)
     if not LEAST_PAUSE_S <= time_s <= MOST_HOLD_S:
         raise argparse.ArgumentTypeError(
@@ -50,7 +53,8 @@ def pause(text: str) -> float:
 
 
 def hold(text: str) -> float:
-    """A time that the API takes, in seconds. Raises ArgumentTypeError: it is none."""
+    """How long a size, a pause or a reserve is to hold, in seconds. Raises ArgumentTypeError: the
+    API takes no such time."""
     time_s = parsed_time(text)
     if not 1 <= time_s <= MOST_HOLD_S:
         raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
@@ -58,7 +62,7 @@ def hold(text: str) -> float:
 
 
 def within(text: str) -> float:
-    """How long to try, in seconds. Raises ArgumentTypeError: it is none."""
+    """How long to try, in seconds. Raises ArgumentTypeError: the API takes no such time."""
     time_s = parsed_time(text)
     if not 1 <= time_s <= MOST_WITHIN_S:
         raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_WITHIN_S // 60}m")
@@ -66,7 +70,8 @@ def within(text: str) -> float:
 
 
 def positive_size(text: str) -> int:
-    """A size of more than nothing, in bytes. Raises ArgumentTypeError: it is none."""
+    """A size of more than nothing, in bytes. Raises ArgumentTypeError: the text is no such
+    size."""
     size_bytes = size(text)
     if not size_bytes:
         raise argparse.ArgumentTypeError(f"{text} is nothing; write it like 512M or 1.5G")

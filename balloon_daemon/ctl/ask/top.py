@@ -81,7 +81,8 @@ def _can_write(text: str) -> bool:
 
 @contextlib.contextmanager
 def _woken() -> Iterator[int]:
-    """Yields a descriptor that is readable once the terminal has another size."""
+    """Yields a descriptor that is readable once the terminal has another size: Python writes a
+    byte to it at each SIGWINCH."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     before = signal.signal(signal.SIGWINCH, lambda _signal, _frame: None)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

@@ -18,7 +18,7 @@ from balloon_daemon.ctl.simulate.scores import Scores
 from balloon_daemon.sizing.vm_settings import Profile
 
 HOST = "lasting"
-"""The host whose course is drawn: on it policies differ most."""
+"""The simulated host of docs/judgement.md whose course is drawn: on it policies differ most."""
 
 SHOWN_MINUTES = 18
 
@@ -27,7 +27,8 @@ PEER = "#e39a2d"
 """The colours of our profiles, and of other projects' rules."""
 
 ABOVE, OFFSETS = (0, 13), {"proxmox": (20, -20), "squeezed": (-12, -20), "careful": (14, -20)}
-"""Where names stand beside their points, in points."""
+"""How far a policy's name stands from its dot in the picture, to the right and up, in typographic
+points (1/72 inch)."""
 
 WIDTH, HEIGHT = 11.0, 6.6
 LEFT, RIGHT, MIDDLE = 0.06, 0.98, 0.54

@@ -15,8 +15,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG.
 
-    The picture is written beside its place and renamed into it: a disk that is full leaves no part
-    of a picture, and the picture of before.
+    The picture is written beside its place and renamed into it: where the disk is full, no part of
+    the new picture is left, and an earlier picture of that name stays.
 
     Raises:
         OSError: it cannot be written.

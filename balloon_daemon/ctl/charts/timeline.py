@@ -79,8 +79,8 @@ def draw(past: Past, vm: str | None, path: Path) -> None:
 
 @contextmanager
 def plain_text() -> Iterator[None]:
-    """The font and how texts are taken: a VM's name may have characters that matplotlib's font
-    lacks, or what TeX would obey."""
+    """Sets the font, and has texts drawn as they are: a VM's name may have characters that
+    matplotlib's font lacks, or dollar signs, between which matplotlib sets a formula."""
     settings: Any = {
         "font.size": 10,
         "font.family": "DejaVu Sans",
@@ -172,7 +172,7 @@ def _draw_all(axes: Axes, past: Past) -> None:
     }
     ranked = sorted(most, key=lambda vm: (-most[vm], vm))
     named = ranked if len(ranked) <= len(OF_VMS) else ranked[: len(OF_VMS) - 1]
-    # All samples of one moment have the same time.
+    # balloond writes the samples of one moment, of the host and all VMs, with the same time.
     balloons: dict[float, Counter[str]] = {}
     for vm, runs in past.vms.items():
         for row in (row for run in runs for row in run):

@@ -28,7 +28,8 @@ SPARE_BYTES = 160 * MIB
 
 MAX_CACHE_BYTES = 640 * MIB
 PINNED_BYTES = 64 * MIB
-"""With some 200 MiB for four Python processes, all of these stay below 1 GiB."""
+"""The demonstration really takes this, the cache and some 200 MiB for four Python processes:
+together less than 1 GiB."""
 
 LEVELS = 5
 """How many steps up the load causes."""

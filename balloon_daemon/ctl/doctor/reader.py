@@ -78,7 +78,8 @@ def _text(path: Path) -> str:
 
 
 def _figures(path: Path, only: str = "") -> dict[str, int]:
-    """The figures in lines of a name and a number, with a colon or, in ZFS's, a type between."""
+    """The figures in lines of a name and a number, with a colon between, as in /proc/meminfo, or
+    with a type, as in ZFS's arcstats: 4, an unsigned 64-bit number."""
     text = _text(path)
     if only:
         text = "\n".join(line for line in text.splitlines() if line.startswith(f"{only}:"))
@@ -102,8 +103,8 @@ def _idle_pool_bytes(hugepages: Path) -> int:
 
 
 def _graphics_pool_bytes(proc: Path, system: Path) -> int | None:
-    """The kernel's own figure where it has one (GPUReclaim), else that of TTM, in pages: one
-    total, or one for each NUMA node."""
+    """The kernel's own figure where it has one (GPUReclaim), else that of TTM, the graphics
+    drivers' memory manager, in pages: one total, or one for each NUMA node."""
     figures = _figures(proc / "meminfo", "GPUReclaim")
     if "GPUReclaim" in figures:
         return figures["GPUReclaim"] * KIB

@@ -258,5 +258,6 @@ def _compile(options: argparse.Namespace) -> int:
         try:
             Path(options.output).write_bytes(content)
         except OSError as err:
-            raise OSError(err.errno, err.strerror, options.output) from err  # write(2) names none
+            # An error of write(2), a full disk for example, has no file's name.
+            raise OSError(err.errno, err.strerror, options.output) from err
     return 0

@@ -16,8 +16,9 @@ class Contender(NamedTuple):
         name: its name.
         make: makes it.
         profile: the profile of all VMs that it governs.
-        margins: how many times the host's margin it is told: with a larger one it takes memory
-            earlier than it is judged by.
+        margins: the margin that the policy is told, in multiples of the host's. Low memory is
+            scored by the host's own margin: a policy that is told a larger one takes memory
+            earlier.
     """
 
     name: str
@@ -33,7 +34,8 @@ def host_policy(settings: PolicySettings, draw: Callable[[], float], host_mib: i
 
 
 def contenders() -> list[Contender]:
-    """All of them, ours first. Peers are told what guests report."""
+    """All policies, balloond's profiles first. Other projects' rules (peers) run with the profile
+    careful, so that they are told what guests report."""
     # Imported here: balloonctl loads this module at each start, and peers are for comparisons.
     from balloon_daemon.ctl.simulate.peers.table import PEERS
 

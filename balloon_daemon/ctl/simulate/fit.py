@@ -17,20 +17,21 @@ SETS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 """Working sets that are tried, as shares of the page cache."""
 
 TOUCHES = tuple(round(4 * 1.3**power, 1) for power in range(18))
-"""Rates at which they are touched that are tried, in MiB a second: 4 to 346."""
+"""Rates at which working sets are touched that are tried, in MiB a second: 4 to 346."""
 
 READS = 0.5
 """A guest that reads less than so many MiB a second reads nothing to speak of."""
 
 REFAULTED_MIB = 4.0
-"""A guest that has read less than so much again has lost no working set."""
+"""A guest whose refaults add up to less than this has lost nothing of its working set."""
 
 DISKS = (0.5, 0.6, 0.75, 1.0)
-"""What the disk gives at most that is tried, as shares of what it gave at its busiest: pages that
+"""The disk's greatest rates that are tried, as shares of its rate when it was busiest: pages that
 are read one by one come slower than files."""
 
 LOST_MIB = 200.0
-"""A second that the model's guest loses and the recorded one does not counts like so many MiB."""
+"""A second that the model's guest loses and the recorded one does not counts like an error of so
+many MiB."""
 
 GREW = 1 / 16
 """Programs whose memory grew by less than this share of the VM have not grown."""
@@ -187,7 +188,8 @@ def _missed(recording: Recording, kind: Kind) -> float:
 
 
 def _with_swap(recording: Recording, kind: Kind) -> Kind:
-    """Swap as large as what is missing, touched so often that as much is read as was."""
+    """Adds swap, a quarter more than was swapped out, touched so often that the model reads as
+    much from it as the recorded guest did."""
     anon = _anon(recording)
     out = max(0.0, kind.load.anon_mib - min(anon))
     pages = _last(recording["swap_in"])

@@ -1,4 +1,4 @@
-"""A guest of the model: where its balloon is, and what its statistics would be. Pure."""
+"""A guest of the model: how large its balloon is, and what its statistics would be. Pure."""
 
 import math
 
@@ -12,8 +12,8 @@ RATE_BYTES_S = 256 * MIB
 could be, and with this rate a step of a sixteenth takes a second for a VM of 5 GiB."""
 
 LACKS_SHARE = 64
-"""A guest with less available than this part of its memory lacks memory: its kernel has no more
-than the free pages that it keeps for itself."""
+"""A guest with less available than a 64th of its memory lacks memory: its kernel has no more than
+the free pages that it keeps for itself."""
 
 REPORT_S = 1.0
 """How often a moving balloon's size is reported: VMs that are driven are asked each second."""
@@ -71,7 +71,7 @@ class Guest:
         return figures.available_bytes < self.vm_mem_bytes // LACKS_SHARE
 
     def is_short(self, at_s: float) -> bool:
-        """Whether it has too little available in the model for what may come next."""
+        """Whether it has less available in the model than a guest should have (``LEFT_SHARE``)."""
         figures = self.figures(at_s)
         if figures is None or figures.available_bytes is None:
             return False
@@ -88,7 +88,7 @@ class Guest:
         self._plan_report(at_s)
 
     def watch(self, every_s: float | None, at_s: float) -> None:
-        """Sends statistics so often from now on; None: no more."""
+        """Sends statistics each ``every_s`` from now on; None: sends no more."""
         if every_s is None:
             self._every_s = self.sample_at_s = math.inf
             return

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit status.
     """
-    # Imported here: balloonctl loads this module at each start, and the rest is for this alone.
+    # Imported here: balloonctl loads this module at each start, and only judge needs ``judging``.
     from balloon_daemon.ctl.simulate import judging
 
     try:

@@ -24,13 +24,13 @@ ByPolicy = Mapping[str, Scores]
 
 
 class Judged(NamedTuple):
-    """What policies made of several hosts, all by the hosts' names.
+    """How policies did on several hosts, all by the hosts' names.
 
     Attributes:
         hosts: the standard ones.
         about: what each host is, in a line.
         scores: the scores by policy.
-        courses: what became of each standard host by the time, by policy.
+        courses: each standard host second by second, by policy.
     """
 
     hosts: Mapping[str, Scenario]

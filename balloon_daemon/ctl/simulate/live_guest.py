@@ -1,4 +1,4 @@
-"""A guest that suffers: its memory under a balloon, what that costs it, and what it reports. Pure.
+"""A simulated guest: its memory, the time that it loses under a balloon, and its reports. Pure.
 
 ``stall`` is the share of the last step's time that the guest's programs lost by waiting for
 memory. A policy does not see it: what a policy sees is ``figures``, which are old.
@@ -18,11 +18,11 @@ IN_NEED = 0.1
 above the noise that /proc/pressure/memory has in the recordings."""
 
 LOSES = 0.01
-"""Less than this share of its time is nothing that a guest loses."""
+"""A guest that loses less than this share of its time counts as losing none."""
 
 LEFT_SHARE, LEFT_MIB = 0.08, 128
-"""A guest with less available than this is short of memory: with nothing left to inflate from or
-to allocate, the real ones began to reclaim."""
+"""A guest with less available than 8 % of the VM, or than 128 MiB, is short of memory: the
+recorded guests had nothing free by then, and began to reclaim."""
 
 SWAPPING_OUT = 0.5
 """What a guest loses while its memory is swapped out as fast as it can: half of its work in the
@@ -31,7 +31,7 @@ recordings with zram."""
 GRIND = 0.095
 """What a guest loses while its balloon driver tries in vain to allocate. With it the guests of
 k61-anon and k72-anon lose together what they lost in the recordings, 16 s, most of it in a few
-seconds that are above ``IN_NEED``; the model spreads it evenly, below."""
+seconds that are above ``IN_NEED``; the model spreads the loss evenly, and stays below."""
 
 IN_VAIN = 1.0
 """A balloon that grows by less than so many MiB a second is asked for in vain."""

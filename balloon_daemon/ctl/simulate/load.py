@@ -105,7 +105,8 @@ class Load:
         return replace(self, **{name: getattr(self, name) * factor for name in names})
 
     def begins(self, at_s: float) -> "Load":
-        """The same load, but what begins later begins at this time."""
+        """The same load; its stream and its growth, if they begin later than the load, begin at
+        this time."""
         streams = math.isfinite(self.stream_at_s)
         return replace(
             self,

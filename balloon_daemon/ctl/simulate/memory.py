@@ -23,8 +23,8 @@ class Memory:
 
     Args:
         kind: its size, its kernel, and its programs as they begin.
-        untouched: the share of its free memory that it has never used, which the host has not
-            given it and gets nothing for.
+        untouched: the share of its free memory that it has never used, which the host does not
+            back, so that a balloon that takes it frees nothing.
     """
 
     def __init__(self, kind: Kind, untouched: float) -> None:
@@ -89,7 +89,8 @@ class Memory:
         return got
 
     def fill(self, want_mib: float) -> float:
-        """Makes free memory page cache, as long as there is more of it than the kernel keeps."""
+        """Turns free memory into page cache, down to what the kernel keeps free; returns how
+        much."""
         return self._use_free(want_mib, self.kernel.keep_mib)
 
     def drop_cold(self, size_mib: float) -> float:
@@ -110,7 +111,7 @@ class Memory:
         free = self.free_mib
         got = min(want_mib, max(0.0, free - keep_mib))
         if got:
-            # An allocation hits what the host backs and what it does not alike.
+            # An allocation takes pages that the host backs and other free pages in proportion.
             self.untouched_mib -= self.untouched_mib * got / free
         return got
 

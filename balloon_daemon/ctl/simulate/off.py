@@ -29,8 +29,10 @@ class Off(NamedTuple):
         free: free memory.
         read: what was read from disks.
         lost: the seconds of /proc/pressure/memory that passed inside, and the model's stalls.
-        need_at_s: when they first exceeded a tenth of the time, in both; None: never.
-        seen_at_s: when the daemon's rule first saw need, by either's statistics; None: never.
+        need_at_s: when ``lost`` first exceeded a tenth of the time, in the recording and in the
+            model; None: never.
+        seen_at_s: when the daemon's rule first saw need, by the recording's statistics and by the
+            model's; None: never.
     """
 
     name: str

@@ -95,7 +95,8 @@ class Programs:
         read = min(wish, most) * seconds
         self.read_mib += read
         self.major_faults += read * load.faults_per_mib
-        # Without free memory it takes the place of cold cache, or of another part of the set.
+        # Without free memory, what is read takes the place of cold page cache, or else of another
+        # part of the working set.
         fresh = memory.fill(min(read, missing))
         memory.set_mib += fresh + memory.drop_cold(min(read, missing) - fresh)
         busy = wish / most
@@ -110,7 +111,7 @@ class Programs:
         rate = min(load.swap_touches * share, SWAP_INS)
         self.swapped_in += rate * seconds
         self.major_faults += rate * seconds
-        # Without free memory other pages are swapped out for it.
+        # Without free memory, as much is swapped out as is swapped in.
         fresh = memory.fill(min(rate * seconds / PAGES, memory.swapped_mib))
         memory.anon_mib += fresh
         memory.swapped_mib -= fresh

@@ -16,8 +16,8 @@ PAGES_MIB = 256
 """Pages of 4 KiB in a MiB."""
 
 SEEN = ("t", "target_mib", "balloon_mib", "free_mib", "available_mib", "total_mib", "caches_mib")
-"""What each line must have. What else a daemon could see (and ``in_…``, what happened inside) may
-be empty or missing."""
+"""The columns that each line must have. Other figures that a daemon could see, and those from
+inside the guest (``in_…``), may be empty or missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _number(text: str | None, column: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        # The rule's findings are words, and no figures.
+        # The column of the rule's findings has words, not figures.
         number = math.nan
     if needed and not 0 <= abs(number) < 1e9:
         raise ConfigError(f"{where}: {column} is {printable(text)!r}, no number")

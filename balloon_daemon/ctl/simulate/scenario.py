@@ -26,8 +26,8 @@ from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 
 TICK_S = 0.25
-"""The longest time that the model lets pass at once. With 0.1 s the seed is below the margin for
-3 % less time on the standard hosts, and its guests' seconds are the same."""
+"""The longest time that the model lets pass at once. With 0.1 s memory is low for 3 % less time
+under the profile seed on the standard hosts, and its guests lose the same time."""
 
 POLL_S = 1.0
 """How often the host is read, and a driven VM asked for its balloon's size."""
@@ -48,7 +48,7 @@ class ScenarioVm:
         kind: its size, its kernel and its programs, by the scenario's clock.
         untouched: the share of its free memory that it has never used.
         floor_mib: what it keeps at least; None: what its profile leaves.
-        priority: when it is squeezed.
+        priority: VMs of a higher priority are squeezed later.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Scenario:
         seconds: how long it lasts.
         vms: its VMs.
         busy: the VM whose place another kind of guest takes (``with_guest``).
-        event_s: when such a guest does what it does later than at the start.
+        event_s: when that guest begins what it does not do from the start on.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Scenario:
     event_s: float = 60.0
 
     def with_guest(self, kind: Kind) -> "Scenario":
-        """The same host with such a guest in the place of its busy one."""
+        """The same host with a guest of this kind in the place of its busy one."""
         kind = kind._replace(load=kind.load.begins(self.event_s))
         vms = (
             replace(vm, kind=kind.of_size(vm.kind.size_mib)) if vm.name == self.busy else vm
@@ -204,7 +204,7 @@ class _Run:
                 course.append(self._moment())
             if self._wake_at_s <= self._now_s:
                 self._step(Woke(self._reading()))
-                # A deadline that stays in the past would let no time pass any more.
+                # Move a deadline that stays in the past: no time would pass in this loop any more.
                 if self._wake_at_s <= self._now_s:
                     self._wake_at_s = self._now_s + TICK_S
         scores = self._scorer.scores

@@ -7,11 +7,12 @@ from typing import NamedTuple
 from balloon_daemon.units import MIB, VmId
 
 REVERSAL_S = 10.0
-"""A target that goes the other way within this time was wrong, or is now."""
+"""A target that is changed the other way within this time counts as a reversal: one of the two
+changes was wrong."""
 
 LATE_S = 5.0
-"""So long after a guest was short of memory that counts as the reason for a give-back: statistics
-are late."""
+"""For so long after a guest was short of memory, its shortage counts as the reason for a
+give-back: statistics are late."""
 
 SAME_BYTES = MIB
 """A balloon this near to its target has reached it."""
@@ -31,9 +32,9 @@ class Scores:
         need_s: for how long guests were in need, by the model, not by what the policy saw.
         stall_s: the time that guests lost by waiting for memory.
         steps: changes of targets.
-        reversals: changes of a VM's target against its change less than 10 s before, but for
-            memory that was given back to a guest that was short of it. A target that is lowered to
-            what its balloon has reached gives nothing back, and is none.
+        reversals: changes of a VM's target in the direction opposite to its change less than 10 s
+            before. Not counted are memory that goes back to a guest that was short of it, and a
+            target that is lowered only to what its balloon has reached, which gives nothing back.
         oom_kills: processes that guests killed for lack of memory.
     """
 
@@ -60,7 +61,7 @@ class Fared(NamedTuple):
     Attributes:
         balloon_bytes: the size of its balloon.
         stall: the share of its time that its programs lost by waiting for memory.
-        in_need: whether that was too much.
+        in_need: whether it was in need, by the model.
         is_short: whether it lost any time, or had next to nothing left for the next moment.
     """
 

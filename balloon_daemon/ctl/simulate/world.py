@@ -201,7 +201,7 @@ class World:
                 self._step(Woke(self._read(at_s)), at_s)
 
     def _advance(self, at_s: float) -> None:
-        """Lets the time pass up to here: what was said last counts for it."""
+        """Lets time pass up to ``at_s``: the last readings and sizes count for it."""
         self._tally.advance(at_s)
         since_s = at_s if self._at_s is None else self._at_s
         self._at_s = max(at_s, since_s)

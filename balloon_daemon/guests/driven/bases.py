@@ -97,7 +97,7 @@ class Bases:
             self._forget_user(key)
 
     def note(self, key: BaseKey, base_bytes: int) -> None:
-        """Notes a VM's base; ``store`` writes it."""
+        """Notes a VM's base, the balloon from before balloond; ``store`` writes it to the file."""
         self._bases[key] = base_bytes
         self._changed = True
         if len(self._bases) > _MOST_ENTRIES:

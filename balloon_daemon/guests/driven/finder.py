@@ -157,7 +157,7 @@ class Finder:
             self._bell.ring()
 
     def change(self, config: VmConfig, new_control: Callable[[], Control] | None = None) -> None:
-        """Finds the same VM by another configuration. One that is driven goes on so, by its new
+        """Finds the same VM by another configuration. A VM that is driven stays driven, by its new
         settings.
 
         Args:

@@ -48,7 +48,7 @@ class HostSide:
 
     @property
     def user(self) -> int:
-        """Who is charged for the process; -1: unknown."""
+        """The user who is charged for the time that reading the figures takes; -1: unknown."""
         return -1 if self._process is None else self._process.user
 
     @property

@@ -34,7 +34,8 @@ AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
 """How long a place is left alone after a late lookup: twice as long after each further one."""
 
 QUICK_S = 0.005
-"""Seconds of processor time that any look at a process may take: 500 descriptors take as long."""
+"""A look at a process is charged to the process's user if it takes more seconds of processor time
+than this: 500 descriptors take as long."""
 
 TAKEN_S, REGAINED = 1.0, 1 / 50
 """Seconds of processor time that looks which are not quick may take for one user's processes; when
@@ -234,7 +235,8 @@ class Lookups:
             for turn in self._turns.values()
             if turn.request is not None and now_s - turn.heard_s >= LATE_S
         }
-        # No more than ``MOST_CHILDREN`` are slow, and each that is passed over otherwise is ended.
+        # This loop is short: at most ``MOST_CHILDREN`` places are slow, and each other place that
+        # is passed over loses its requests.
         for place in tuple(self._queue):
             requests = self._queue[place]
             while requests and requests[0].done.done():

@@ -33,7 +33,7 @@ class MemoryFiles:
         """Forks the children; None: a ``LowNumbers`` is made before the first fork."""
         self._child: MeasuringChild | None = None
         self._begins_s: float | None = None
-        """When the child was started that has not begun yet; None: it has."""
+        """When the child was started, until its first answer says that it has begun; then None."""
         self._ended: list[tuple[MeasuringChild, int | None]] = []
         """Children that were killed, each with the user for whom it was late."""
         self._waited = UserTime(LATE_S, REGAINED)
@@ -123,4 +123,4 @@ class MemoryFiles:
 
 
 MEMORY_FILES = MemoryFiles()
-"""What all driven VMs of this process are measured by."""
+"""Measures the memory files of all driven VMs of this process."""

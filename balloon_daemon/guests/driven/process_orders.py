@@ -1,4 +1,4 @@
-"""What a VMM's process is: its user, its files, its threads.
+"""Looks at a VMM's process: its user, its files, its threads.
 
 Runs in a child of the controller's (``lookups.py``), or in a process that serves no VMs. Whoever
 may list a directory in /proc/PID can put locks on that directory by the million (fcntl(2)), and

@@ -184,7 +184,7 @@ def guest_stats(answer: object) -> GuestStats:
     stats, last_update = _member(answer, "stats"), _number(answer, "last-update", UNKNOWN)
     figures = {}
     for name, field in _FIELDS.items():
-        # QEMU before 9.0 lacks the last six names.
+        # QEMU before 9.0 lacks the last six names of ``_FIELDS``.
         if isinstance(stats, dict) and name not in stats:
             continue
         figure = _number(stats, name, UNKNOWN)

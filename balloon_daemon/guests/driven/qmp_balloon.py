@@ -80,8 +80,8 @@ class QmpBalloon:
             at_us: when, by QEMU's clock.
 
         Returns:
-            False: no driver has listened since the last reset. QEMU may send several RESET events
-            for one reset.
+            Whether this RESET is news to the caller; not if no driver has listened since the last
+            one, as QEMU may send several RESET events for one reset.
         """
         news = self._reset_us is None or self.listens
         if news:
@@ -166,6 +166,7 @@ class QmpBalloon:
         return doubted is not None and (doubted > last) == (balloon_bytes > last)
 
     def _forget(self) -> None:
-        """Notes that the guest has all of its memory."""
+        """Forgets the size that QEMU reports: the guest has all of its memory, and its balloon
+        moves from 0 to the target."""
         self._size = self._doubted = None
         self._last = 0

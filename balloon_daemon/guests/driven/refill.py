@@ -24,7 +24,8 @@ SAMPLES = 3
 
 STEPS = 16
 REACHED_BYTES = 16 * MIB
-"""How near the balloon has to come to one step's size before the next step."""
+"""A balloon is refilled in steps of the VM's memory / ``STEPS``. The next step comes once the
+balloon's size is within ``REACHED_BYTES`` of the one last asked for."""
 
 STANDS_SAMPLES = 8
 """The steps end when a balloon below its step's size has not moved in so many samples in a row, a

@@ -78,7 +78,7 @@ class Schedule:
     """When a VM is sampled.
 
     Args:
-        number: the VM's.
+        number: the VM's number, which spreads the samples of VMs over a period (``SPREAD``).
         now_s: the time.
 
     Attributes:

@@ -28,8 +28,9 @@ class MemoryFiles:
         self._uses: list[FileUse] = []
 
     def is_another_table(self) -> bool:
-        """Whether the table has changed since the last call. The files of another one are looked
-        at in any case: what was found before is of other memory."""
+        """Whether the table has changed since the last call. The files of a changed table are
+        looked at even if the user's VMs have taken too long to look at: what was found before is
+        about other memory."""
         # Compare the regions without their descriptors: a front-end that sends the same table
         # again at each start of its guest sends other descriptors, but the table needs no new
         # events.

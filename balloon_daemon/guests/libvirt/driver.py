@@ -92,7 +92,7 @@ class LibvirtVms:
         self._open_hosts()
 
     def change(self, wanted: Wanted) -> None:
-        """Drives other domains from now on. One that is wanted as before is not touched."""
+        """Drives other domains from now on. A domain that is wanted as before is not touched."""
         self._wanted = wanted
         for host in self._hosts:
             named = [vm for vm in wanted.vms if vm.address == host.uri]

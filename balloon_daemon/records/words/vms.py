@@ -192,7 +192,7 @@ def _decision(decision: Decision) -> str:
     size = format_size(decision.target_bytes)
     level = f"level {decision.level}/{decision.steps}, {size}"
     if decision.reason is Reason.LIMITS_CHANGED:
-        # Levels before and after are of different maximums.
+        # The levels before and after are shares of different maximums: they cannot be compared.
         return f"{line}: balloon is to be at {level}"
     if decision.reason is Reason.ADOPTED:
         # Nothing was asked of the guest: it has this balloon already.

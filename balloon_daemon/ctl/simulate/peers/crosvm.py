@@ -15,7 +15,7 @@ Approximated
 
 Source: crosvm, ``src/linux.rs`` (2020); then ChromeOS, platform2,
 ``vm_tools/concierge/balloon_policy.cc`` (2021 to 2024). Only the latter halves the difference:
-with all of it host and guest change places each second.
+with all of it host and guest would exchange their surplus each second.
 """
 
 from collections.abc import Mapping

@@ -121,7 +121,7 @@ class Peer:
     Args:
         rule: the rule.
         draw: gives a uniform number of [0, 1): when the first round is, as a share of a period.
-            What happens to a host does not wait for the rounds of whoever looks after it.
+            It is random because what happens on a host is not in step with the rounds.
         host_mib: all memory of the host, in MiB.
     """
 

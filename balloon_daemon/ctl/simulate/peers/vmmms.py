@@ -124,7 +124,7 @@ class Vmmms:
         told = {}
         for vm_id, balloon in self._balloons.items():
             vm = vms[vm_id]
-            # The settings may have lowered it, and it is in whole pages.
+            # ``Peer`` rounds targets to whole pages, and keeps them within the settings.
             balloon.target_bytes = vm.target_bytes
             if balloon.is_stalled(vm, now_s):
                 balloon.blocks.ask(Way.DEFLATE, STALL, now_s)
