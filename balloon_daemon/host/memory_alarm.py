@@ -291,9 +291,9 @@ class PressureAlarm(_Alarm):
             except OSError as err:
                 self._failed(err.strerror or str(err))
                 if err.errno == errno.ENOENT:
-                    # The kernel makes the file at boot or never. Do not try again: the kernel caches
-                    # no name that is missing in /proc, so each attempt looks the name up under the
-                    # lock of /proc, which whoever lists /proc may hold for ever.
+                    # The kernel makes the file at boot or never. Do not try again: the kernel
+                    # caches no name that is missing in /proc, so each attempt looks the name up
+                    # under the lock of /proc, which whoever lists /proc may hold for ever.
                     self._failed_at = math.inf
                 return
         for trigger in PSI_TRIGGERS:

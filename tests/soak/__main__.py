@@ -43,6 +43,9 @@ def main() -> int:
         help=f"only this attack, and no chaos; may be repeated; {', '.join(plans)}",
     )
     args = parser.parse_args()
+    closed = [str(each) for each in Path(__file__).parents if not each.stat().st_mode & 0o001]
+    if plans and closed:
+        parser.error(f"the attackers' users may not enter {closed[-1]}: use another checkout")
     shutil.rmtree(args.dir, ignore_errors=True)
     verdict: dict[str, object] = {"ok": True}
     if not args.attacks_only and not args.attacks:
