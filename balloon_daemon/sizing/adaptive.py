@@ -154,6 +154,9 @@ class Adaptive:
         if not self._vms or (soon and (self._low or not low)):
             return
         self._low, self._looked_at_s = low, now_s
+        for row in self._rows.values():
+            if now_s >= row.back_until_s:
+                row.back_bytes = 0
         for each in self._vms.values():
             each.measure(passed_s, now_s)
         far = False

@@ -196,11 +196,12 @@ def _pages(size_bytes: int) -> int:
 def counted_bytes(row: Row) -> int:
     """The balloon's size, as far as other guests are asked for memory because of it.
 
-    A driver can write any size, and what a balloon has beyond its target is about to go back: the
-    host would be short of it. So no more than the maximum counts, and beyond the target no more
-    than the host's own figures allow. Of a VM of the profile seed these are not known.
+    What a balloon has beyond its target is about to go back: the host would be short of it. But a
+    driver can write any size, of a VM of any size. So beyond the target only what was asked for
+    before the target was lowered counts, for a while, and no more of it than the host's own
+    figures allow. Of a VM of the profile seed these are not known.
     """
-    allowed = 0 if row.guard is None else row.guard.proof.most_bytes
+    allowed = 0 if row.guard is None else min(row.guard.proof.most_bytes, row.back_bytes)
     return min(row.actual_bytes, row.policy.max_bytes, max(row.told_bytes, allowed))
 
 

@@ -87,9 +87,7 @@ class Outcome:
 
     def tell(self, vm: VmId, row: Row, target_bytes: int) -> None:
         """Sends a VM its target."""
-        row.told_bytes = target_bytes
-        if row.guard is not None:
-            row.guard.told(target_bytes, self.now_s)
+        row.tell(target_bytes, self.now_s)
         self._targets.append(Target(vm, target_bytes))
 
     def take(self, vm: VmId, row: Row, step: Step, target_bytes: int | None = None) -> None:

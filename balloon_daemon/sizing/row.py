@@ -8,6 +8,10 @@ from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.terms import Terms
 
+BACK_S = 30.0
+"""For so long a balloon counts as going back after its target was lowered: Linux's driver gives 1
+GiB in less than a second, with a tenth of a CPU in ten."""
+
 
 @dataclass(slots=True)
 class Patience:
@@ -42,6 +46,9 @@ class Row:
         guard: protects its guest; None: its profile is ``Profile.SEED``.
         watched_s: how often its figures are read; infinity: never.
         patience: how often it has waited for VMs of other priorities.
+        back_bytes: the size from which its balloon goes back to a target that was lowered; 0: it
+            does not, or should have long since.
+        back_until_s: until when that counts.
     """
 
     policy: BalloonPolicy
@@ -57,6 +64,17 @@ class Row:
     guard: Guard | None = None
     watched_s: float = math.inf
     patience: Patience = field(default_factory=Patience)
+    back_bytes: int = 0
+    back_until_s: float = -math.inf
+
+    def tell(self, target_bytes: int, now_s: float) -> None:
+        """Notes the target that it is sent."""
+        if target_bytes < self.told_bytes:
+            self.back_bytes = max(self.told_bytes, min(self.back_bytes, self.actual_bytes))
+            self.back_until_s = now_s + BACK_S
+        self.told_bytes = target_bytes
+        if self.guard is not None:
+            self.guard.told(target_bytes, now_s)
 
     @property
     def deadline_s(self) -> float:

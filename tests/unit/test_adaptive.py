@@ -26,7 +26,7 @@ from balloon_daemon.sizing.host_events import (
 )
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.resumable import ResumablePolicy
-from balloon_daemon.sizing.row import Row
+from balloon_daemon.sizing.row import BACK_S, Row
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.units import GIB, MIB, PAGE_SIZE, VmId
@@ -403,14 +403,33 @@ def test_a_balloon_counts_no_memory_that_its_vm_occupies() -> None:
     assert host.policy.target_bytes(B) == 0
 
 
-def test_a_balloon_that_goes_back_counts_until_its_guest_has_it() -> None:
-    host = two(Guest(8 * GIB, rate=0, free_mib=0, cache_mib=1000), Guest(4 * GIB, free_mib=2000))
+def test_a_balloon_that_goes_back_counts_until_its_guest_has_it_or_should_have() -> None:
+    liar = Guest(8 * GIB, rate=0, free_mib=0, cache_mib=1000)
+    host = two(liar, Guest(4 * GIB, free_mib=2000), bare_mib=3000)
+    host.step(Asked(A, 4 * GIB, 1.0))
+    claim(host, 4 * GIB)
+    host.step(Asked(A, 0, 1.0))
+    host.tick()
+    at_first = host.policy.target_bytes(B)
+    host.live(2 * int(BACK_S))
+    assert at_first > 0
+    assert host.policy.target_bytes(B) == 0
+
+
+@pytest.mark.parametrize("profile", [Profile.CAREFUL, Profile.ADAPTIVE])
+def test_a_balloon_that_nobody_asked_for_in_a_huge_vm_takes_from_no_other_guest(
+    profile: Profile,
+) -> None:
+    # The VM's memory is sparse: the host backs 1 GiB of its 64, so its figures allow any balloon.
+    terms = Terms(VmSettings(profile=profile))
+    liar = Guest(64 * GIB, terms, rate=0, free_mib=0, cache_mib=1000)
+    host = two(liar, Guest(4 * GIB, free_mib=2000), bare_mib=8000)
     host.step(Ran(A, runs=False))
     host.step(Ran(A, runs=True))
-    host.step(Measured(A, 4 * GIB))
-    claim(host, 4 * GIB)
-    host.tick()
-    assert host.policy.target_bytes(B) > 0
+    host.step(Measured(A, GIB))
+    claim(host, 60 * GIB)
+    host.live(60)
+    assert host.policy.target_bytes(B) == 0
 
 
 def claim(host: AdaptiveHost, balloon_bytes: int) -> None:
