@@ -5,7 +5,9 @@ wait for good where the server of its file system (FUSE, NFS) does not answer.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from balloon_daemon.events.driven import Fault
@@ -13,7 +15,12 @@ from balloon_daemon.guests.driven import qmp_answers as answers
 from balloon_daemon.guests.driven import vmm_process
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.qmp_wire import Monitor, Question, property_of
-from balloon_daemon.linux.mountinfo import Mount, read_mounts
+from balloon_daemon.linux.mountinfo import MOUNTINFO, Mount, read_mounts
+
+REST_S = 1.0
+"""How long a list of mounts counts."""
+
+HUGETLBFS = "hugetlbfs"
 
 T = TypeVar("T")
 
@@ -43,7 +50,7 @@ async def find_memory(monitor: Monitor, backends: list[str], pid: int | None) ->
     huge = await of_all("hugetlb", answers.is_true)
     files = await of_all("mem-path", answers.text)
     found = {}
-    pooled = on_hugetlbfs(filter(None, files))
+    pooled = MOUNTS.on_hugetlbfs(filter(None, files))
     for each, kind, is_huge, file in zip(paths, kinds, huge, files, strict=True):
         if is_huge or file in pooled:
             raise ControlError(Fault.HUGETLB, answers.shown(os.path.basename(each)))
@@ -57,20 +64,52 @@ async def find_memory(monitor: Monitor, backends: list[str], pid: int | None) ->
     return opened.found[0].path if opened.found else ""
 
 
-def on_hugetlbfs(paths: Iterable[str]) -> set[str]:
-    """Those paths that lie on a mounted hugetlbfs, by our own list of mounts."""
-    try:
-        mounts = read_mounts()  # Once for all paths: a host may have thousands of mounts.
-    except OSError:
-        return set()
-    return {path for path in paths if _file_system(path, mounts) == "hugetlbfs"}
+class Mounts:
+    """Our own mounts, read once in ``REST_S`` at most.
+
+    A host of containers has thousands of mounts, and reading each takes 8 µs. One user may have
+    hundreds of monitors, to each of which balloond connects anew again and again.
+
+    Args:
+        path: the kernel's list of them.
+    """
+
+    def __init__(self, path: Path = MOUNTINFO) -> None:
+        self._path = path
+        self._mounts: list[Mount] = []
+        self._again_s = 0.0
+
+    def on_hugetlbfs(self, paths: Iterable[str]) -> set[str]:
+        """Those paths that lie on a mounted hugetlbfs."""
+        mounts = self._present()
+        pools = tuple({_within(mount) for mount in mounts if mount.fstype == HUGETLBFS})
+        # All mounts are compared with a path only where that lies below one of hugetlbfs.
+        below = [path for path in paths if f"{path}/".startswith(pools)]
+        return {path for path in below if _file_system(path, mounts) == HUGETLBFS}
+
+    def _present(self) -> list[Mount]:
+        now_s = time.monotonic()
+        if now_s >= self._again_s:
+            self._again_s = now_s + REST_S
+            try:
+                self._mounts = read_mounts(self._path)
+            except OSError:
+                self._mounts = []
+        return self._mounts
+
+
+MOUNTS = Mounts()
+
+
+def _within(mount: Mount) -> str:
+    """How the path of each file begins that lies on a mount or below it."""
+    return f"{mount.point.rstrip('/')}/"
 
 
 def _file_system(path: str, mounts: Iterable[Mount]) -> str:
-    fstype, longest = "", 0
+    fstype, longest, path = "", 0, f"{path}/"
     for mount in mounts:
-        point = mount.point.rstrip("/")
         # Of two mounts at one place the later one hides the other.
-        if len(point) >= longest and f"{path}/".startswith(f"{point}/"):
-            fstype, longest = mount.fstype, len(point)
+        if path.startswith(within := _within(mount)) and len(within) >= longest:
+            fstype, longest = mount.fstype, len(within)
     return fstype
