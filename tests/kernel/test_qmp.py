@@ -15,7 +15,6 @@ from balloon_daemon.guests.driven import qmp_memory, qmp_wire
 from balloon_daemon.guests.driven.control import ControlError, Notice
 from balloon_daemon.guests.driven.qmp import QmpControl, least_bytes
 from balloon_daemon.guests.seam import Ability, GuestState
-from balloon_daemon.linux import mountinfo
 from balloon_daemon.units import GIB, MIB
 from tests.harness.faults import fault
 from tests.harness.scripted_monitor import Misdeed, ScriptedMonitor, ScriptedVm
@@ -492,7 +491,7 @@ def test_memory_in_a_file_on_hugetlbfs_is_refused(
     """``-mem-path /dev/hugepages`` says nothing of huge pages by itself."""
     table = tmp_path / "mountinfo"
     table.write_text("1 0 0:1 / /dev/hugepages rw - hugetlbfs none rw\n")
-    monkeypatch.setattr(qmp_memory, "read_mounts", lambda: mountinfo.read_mounts(table))
+    monkeypatch.setattr(qmp_memory, "MOUNTS", qmp_memory.Mounts(table))
 
     async def scene(here: Scene) -> Fault:
         here.vm.properties["/objects/mem0", "type"] = "memory-backend-file"

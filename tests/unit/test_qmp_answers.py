@@ -1,5 +1,6 @@
 """QEMU's answers as checked values; whatever else is no answer."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from balloon_daemon.guests.driven import qmp_answers as answers
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal
 from balloon_daemon.guests.seam import Stats
-from balloon_daemon.units import GIB, MIB
+from balloon_daemon.units import GIB, MIB, MOST_MEMORY_BYTES
 from tests.harness.faults import fault
 
 UNKNOWN = (1 << 64) - 1
@@ -33,11 +34,11 @@ def test_size_is_ram_and_dimms_and_neither_virtio_mem_nor_nvdimms() -> None:
         for kind, size in (("dimm", 128 * MIB), ("virtio-mem", GIB), ("nvdimm", GIB))
     ]
     base = answers.base_bytes({"base-memory": GIB, "plugged-memory": 2 * GIB + 128 * MIB})
-    assert base + answers.dimm_bytes(devices) == GIB + 128 * MIB
+    assert base + answers.plugged(devices).dimm_bytes == GIB + 128 * MIB
 
 
 def test_machine_without_memory_devices_has_no_dimms() -> None:
-    assert answers.dimm_bytes(Refusal("GenericError", "not supported")) == 0
+    assert answers.plugged(Refusal("GenericError", "not supported")) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,22 @@ def test_machine_that_may_be_given_dimms_is_told_by_its_slots(answer: object, ca
 
 @pytest.mark.parametrize(
     "actual",
-    [1 << 63, -1, GIB + 1, 1.0, float("inf"), "1073741824", None, True, [], {}, 10**400],
+    [
+        1 << 63,
+        -1,
+        MOST_MEMORY_BYTES + 1,
+        1.0,
+        float("inf"),
+        "1073741824",
+        None,
+        True,
+        [],
+        {},
+        10**400,
+    ],
 )
 def test_size_that_cannot_be_is_nonsense(actual: Any) -> None:
-    assert fault_of(answers.vm_bytes, {"actual": actual}, GIB) is Fault.NONSENSE
+    assert fault_of(answers.vm_bytes, {"actual": actual}) is Fault.NONSENSE
 
 
 @pytest.mark.parametrize("answer", [None, 1, "actual", [], {}, {"other": 1}])
@@ -78,7 +91,7 @@ def test_answer_of_another_form_is_nonsense(answer: Any) -> None:
 )
 def test_refusal_tells_a_missing_balloon_from_all_else(kind: str, fault: Fault) -> None:
     refusal = Refusal(kind, "QEMU's words")
-    assert fault_of(answers.vm_bytes, refusal, GIB) is fault
+    assert fault_of(answers.vm_bytes, refusal) is fault
     assert fault_of(answers.accepted, refusal) is fault
 
 
@@ -137,3 +150,40 @@ def test_memory_that_was_saved_is_told_from_the_time_before(status: str) -> None
 @pytest.mark.parametrize("answer", [{}, {"status": "setup"}, {"status": "active", "ram": {}}])
 def test_memory_that_was_not_saved_yet_is_none(answer: object) -> None:
     assert answers.last_saved(answer) is None
+
+
+MANY = 50_000
+LARGE: list[tuple[Callable[[object], object], object]] = [
+    (answers.accepted, {"x": [[]] * MANY}),
+    (answers.base_bytes, {"base-memory": GIB, "x": [[]] * MANY}),
+    (answers.can_plug_dimms, {"slots": [[]] * MANY}),
+    (answers.devices, [{"name": "a", "type": answers.BALLOON}] * MANY),
+    (answers.disk_read_bytes, [{"qdev": "a", "stats": {"rd_bytes": 1}}] * MANY),
+    (answers.guest_stats, {"stats": {"stat-x": [[]] * MANY} | ALL_STATS, "last-update": 1}),
+    (answers.is_done, [[]] * MANY),
+    (answers.is_running, {"running": True, "x": [[]] * MANY}),
+    (answers.is_true, [[]] * MANY),
+    (answers.last_saved, {"status": "completed", "x": [[]] * MANY}),
+    (answers.memory_backends, [{"id": "a"}] * MANY),
+    (answers.plugged, [{"type": "dimm", "data": {"size": 1}}] * MANY),
+    (answers.text, "a" * MANY),
+    (answers.thread_id, [{"thread-id": 1}] * MANY),
+    (answers.uuid, {"UUID": "a" * MANY}),
+    (answers.vm_bytes, {"actual": GIB, "x": [[]] * MANY}),
+]
+
+
+@pytest.mark.parametrize(("read", "answer"), LARGE)
+def test_what_is_read_of_an_answer_is_small(
+    read: Callable[[object], object], answer: object
+) -> None:
+    assert len(pickle.dumps(read(answer))) < 2000
+
+
+def test_migration_that_is_nested_too_deeply_is_nonsense() -> None:
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ControlError) as caught:
+        answers.last_saved({"status": "completed", "x": nested})
+    assert caught.value.fault is Fault.NONSENSE

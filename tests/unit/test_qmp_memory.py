@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.guests.driven import qmp_memory
-from balloon_daemon.linux import mountinfo
+from balloon_daemon.guests.driven.qmp_memory import Mounts
+from balloon_daemon.linux.mountinfo import Mount
+from tests.harness.faults import fault
 
 
 @pytest.mark.parametrize(
@@ -20,9 +22,7 @@ from balloon_daemon.linux import mountinfo
         ("/dev/shm/vm", False),
     ],
 )
-def test_path_on_hugetlbfs_is_told_by_the_mounts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, lies: bool
-) -> None:
+def test_path_on_hugetlbfs_is_told_by_the_mounts(tmp_path: Path, path: str, lies: bool) -> None:
     mounts = [
         ("/", "ext4"),
         ("/dev/shm", "tmpfs"),
@@ -35,5 +35,40 @@ def test_path_on_hugetlbfs_is_told_by_the_mounts(
     table.write_text(
         "".join(f"1 0 0:1 / {point} rw - {fstype} none rw\n" for point, fstype in mounts)
     )
-    monkeypatch.setattr(qmp_memory, "read_mounts", lambda: mountinfo.read_mounts(table))
-    assert qmp_memory.on_hugetlbfs([path, "/"]) == ({path} if lies else set())
+    assert Mounts(table).on_hugetlbfs([path, "/"]) == ({path} if lies else set())
+
+
+@fault("a QEMU monitor lies")
+def test_many_mounts_are_read_once_and_compared_only_with_paths_in_pools(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, compared = [], []
+
+    def read_mounts(path: Path) -> list[Mount]:
+        read.append(path)
+        mounts = [Mount("/", f"/mnt/{n}", "overlay", frozenset()) for n in range(5000)]
+        return [*mounts, Mount("/", "/dev/hugepages", "hugetlbfs", frozenset())]
+
+    def file_system(path: str, mounts: list[Mount]) -> str:
+        compared.append(path)
+        return "hugetlbfs"
+
+    monkeypatch.setattr(qmp_memory, "read_mounts", read_mounts)
+    monkeypatch.setattr(qmp_memory, "_file_system", file_system)
+    mounts = Mounts()
+    for _ in range(3):
+        assert mounts.on_hugetlbfs(["/mnt/1/vm", "/dev/hugepages/vm"]) == {"/dev/hugepages/vm"}
+    assert len(read) == 1
+    assert set(compared) == {"/dev/hugepages/vm"}
+
+
+def test_mounts_are_read_anew_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text("1 0 0:1 / / rw - ext4 none rw\n")
+    monkeypatch.setattr(qmp_memory, "REST_S", 0.0)
+    mounts = Mounts(table)
+    assert not mounts.on_hugetlbfs(["/pool/vm"])
+    table.write_text("1 0 0:1 / /pool rw - hugetlbfs none rw\n")
+    assert mounts.on_hugetlbfs(["/pool/vm"]) == {"/pool/vm"}

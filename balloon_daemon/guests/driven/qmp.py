@@ -7,8 +7,9 @@ balloon frees nothing, on hugetlbfs or beside VFIO.
 """
 
 import asyncio
-import os
 import time
+from functools import partial
+from typing import Any, TypeVar
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven import qmp_answers as answers
@@ -24,30 +25,20 @@ from balloon_daemon.guests.driven.control import (
 from balloon_daemon.guests.driven.qmp_answers import GuestStats
 from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
 from balloon_daemon.guests.driven.qmp_interval import StatsInterval
-from balloon_daemon.guests.driven.qmp_memory import on_hugetlbfs
-from balloon_daemon.guests.driven.qmp_wire import Command, Event, Monitor
+from balloon_daemon.guests.driven.qmp_memory import find_memory
+from balloon_daemon.guests.driven.qmp_wire import Event, Monitor, Question, property_of
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import MIB, PAGE_SIZE
 
 CONFIRM_AFTER_S = 0.1
 """How soon a size that may be half written is read again: a driver writes its four bytes within
 microseconds, unless the host preempts its virtual CPU."""
 
-MAX_BACKENDS = 64
-"""How many of QEMU's memory backends are asked about at most."""
-
-_STATUS = Command("query-status")
-_BALLOON = Command("query-balloon")
-_DISKS = Command("query-blockstats")
-_BASE = Command("query-memory-size-summary")
-_DIMMS = Command("query-memory-devices")
-_MIGRATION = Command("query-migrate")
-_TELL_OF_MIGRATIONS = Command(
-    "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
-)
+_EVENTS_OF_MIGRATIONS = {"capabilities": [{"capability": "events", "state": True}]}
 """Makes QEMU send MIGRATION events. Of a migration that is cancelled before it stops the VM there
 is no other event, and after two of these query-migrate gives the same answer."""
-_MAIN_MEMORY = Command("qom-get", {"path": "/machine", "property": "memory-backend"})
+
 _INTERVAL = "guest-stats-polling-interval"
 _LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
 
@@ -62,6 +53,9 @@ _READS_MEMORY = {"RESUME", "DUMP_COMPLETED"}
 event after a snapshot was loaded, when the VM is made to run again."""
 
 
+T = TypeVar("T")
+
+
 def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
     """The least memory that a guest keeps, whatever the target.
 
@@ -74,6 +68,14 @@ def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
     if deflate_on_oom:
         return min(64 * MIB, size_bytes // 2)
     return min(max(size_bytes // 4, 256 * MIB), size_bytes // 2)
+
+
+class _Figures(NamedTuple):
+    """What is asked about the balloon each time."""
+
+    stats: Question[GuestStats]
+    balloon: Question[int]
+    status: Question[bool]
 
 
 class QmpControl:
@@ -96,7 +98,7 @@ class QmpControl:
         self._tells_of_migrations = False
         self._interval = StatsInterval()
         self._last_update = 0
-        self._saved: object = None
+        self._saved: int | None = None
 
     async def open(self, noticed: Noticed) -> Found:
         """As ``Control`` says."""
@@ -115,13 +117,11 @@ class QmpControl:
         """
         size = self._base_bytes
         if self._plugs:
-            (dimms,) = await self._ask(_DIMMS)
-            size += answers.dimm_bytes(dimms)
+            size += (await self._answer_to(_dimms())).dimm_bytes
         least = least_bytes(size, deflate_on_oom=self._deflate_on_oom)
         # Round up to whole pages, as QEMU does.
         value = -(-max(size - balloon_bytes, least) // PAGE_SIZE) * PAGE_SIZE
-        (answer,) = await self._ask(Command("balloon", {"value": value}))
-        answers.accepted(answer)
+        await self._answer_to(Question("balloon", answers.accepted, {"value": value}))
         self._balloon.told(size - value)
 
     async def sample(self) -> Sample:
@@ -129,22 +129,23 @@ class QmpControl:
         if not self._device:
             await self._find_device()
         if not self._tells_of_migrations:
-            (answer,) = await self._ask(_TELL_OF_MIGRATIONS)
             # QEMU refuses this command during a migration: repeat it with the next sample then.
-            self._tells_of_migrations = not isinstance(answer, answers.Refusal)
+            self._tells_of_migrations = await self._answer_to(
+                Question("migrate-set-capabilities", answers.is_done, _EVENTS_OF_MIGRATIONS)
+            )
         # Ask for the statistics first: if an incoming migration ended between the two, they would
         # show a driver, and the size from before the migration would count as its balloon's.
-        asked = [self._get("guest-stats"), _BALLOON, _STATUS, _DISKS, _MIGRATION]
-        asked += [_DIMMS] * self._plugs
-        stats, balloon, status, disks, migration, *dimms = await self._ask(*asked)
-        self._look_for_saved(migration)
-        size = self._base_bytes + sum(map(answers.dimm_bytes, dimms))
-        sent = self._take(balloon, stats, status, size)
-        state = self._state(status)
-        figures = self._stats(sent, disks)
+        figures, disks, migration = self._figures(), _disks(), _migration()
+        dimms = [_dimms()] * self._plugs
+        await self._ask(figures.stats, figures.balloon, figures.status, disks, migration, *dimms)
+        self._look_for_saved(migration.value)
+        size = self._base_bytes + sum(each.value.dimm_bytes for each in dimms)
+        sent = self._take(figures, size)
+        state = self._state(figures)
+        stats = self._stats(sent, disks)
         await self._set_interval(runs=state is not GuestState.PAUSED)
-        apart, known = sum(map(answers.apart_bytes, dimms)), self._balloon.balloon_bytes
-        return Sample(size, known, state, figures, time.monotonic(), apart)
+        apart, known = sum(each.value.apart_bytes for each in dimms), self._balloon.balloon_bytes
+        return Sample(size, known, state, stats, time.monotonic(), apart)
 
     async def watch(self, every_s: float | None) -> None:
         """As ``Control`` says; QEMU counts in whole seconds."""
@@ -167,38 +168,40 @@ class QmpControl:
     async def _find(self) -> Found:
         """Asks for all that is asked once per connection, and takes the first figures."""
         assert self._monitor is not None
-        base, disks, migration, memory, cpus, memdevs, uuid = await self._ask(
-            *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
-            *(Command("query-cpus-fast"), Command("query-memdev"), Command("query-uuid")),
-        )
+        base = Question("query-memory-size-summary", answers.base_bytes)
+        memory = Question("qom-get", answers.can_plug_dimms, property_of("/machine", "memory"))
+        cpus = Question("query-cpus-fast", answers.thread_id)
+        memdevs = Question("query-memdev", answers.memory_backends)
+        uuid = Question("query-uuid", answers.uuid)
+        disks, migration = _disks(), _migration()
+        await self._ask(base, disks, migration, memory, cpus, memdevs, uuid)
         pid = self._monitor.pid
-        if pid is not None and not await vmm_process.has_thread(pid, answers.thread_id(cpus)):
+        if pid is not None and not await vmm_process.has_thread(pid, cpus.value):
             pid = None
-        self._base_bytes = answers.base_bytes(base)
-        self._plugs = answers.can_plug_dimms(memory)
-        self._saved = answers.last_saved(migration)
-        memory_file = await self._find_memory(answers.memory_backends(memdevs), pid)
+        self._base_bytes = base.value
+        self._plugs = memory.value
+        self._saved = migration.value
+        memory_file = await find_memory(self._monitor, memdevs.value, pid)
         await self._find_device()
-        stats, balloon, status, dimms = await self._ask(
-            self._get("guest-stats"), _BALLOON, _STATUS, _DIMMS
-        )
-        size = self._base_bytes + answers.dimm_bytes(dimms)
-        self._plugs |= answers.apart_bytes(dimms) > 0
-        self._take(balloon, stats, status, size)
+        figures, dimms = self._figures(), _dimms()
+        await self._ask(figures.stats, figures.balloon, figures.status, dimms)
+        size = self._base_bytes + dimms.value.dimm_bytes
+        self._plugs |= dimms.value.apart_bytes > 0
+        self._take(figures, size)
         await self._set_interval()
         can = {
             Ability.STATS: True,
             Ability.DEFLATE_ON_OOM: self._deflate_on_oom,
-            Ability.DISK_READS: answers.disk_read_bytes(disks) is not None,
+            Ability.DISK_READS: disks.value is not None,
         }
         return Found(
             size,
             self._balloon.balloon_bytes,
-            self._state(status),
+            self._state(figures),
             frozenset(ability for ability, has in can.items() if has),
             pid,
             memory_file,
-            answers.uuid(uuid),
+            uuid.value,
         )
 
     async def _find_device(self) -> None:
@@ -207,76 +210,55 @@ class QmpControl:
         Raises:
             ControlError: there is none, or a device pins the VM's memory.
         """
-        lists = await self._ask(*(Command("qom-list", {"path": path}) for path in _LISTS))
+        lists = [Question("qom-list", answers.devices, {"path": path}) for path in _LISTS]
+        await self._ask(*lists)
         found = ""
         for path, listed in zip(_LISTS, lists, strict=True):
-            for name, kind in answers.devices(listed):
+            for name, kind in listed.value:
                 if kind.startswith(answers.PINNING):
                     raise ControlError(Fault.PINNED, answers.shown(name))
                 if kind.startswith(answers.BALLOON):
                     found = f"{path}/{name}"
         if not found:
             raise ControlError(Fault.NO_BALLOON)
-        deflates, interval = await self._ask(_get(found, "deflate-on-oom"), _get(found, _INTERVAL))
-        self._deflate_on_oom = deflates is True
-        self._interval.found(answers.interval_s(interval))
+        deflates = Question("qom-get", answers.is_true, property_of(found, "deflate-on-oom"))
+        interval = Question("qom-get", answers.interval_s, property_of(found, _INTERVAL))
+        await self._ask(deflates, interval)
+        self._deflate_on_oom = deflates.value
+        self._interval.found(interval.value)
         self._device = found
-
-    async def _find_memory(self, backends: list[str], pid: int | None) -> str:
-        """The path in /proc of the file that is the VM's memory; "": none is, or several are.
-
-        Raises:
-            ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only
-                when 1 MiB of balloon pages in a row has all of the huge page's 4 KiB pages.
-        """
-        paths = [f"/objects/{name}" for name in backends[:MAX_BACKENDS]]
-        main, *kinds = await self._ask(_MAIN_MEMORY, *(_get(path, "type") for path in paths))
-        huge = await self._ask(*(_get(path, "hugetlb") for path in paths))
-        files = await self._ask(*(_get(path, "mem-path") for path in paths))
-        found = {}
-        in_files = [file if isinstance(file, str) else "" for file in files]
-        pooled = on_hugetlbfs(filter(None, in_files))
-        for each, kind, is_huge, file in zip(paths, kinds, huge, in_files, strict=True):
-            if is_huge is True or file in pooled:
-                raise ControlError(Fault.HUGETLB, answers.shown(os.path.basename(each)))
-            if file or kind == "memory-backend-memfd":  # QEMU names a memfd by its object's type.
-                found[each] = file or f"/memfd:{kind}"
-        # "" where the memory is of several NUMA nodes, each with a backend of its own.
-        is_other = isinstance(main, str) and main and main not in found
-        if pid is None or len(found) != 1 or is_other:
-            return ""
-        opened = await vmm_process.open_files(pid, [*found.values()])
-        return opened.found[0].path if opened.found else ""
 
     # --- taking in -------------------------------------------------------------------------------
 
-    def _take(self, balloon: object, stats: object, status: object, size: int) -> GuestStats:
+    def _take(self, figures: "_Figures", size: int) -> GuestStats:
         """Takes in the answers together, as the meaning of each depends on the others.
 
         Raises:
             ControlError: ``NO_BALLOON``: the device is gone; the next sample looks for a new one.
         """
         try:
-            vm_bytes = answers.vm_bytes(balloon, size)
-            sent = answers.guest_stats(stats)
+            vm_bytes = figures.balloon.value
+            sent = figures.stats.value
         except ControlError as err:
             if err.fault is Fault.NO_BALLOON:
                 self._device = ""
                 self._balloon = QmpBalloon()
             raise
-        self._balloon.passes(time.monotonic(), runs=answers.is_running(status))
+        if vm_bytes > size:
+            raise ControlError(Fault.NONSENSE, f"actual: {vm_bytes}")
+        self._balloon.passes(time.monotonic(), runs=figures.status.value)
         self._balloon.read(size - vm_bytes, sent.last_update)
         if self._balloon.doubted:
             loop = asyncio.get_running_loop()
             loop.call_later(CONFIRM_AFTER_S, lambda: self._noticed(Notice.CHANGED))
         return sent
 
-    def _state(self, status: object) -> GuestState:
-        if not answers.is_running(status):
+    def _state(self, figures: "_Figures") -> GuestState:
+        if not figures.status.value:
             return GuestState.PAUSED
         return GuestState.RUNNING if self._balloon.listens else GuestState.NO_DRIVER
 
-    def _stats(self, sent: GuestStats, disks: object) -> Stats | None:
+    def _stats(self, sent: GuestStats, disks: Question[int | None]) -> Stats | None:
         """The guest's statistics, unless they are those of the last sample."""
         if sent.last_update in (0, self._last_update):
             return None
@@ -285,7 +267,7 @@ class QmpControl:
         self._interval.came(now)
         # last_update is the time of the host's wall clock in whole seconds, rounded down.
         age_s = max(0.0, time.time() - sent.last_update)
-        return sent.at(now - age_s, answers.disk_read_bytes(disks))
+        return sent.at(now - age_s, disks.value)
 
     async def _set_interval(self, *, runs: bool = False) -> None:
         """Sets the interval of the guest's statistics, where ``StatsInterval`` has one due."""
@@ -293,25 +275,32 @@ class QmpControl:
         due_s = self._interval.due_s(time.monotonic(), runs=runs, listens=listens)
         if due_s is not None:
             arguments = {"path": self._device, "property": _INTERVAL, "value": due_s}
-            (answer,) = await self._ask(Command("qom-set", arguments))
-            answers.accepted(answer)
+            await self._answer_to(Question("qom-set", answers.accepted, arguments))
             self._interval.was_set(due_s, time.monotonic())
 
-    def _look_for_saved(self, migration: object) -> None:
-        saved = answers.last_saved(migration)
+    def _look_for_saved(self, saved: int | None) -> None:
         if saved not in (None, self._saved):
             self._noticed(Notice.REFILLED)
         self._saved = saved
 
     # --- the monitor -----------------------------------------------------------------------------
 
-    def _get(self, name: str) -> Command:
-        return _get(self._device, name)
+    def _figures(self) -> "_Figures":
+        device = property_of(self._device, "guest-stats")
+        return _Figures(
+            Question("qom-get", answers.guest_stats, device),
+            Question("query-balloon", answers.vm_bytes),
+            Question("query-status", answers.is_running),
+        )
 
-    async def _ask(self, *commands: Command) -> list[object]:
+    async def _answer_to(self, question: Question[T]) -> T:
+        await self._ask(question)
+        return question.value
+
+    async def _ask(self, *questions: Question[Any]) -> None:
         if self._monitor is None:
             raise ControlError(Fault.GONE)
-        return await self._monitor.ask(*commands)
+        await self._monitor.ask(*questions)
 
     def _heard(self, event: Event) -> None:
         if event.name == "RESET":
@@ -328,5 +317,6 @@ class QmpControl:
             self._noticed(Notice.REFILLED)
 
 
-def _get(path: str, name: str) -> Command:
-    return Command("qom-get", {"path": path, "property": name})
+_dimms = partial(Question, "query-memory-devices", answers.plugged)
+_disks = partial(Question, "query-blockstats", answers.disk_read_bytes)
+_migration = partial(Question, "query-migrate", answers.last_saved)

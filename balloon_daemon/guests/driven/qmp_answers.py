@@ -1,6 +1,7 @@
 """What a QEMU monitor answers, made into checked values. Pure.
 
-A VMM is not trusted: every number must be a whole number in range, or the answer is ``NONSENSE``.
+The values are small, whatever the answer: they are all that is kept of it (``Question``). A VMM is
+not trusted: every number must be a whole number in range, or the answer is ``NONSENSE``.
 All functions raise ``ControlError`` for an answer that QEMU's schema does not allow, and for a
 refusal that they do not mention.
 
@@ -50,6 +51,16 @@ _FIELDS = {
 }
 
 
+MAX_BACKENDS = 64
+"""How many of QEMU's memory backends are asked about at most."""
+
+MAX_DEVICES = 64
+"""How many balloons and pinning devices are looked at in one list; QEMU has one balloon."""
+
+MAX_PATH = 4096
+"""The longest path that Linux opens (PATH_MAX)."""
+
+
 class Refusal(NamedTuple):
     """The monitor's answer to a command that it did not carry out.
 
@@ -60,6 +71,18 @@ class Refusal(NamedTuple):
 
     kind: str
     desc: str
+
+
+class Plugged(NamedTuple):
+    """Memory that was plugged in.
+
+    Attributes:
+        dimm_bytes: all DIMMs together, which ``balloon`` counts as part of the VM.
+        apart_bytes: the memory that ``balloon`` does not count.
+    """
+
+    dimm_bytes: int
+    apart_bytes: int
 
 
 class GuestStats(NamedTuple):
@@ -131,30 +154,20 @@ def base_bytes(answer: object) -> int:
     return size
 
 
-def dimm_bytes(answer: object) -> int:
-    """query-memory-devices: all DIMMs together, which ``balloon`` counts as part of the VM.
+def plugged(answer: object) -> Plugged:
+    """query-memory-devices: what was plugged in.
 
-    virtio-mem and NVDIMMs, which ``balloon`` does not count, are left out. A machine type that
-    cannot have memory devices refuses the command.
+    A machine type that cannot have memory devices refuses the command.
     """
     if isinstance(answer, Refusal):
-        return 0
-    size = 0
+        return Plugged(0, 0)
+    sizes = {True: 0, False: 0}
     for row in _rows(answer):
-        if _member(row, "type") == "dimm":
-            size += _number(_member(row, "data"), "size", MOST_MEMORY_BYTES)
-    return size
-
-
-def apart_bytes(answer: object) -> int:
-    """query-memory-devices: the memory that ``balloon`` does not count as part of the VM."""
-    if isinstance(answer, Refusal):
-        return 0
-    return sum(
-        _number(_member(row, "data"), "size", MOST_MEMORY_BYTES)
-        for row in _rows(answer)
-        if _member(row, "type") in ("virtio-mem", "virtio-pmem", "nvdimm")
-    )
+        kind = _member(row, "type")
+        if kind in ("dimm", "virtio-mem", "virtio-pmem", "nvdimm"):
+            size = _number(_member(row, "data"), "size", MOST_MEMORY_BYTES)
+            sizes[kind == "dimm"] += size
+    return Plugged(sizes[True], sizes[False])
 
 
 def can_plug_dimms(answer: object) -> bool:
@@ -166,9 +179,9 @@ def can_plug_dimms(answer: object) -> bool:
     return isinstance(answer, dict) and _member({"slots": 0} | answer, "slots") != 0
 
 
-def vm_bytes(answer: object, size_bytes: int) -> int:
-    """query-balloon: the VM's size without its balloon, at most ``size_bytes``."""
-    return _number(answer, "actual", size_bytes)
+def vm_bytes(answer: object) -> int:
+    """query-balloon: the VM's size without its balloon."""
+    return _number(answer, "actual", MOST_MEMORY_BYTES)
 
 
 def is_running(answer: object) -> bool:
@@ -212,25 +225,43 @@ def disk_read_bytes(answer: object) -> int | None:
     return min(sum(read), UNKNOWN) if read else None
 
 
-def devices(answer: object) -> Iterator[tuple[str, str]]:
-    """qom-list: name and type of each child and property."""
+def devices(answer: object) -> list[tuple[str, str]]:
+    """qom-list: name and type of the balloons, and of devices that pin memory."""
+    found = []
     for row in _rows(answer):
         name, kind = _member(row, "name"), _member(row, "type")
-        if isinstance(name, str) and isinstance(kind, str):
-            yield name, kind
+        is_meant = isinstance(kind, str) and kind.startswith((BALLOON, *PINNING))
+        if isinstance(name, str) and isinstance(kind, str) and is_meant:
+            found.append((name, kind))
+    return found[:MAX_DEVICES]
 
 
 def memory_backends(answer: object) -> list[str]:
     """query-memdev: the names of the objects that are, or could be, the VM's memory."""
     names = (row.get("id") for row in _rows(answer) if isinstance(row, dict))
-    return [name for name in names if isinstance(name, str)]
+    return [name for name in names if isinstance(name, str)][:MAX_BACKENDS]
+
+
+def text(answer: object) -> str:
+    """qom-get: a text that is no longer than a path may be; "": anything else."""
+    return answer if isinstance(answer, str) and len(answer) < MAX_PATH else ""
+
+
+def is_true(answer: object) -> bool:
+    """qom-get: whether a property is true; False also where there is no such property."""
+    return answer is True
+
+
+def is_done(answer: object) -> bool:
+    """Whether a command was not refused."""
+    return not isinstance(answer, Refusal)
 
 
 UUID_LENGTH = 36
 _MIGRATION_ENDS = ("completed", "failed", "cancelled")
 
 
-def last_saved(answer: object) -> object:
+def last_saved(answer: object) -> int | None:
     """query-migrate: the last migration that has ended, in whichever way, having read all of the
     VM's memory; None: there was none, or one is under way.
 
@@ -239,7 +270,12 @@ def last_saved(answer: object) -> object:
     """
     if isinstance(answer, dict) and "status" not in answer:
         return None
-    return answer if _member(answer, "status") in _MIGRATION_ENDS else None
+    if _member(answer, "status") not in _MIGRATION_ENDS:
+        return None
+    try:
+        return hash(repr(answer))
+    except RecursionError as err:
+        raise ControlError(Fault.NONSENSE, "query-migrate: nested too deeply") from err
 
 
 def ends_migration(data: object) -> bool:

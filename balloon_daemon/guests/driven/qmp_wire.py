@@ -11,7 +11,8 @@ import asyncio
 import json
 import socket
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
@@ -41,6 +42,10 @@ LEAST_BYTES_PER_S = 2 * 1024
 """How many bytes of a monitor are read in a second at least, enough for a sample a second. It is
 each monitor's part where its user has 1,024 monitors, the most sockets that are found."""
 
+MAX_EVENT_BYTES = 16 * 1024
+"""The longest line taken while no answer is waited for. The longest events are below 1 KiB; a line
+that does not end may be kept as long as its monitor likes, in each of a user's monitors."""
+
 _READ_BYTES = 16 * 1024
 _BUFFER = memoryview(bytearray(_READ_BYTES))
 """Shared by all connections: asyncio fills this buffer and calls ``buffer_updated`` before it
@@ -61,11 +66,45 @@ _decode = json.JSONDecoder(parse_constant=_refuse).decode
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Command(NamedTuple):
-    """A command of the monitor."""
+T = TypeVar("T")
 
-    name: str
-    arguments: dict[str, object] | None = None
+
+class Question(Generic[T]):
+    """A command of the monitor, asked once, and what is read of its answer.
+
+    The answer is read as soon as it has come, and dropped: CPython takes up to 30 bytes for each
+    byte of JSON, and one user's monitors may have many answers waited for at a time.
+
+    Args:
+        name: the command's name.
+        read: makes the value of an answer; may raise ``ControlError``.
+        arguments: the command's arguments.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[object], T],
+        arguments: Mapping[str, object] | None = None,
+    ) -> None:
+        self.name = name
+        self.arguments = arguments
+        self._read = read
+        self._value: T | ControlError = ControlError(Fault.GONE)
+
+    @property
+    def value(self) -> T:
+        """The answer's value. Raises ControlError: the answer has none."""
+        if isinstance(self._value, ControlError):
+            raise self._value
+        return self._value
+
+    def take(self, answer: object) -> None:
+        """Reads the answer: the value of "return", or a ``Refusal``."""
+        try:
+            self._value = self._read(answer)
+        except ControlError as err:
+            self._value = err
 
 
 class Event(NamedTuple):
@@ -83,12 +122,21 @@ class Event(NamedTuple):
 
 
 class _Batch:
-    """Commands sent together, whose answers are waited for together."""
+    """Commands sent together, whose answers are waited for together.
+
+    Args:
+        count: how many answers are to come.
+    """
 
     def __init__(self, count: int) -> None:
-        self.done: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
-        self.answers: list[object] = []
-        self.count = count
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._left = count
+
+    def answered(self) -> None:
+        """Notes that another answer has come."""
+        self._left -= 1
+        if not self._left and not self.done.done():
+            self.done.set_result(None)
 
 
 class Monitor(asyncio.BufferedProtocol):
@@ -106,7 +154,7 @@ class Monitor(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()
         self._greeting = _Batch(1)
-        self._asked: deque[tuple[int, _Batch]] = deque()
+        self._asked: deque[tuple[int, Question[Any], _Batch]] = deque()
         self._last_id = 0
         self._failure: ControlError | None = None
         self._ended = asyncio.Event()
@@ -145,40 +193,38 @@ class Monitor(asyncio.BufferedProtocol):
         monitor.pid = pid or None
         try:
             await monitor._answered(monitor._greeting, ControlError(Fault.HELD, _NOT_GREETED))
-            (answer,) = await monitor.ask(Command("qmp_capabilities"))
-            if isinstance(answer, Refusal):
-                raise ControlError(Fault.NONSENSE, f"qmp_capabilities: {answer.desc}")
+            negotiated = Question("qmp_capabilities", _negotiated)
+            await monitor.ask(negotiated)
+            if negotiated.value:
+                raise ControlError(Fault.NONSENSE, f"qmp_capabilities: {negotiated.value}")
         except BaseException:
             monitor.close()
             raise
         return monitor
 
-    async def ask(self, *commands: Command) -> list[object]:
-        """Sends commands in one write, and waits for all of their answers.
-
-        Returns:
-            For each command, in order, the value of "return", or a ``Refusal``.
+    async def ask(self, *questions: Question[Any]) -> None:
+        """Sends commands in one write, and waits until all of their answers have been read.
 
         Raises:
             ControlError: the connection cannot be used any more.
         """
         if self._failure is not None:
             raise self._failure
-        if not commands:
-            return []
+        if not questions:
+            return
         assert self._transport is not None
-        batch = _Batch(len(commands))
+        batch = _Batch(len(questions))
         lines = bytearray()
-        for command in commands:
+        for question in questions:
             self._last_id += 1
-            self._asked.append((self._last_id, batch))
+            self._asked.append((self._last_id, question, batch))
             # QEMU reads a monitor's socket byte by byte, so lines are short: without blanks, and
             # without "arguments" where a command has none.
-            arguments = f',"arguments":{_encode(command.arguments)}' if command.arguments else ""
-            line = f'{{"execute":"{command.name}"{arguments},"id":{self._last_id}}}\n'
+            arguments = f',"arguments":{_encode(question.arguments)}' if question.arguments else ""
+            line = f'{{"execute":"{question.name}"{arguments},"id":{self._last_id}}}\n'
             lines += line.encode()
         self._transport.write(lines)
-        return await self._answered(batch, ControlError(Fault.HANGS))
+        await self._answered(batch, ControlError(Fault.HANGS))
 
     async def ended(self) -> ControlError | None:
         """Waits until the connection is closed, by whichever side; returns why."""
@@ -189,12 +235,12 @@ class Monitor(asyncio.BufferedProtocol):
         """Disconnects at once. Commands without an answer raise ``GONE``."""
         self._fail(ControlError(Fault.GONE))
 
-    async def _answered(self, batch: _Batch, late: ControlError) -> list[object]:
-        """A batch's answers; ``late`` is the error where they do not come in time."""
+    async def _answered(self, batch: _Batch, late: ControlError) -> None:
+        """Waits for a batch's answers; ``late`` is the error where they do not come in time."""
         if not await is_done_within(batch.done, CALL_WITHIN_S):
             self._fail(late)
             raise late
-        return batch.done.result()
+        batch.done.result()
 
     # --- asyncio's callbacks ---------------------------------------------------------------------
 
@@ -224,8 +270,10 @@ class Monitor(asyncio.BufferedProtocol):
             self._take(whole)
             if self._failure is not None:
                 return
-        if len(self._rest) > MAX_MESSAGE_BYTES:
-            self._fail(ControlError(Fault.NONSENSE, f"a line of over {MAX_MESSAGE_BYTES} bytes"))
+        is_asked = self._asked or not self._greeting.done.done()
+        most = MAX_MESSAGE_BYTES if is_asked else MAX_EVENT_BYTES
+        if len(self._rest) > most:
+            self._fail(ControlError(Fault.NONSENSE, f"a line of over {most} bytes"))
 
     def _limit_rate(self, nbytes: int) -> None:
         """Stops reading for the rest of this second once ``_part`` bytes have come in it."""
@@ -257,33 +305,33 @@ class Monitor(asyncio.BufferedProtocol):
             self._fail(ControlError(Fault.NONSENSE, f"no JSON: {printable(str(err))}"))
             return
         match message:
-            case {"QMP": _} if not self._greeting.answers:
-                self._answer(self._greeting, message)
+            case {"QMP": _} if not self._greeting.done.done():
+                self._greeting.answered()
             case {"event": str(name), "timestamp": {"seconds": int(s), "microseconds": int(us)}}:
                 self._heard(Event(name, message.get("data"), s * 1_000_000 + us))
             case {"id": int(number), "return": value} if self._expects(number):
-                self._answer(self._asked.popleft()[1], value)
+                self._answer(value)
             case {"id": int(number), "error": {"class": str(kind), "desc": str(desc)}} if (
                 self._expects(number)
             ):
-                self._answer(self._asked.popleft()[1], Refusal(kind, shown(desc)))
+                self._answer(Refusal(kind, shown(desc)))
             case _:
                 self._fail(ControlError(Fault.NONSENSE, "not an answer that was asked for"))
 
     def _expects(self, number: int) -> bool:
         return bool(self._asked) and self._asked[0][0] == number
 
-    def _answer(self, batch: _Batch, value: object) -> None:
-        batch.answers.append(value)
-        if len(batch.answers) == batch.count and not batch.done.done():
-            batch.done.set_result(batch.answers)
+    def _answer(self, value: object) -> None:
+        _, question, batch = self._asked.popleft()
+        question.take(value)
+        batch.answered()
 
     def _fail(self, failure: ControlError) -> None:
         """Ends the connection; calls that wait for answers, and later calls, raise the error."""
         if self._failure is not None:
             return
         self._failure = failure
-        for batch in (self._greeting, *(batch for _, batch in self._asked)):
+        for batch in (self._greeting, *(batch for *_, batch in self._asked)):
             if not batch.done.done():
                 batch.done.set_exception(failure)
                 # Read the exception: asyncio would log it if nobody waits for this batch.
@@ -291,6 +339,16 @@ class Monitor(asyncio.BufferedProtocol):
         self._asked.clear()
         assert self._transport is not None
         self._transport.abort()
+
+
+def property_of(path: str, name: str) -> dict[str, object]:
+    """The arguments of qom-get."""
+    return {"path": path, "property": name}
+
+
+def _negotiated(answer: object) -> str:
+    """Why negotiation mode was not left; "": it was."""
+    return answer.desc if isinstance(answer, Refusal) else ""
 
 
 async def _connected(path: str, identity: SocketId | None) -> socket.socket:
