@@ -1,22 +1,21 @@
 """Imports asyncio without modules that it imports and balloond seldom or never uses; must be
-imported before any other module imports asyncio, dataclasses or pathlib.
+imported before any other module imports argparse, asyncio, dataclasses or pathlib.
 
 asyncio imports ssl for TLS transports. balloond uses Unix sockets only, and asyncio also works in
 a Python that was built without ssl. Without ssl the daemon starts a twentieth faster, and the
 controller takes 5 MiB less, because nothing else loads libcrypto at the start.
 
 The modules of ``LATER`` are imported for functions that format an error, run in a debug mode,
-parse an IPv6 address or speak TLS. They and what they import themselves (ast, dis) take 7 ms of a
-start and 1.2 MiB. The first use of such a module loads it.
+start programs or threads, parse URLs, translate, log or speak TLS. They and what they import
+themselves (ast, dis, locale, string) take 16 ms of a start and 2.2 MiB. The first use of such a
+module loads it.
 """
 
 import importlib
 import sys
+from _random import Random
+from collections.abc import Callable
 from types import CodeType, ModuleType
-
-LATER = ("inspect", "ipaddress", "textwrap", "tokenize", "asyncio.sslproto")
-"""The modules that import them, in the same order: asyncio and dataclasses; urllib.parse, which
-pathlib imports; traceback; linecache; asyncio."""
 
 _CO_COROUTINE = 0x80
 """A code object's flag (inspect.CO_COROUTINE)."""
@@ -29,9 +28,19 @@ class _Later(ModuleType):
         # The import system asks each module for names such as __path__, which is no use of it.
         if name.startswith("__"):
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(_load(self.__name__), name)
+
+
+def _load(name: str) -> ModuleType:
+    """The module itself, in its stand-in's place."""
+    if isinstance(sys.modules.get(name), _Later):
+        del sys.modules[name]
+    return importlib.import_module(name)
+
+
+def _called_later(module: str, name: str) -> Callable[..., object]:
+    """A function of a module that is loaded when the function is called."""
+    return lambda *args, **options: getattr(_load(module), name)(*args, **options)
 
 
 def _iscoroutinefunction(function: object) -> bool:
@@ -40,11 +49,65 @@ def _iscoroutinefunction(function: object) -> bool:
     return isinstance(code, CodeType) and bool(code.co_flags & _CO_COROUTINE)
 
 
+def _untranslated(message: str) -> str:
+    """The message: the standard library has no translation of argparse's."""
+    return message
+
+
+def _plural(one: str, several: str, count: int) -> str:
+    return one if count == 1 else several
+
+
+class _Logger:
+    """asyncio's logger, which nobody has given a handler or a level: logging itself would also
+    drop debug and info, and print the message of all else to standard error."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def debug(self, message: str, *args: object, **options: object) -> None:
+        """Drops the message."""
+
+    info = debug
+
+    def warning(self, message: str, *args: object, **options: object) -> None:
+        """Prints the message. No traceback, whatever ``exc_info`` says: that would look up files
+        while VMs are served."""
+        print(message % args if args else message, file=sys.stderr)
+
+    error = warning
+
+
+LATER: dict[str, dict[str, object]] = {
+    "asyncio.sslproto": {},
+    "concurrent.futures": {
+        name: name for name in ("FIRST_COMPLETED", "FIRST_EXCEPTION", "ALL_COMPLETED")
+    },
+    "gettext": {"gettext": _untranslated, "ngettext": _plural},
+    "inspect": {"iscoroutinefunction": _iscoroutinefunction},
+    "ipaddress": {},
+    "logging": {"DEBUG": 10, "getLogger": _Logger},
+    "random": {"random": Random().random},
+    "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
+    "textwrap": {},
+    "tokenize": {},
+    "traceback": {"extract_stack": _called_later("traceback", "extract_stack")},
+    "urllib.parse": {"quote_from_bytes": _called_later("urllib.parse", "quote_from_bytes")},
+}
+"""Each module with those of its names that argparse, asyncio, pathlib and balloond use as they are
+imported, or at each start; any other name loads the module."""
+
+
 def _import_lean() -> None:
-    for name in LATER:
-        sys.modules.setdefault(name, _Later(name))
-    if isinstance(inspect := sys.modules["inspect"], _Later):
-        vars(inspect)["iscoroutinefunction"] = _iscoroutinefunction
+    for name, given in LATER.items():
+        if name in sys.modules:
+            continue
+        stand_in = sys.modules[name] = _Later(name)
+        vars(stand_in).update(given)
+        package, _, child = name.rpartition(".")
+        if package and package != "asyncio":
+            # "import urllib.parse" finds the stand-in, and gives "urllib", where it must be, too.
+            setattr(importlib.import_module(package), child, stand_in)
     if "ssl" in sys.modules or "asyncio" in sys.modules:
         return  # Too late: asyncio or ssl has been loaded already.
     # None in sys.modules makes "import ssl" fail as if the module were missing (Python's

@@ -1,9 +1,13 @@
 """What the daemon does not load before it listens: each costs milliseconds and megabytes."""
 
+import gettext
+import importlib
 import subprocess
 import sys
 
 import pytest
+
+from balloon_daemon.cli.asyncio_lean import LATER
 
 MOST_DATACLASSES = 19
 """That are mutable, check their values, or are changed by many (Config, Stats)."""
@@ -134,6 +138,75 @@ print(NoDocstring.__doc__, *loaded())
         "NoDocstring(field: int) inspect ast dis ipaddress",
         "",
     ]
+
+
+def test_start_loads_no_module_that_has_a_stand_in() -> None:
+    program = """\
+import sys
+import balloon_daemon.device.template
+import balloon_daemon.cli.run, balloon_daemon.cli.own_device, balloon_daemon.cli.failed_start
+from balloon_daemon.cli.asyncio_lean import LATER
+balloon_daemon.cli.run.build_parser().parse_args(["--keep-fds"])
+print(*(name for name in LATER if hasattr(sys.modules[name], "__file__")), "and")
+print("locale" in sys.modules, "string" in sys.modules)
+"""
+    assert run(program) == "and\nFalse False\n"
+
+
+def test_stand_ins_give_what_the_modules_have() -> None:
+    for module, given in LATER.items():
+        real = importlib.import_module(module)
+        for name, value in given.items():
+            assert (
+                callable(getattr(real, name)) if callable(value) else getattr(real, name) == value
+            )
+
+
+def test_argparse_says_the_same_with_untranslated_messages() -> None:
+    given = LATER["gettext"]
+    for name, args in (
+        ("gettext", ["usage: "]),
+        ("ngettext", ["a", "b", 1]),
+        ("ngettext", ["a", "b", 2]),
+    ):
+        says = given[name]
+        assert callable(says)
+        assert says(*args) == getattr(gettext, name)(*args)
+
+
+def test_module_is_loaded_in_its_stand_ins_place() -> None:
+    program = """\
+import sys, balloon_daemon.cli.run
+import urllib.parse, concurrent.futures, pathlib, random, traceback, logging
+print(urllib.parse.quote("a b"), concurrent.futures.Future().done())
+print(pathlib.Path("/a b").as_uri(), random.Random(1).random() < 1)
+print(urllib.parse.__name__, sys.modules["urllib.parse"] is urllib.parse)
+print(bool(traceback.extract_stack()), logging.getLogger("own").name, logging.INFO)
+"""
+    assert run(program).split("\n") == [
+        "a%20b False",
+        "file:///a%20b True",
+        "urllib.parse True",
+        "True own 20",
+        "",
+    ]
+
+
+def test_asyncios_warnings_are_printed_without_loading_logging() -> None:
+    program = """\
+import sys, balloon_daemon.cli.run
+from asyncio.log import logger
+sys.stderr = sys.stdout
+logger.debug("nobody %s", "sees this")
+logger.warning("socket.send() raised exception.")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logger.error("Unable to check %r: 100%%", "/run/s", exc_info=True)
+print(hasattr(sys.modules["logging"], "__file__"))
+"""
+    said = ["socket.send() raised exception.", "Unable to check '/run/s': 100%", "False", ""]
+    assert run(program).split("\n") == said
 
 
 def test_coroutine_function_is_refused_as_a_signal_handler() -> None:
