@@ -43,8 +43,8 @@ soak: setup ## kills and reboots for TIME=600 seconds, every page checked; then 
 fuzz-seccomp: setup ## a million calls: policy text against its evaluator and its BPF (ARGS="N SEED")
 	@.venv/bin/python -m tests.property.test_seccomp_compiler $(ARGS)
 
-bench: setup ## speed and size beside their goals (ARGS='reclaim cost' for some)
-	@.venv/bin/python -m benchmarks $(ARGS)
+bench: setup ## speed and size beside their goals (ARGS='reclaim cost' for some; ARGS=compare BASE=REV for two builds)
+	@.venv/bin/python -m benchmarks $(ARGS) $(if $(BASE),--base $(BASE))
 
 judge: setup ## each policy on simulated hosts; on guests that you recorded (RECORDINGS=DIR)
 	@.venv/bin/balloonctl judge $(if $(RECORDINGS),--recordings $(RECORDINGS),$(addprefix --trace ,$(wildcard docs/traces/*.trace))) $(ARGS)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import (
     api,
+    compare,
     decisions,
     device_cost,
     driven,
@@ -65,6 +66,8 @@ SLOW = {"profiles"}
 
 def main() -> int:
     """Runs what was asked for; returns 0, also where goals are missed."""
+    if sys.argv[1:2] == ["compare"]:
+        return compare.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     parser.add_argument(
         "groups",

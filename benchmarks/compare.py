@@ -1,87 +1,117 @@
-"""What a buffer costs an honest VM in two builds: ``python -m benchmarks.compare BEFORE AFTER``.
+"""Two builds beside each other: ``make bench ARGS=compare BASE=REV``.
 
-BEFORE and AFTER are checkouts. Measured is the CPU time of controller and device for each buffer
-of 1 MiB that the fake guest gives up, with and without ``--keep-fds``. Both builds run side by
-side and work by turns, GiB by GiB, each with this checkout's guest: a pair meets the same weather,
-so their ratio counts, and an absolute time says little.
+Both are installed from wheels, and measured by turns in one run: a pair meets the same weather, so
+the ratio of the medians counts, and an absolute value says little. ``ARGS='compare --rows
+gib,low'`` measures some of the rows.
 """
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
 
-from rich.console import Console
+from benchmarks.builds import BuildError, built, built_here
+from benchmarks.figures import Goal
+from benchmarks.rows import ALONE, GOALS, ROWS, Samples, goal_of
+from benchmarks.table import number
+from benchmarks.tiny_guest import raise_file_limit
 
-from balloon_daemon.fake_guest.client import FakeGuestProcess
-from balloon_daemon.units import GIB, MIB
-from benchmarks.fake_reclaim import SPEED, take_and_give_back
-from benchmarks.figures import Figure, at_most, of_samples, ratios
-from benchmarks.processes import Balloond
-from benchmarks.table import show
-from benchmarks.traces import RECORDED
-
-BUFFERS = GIB // MIB
-TURNS = 4
-"""GiB that each of two processes takes in a run; each is the first as often as the other."""
-
-GOAL = at_most(1.05)
-
-Costs = list[tuple[float, float]]
-"""µs of controller and device for a buffer, by run."""
+HEADINGS = ("base", "here", "ratio", "least", "most", "goal", "met")
 
 
-def figures(before: Path, after: Path, runs: int) -> Iterator[Figure]:
-    """Measures; yields as it goes."""
-    for way, options in (("", ()), (" with --keep-fds", ("--keep-fds",))):
-        old: Costs = []
-        new: Costs = []
-        for _ in range(runs):
-            costs = _run(before, after, options)
-            old.append(costs[0])
-            new.append(costs[1])
-        for place, what in enumerate(("controller", "device")):
-            for name, found in (("before", old), ("after", new)):
-                samples = [each[place] for each in found]
-                yield of_samples(f"a buffer{way}: {what}, {name}", "µs", samples)
-        ratio = ratios([sum(each) for each in new], [sum(each) for each in old])
-        yield of_samples(f"a buffer{way}: CPU, after to before", "×", ratio, GOAL)
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure of both builds.
+
+    Attributes:
+        name: what was measured.
+        unit: of both values.
+        base: the base's median.
+        here: this build's.
+        ratios: of each run, this build's to the base's.
+        goal: of the ratio, or with ``alone`` of ``here``; None: the figure is only to be known.
+    """
+
+    name: str
+    unit: str
+    base: float
+    here: float
+    ratios: tuple[float, ...]
+    goal: Goal | None
+    alone: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians."""
+        return self.here / self.base
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the goal is met; None: there is none."""
+        value = self.here if self.alone else self.ratio
+        return None if self.goal is None else self.goal.is_met(value)
 
 
-def _run(before: Path, after: Path, options: tuple[str, ...]) -> Costs:
-    """Both builds in new processes, by turns."""
-    path = sorted(RECORDED.glob("k61*fresh*.npz"))[0]
-    spent = [[0.0, 0.0], [0.0, 0.0]]
-    with contextlib.ExitStack() as stack:
-        pairs = []
-        for checkout in (before, after):
-            daemon = stack.enter_context(
-                Balloond([*SPEED, *options], woken=True, checkout=checkout)
+def compared(runs: Sequence[Sequence[Samples]]) -> list[Compared]:
+    """The figures of one row; a figure that one of the builds lacks, or that is 0, is left out."""
+    found = []
+    for title in runs[0][0].keys() & runs[0][1].keys():
+        bases, heres = ([run[which][title] for run in runs] for which in (0, 1))
+        if not all(bases):
+            continue
+        name, unit = title.rsplit(", ", 1)
+        alone = goal_of(name, ALONE)
+        ratios = tuple(here / base for base, here in zip(bases, heres, strict=True))
+        goal = alone or goal_of(name, GOALS)
+        medians = median(bases), median(heres)
+        found.append(Compared(name, unit, *medians, ratios, goal, alone is not None))
+    order = list(runs[0][0])
+    return sorted(found, key=lambda each: order.index(f"{each.name}, {each.unit}"))
+
+
+def table(figures: Iterable[Compared]) -> str:
+    """One line for each figure, as wide as its longest name takes; the same in a pipe."""
+    lines: list[tuple[str, ...]] = [("figure", *HEADINGS)]
+    for each in figures:
+        goal = "" if each.goal is None else str(each.goal).replace("≤", "<=")
+        lines.append(
+            (
+                each.name,
+                f"{number(each.base)} {each.unit}",
+                f"{number(each.here)} {each.unit}",
+                *map(number, (each.ratio, min(each.ratios), max(each.ratios))),
+                f"here {goal}" if each.alone else goal,
+                {True: "yes", False: "NO", None: ""}[each.is_met],
             )
-            arguments = ["--socket", str(daemon.socket), "--mem", "2G", "--touched", "1G"]
-            guest = FakeGuestProcess([*arguments, "--refill", "--order", str(path)])
-            pairs.append((daemon, stack.enter_context(guest)))
-        for turn in range(TURNS):
-            for which in (0, 1) if turn % 2 else (1, 0):
-                device_s, controller_s, _ = take_and_give_back(*pairs[which])
-                spent[which][0] += controller_s
-                spent[which][1] += device_s
-    each = 1e6 / BUFFERS / TURNS
-    return [(controller_s * each, device_s * each) for controller_s, device_s in spent]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip()
+        for name, *rest in lines
+    )
 
 
-def main() -> int:
-    """Measures two checkouts; 1 where the second costs more than the goal allows."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("before", type=Path, help="a checkout")
-    parser.add_argument("after", type=Path, help="another one")
+def main(arguments: Sequence[str]) -> int:
+    """Measures; 1: a goal is missed."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS='compare ...' BASE=REV")
+    parser.add_argument("--base", required=True, metavar="REV", help="the commit to compare with")
+    parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=5, metavar="N")
-    args = parser.parse_args()
-    found = list(figures(args.before.resolve(), args.after.resolve(), args.runs))
-    show(found, Console())
-    return any(figure.is_met is False for figure in found)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    args = parser.parse_args(arguments)
+    rows = args.rows.split(",")
+    if unknown := [name for name in rows if name not in ROWS]:
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if args.runs < 1:
+        parser.error("--runs: at least one")
+    try:
+        pair = built(args.base), built_here()
+    except BuildError as err:
+        parser.error(str(err))
+    raise_file_limit()
+    figures: list[Compared] = []
+    for name in rows:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        figures += compared(list(ROWS[name](pair, args.runs)))
+    print(table(figures))
+    return any(each.is_met is False for each in figures)

@@ -39,7 +39,7 @@ def figures() -> Iterator[Figure]:
         device.append(costs[0])
         controller.append(costs[1])
         back.append(costs[2])
-        floors.append(_floor_cpu(floor, file, trace))
+        floors.append(floor_cpu(floor, file, trace))
     file.close()
     both = [one + other for one, other in zip(device, controller, strict=True)]
     yield of_samples(f"{name}: CPU, device", "s/GiB", device)
@@ -52,18 +52,27 @@ def figures() -> Iterator[Figure]:
 def take_and_give_back(daemon: Balloond, guest: FakeGuestProcess) -> tuple[float, float, float]:
     """CPU seconds of device and controller for taking 1 GiB, and of both for giving it back."""
     (device,) = daemon.wait_devices(1)
+    device_s, controller_s = take(daemon, guest)
+    begun = cpu_s(device), cpu_s(daemon.pid)
+    daemon.host.set_plenty()
+    guest.wait_status(lambda status: status["actual_bytes"] == 0, "an empty balloon")
+    given = cpu_s(device), cpu_s(daemon.pid)
+    return device_s, controller_s, sum(given) - sum(begun)
+
+
+def take(daemon: Balloond, guest: FakeGuestProcess) -> tuple[float, float]:
+    """CPU seconds of device and controller for taking 1 GiB."""
+    (device,) = daemon.wait_devices(1)
     begun = cpu_s(device), cpu_s(daemon.pid)
     daemon.host.set_low()
     daemon.wait_target(GIB)
     daemon.host.set_enough()
     guest.wait_status(lambda status: status["actual_bytes"] == GIB, "1 GiB in the balloon")
     taken = cpu_s(device), cpu_s(daemon.pid)
-    daemon.host.set_plenty()
-    guest.wait_status(lambda status: status["actual_bytes"] == 0, "an empty balloon")
-    given = cpu_s(device), cpu_s(daemon.pid)
-    return taken[0] - begun[0], taken[1] - begun[1], sum(given) - sum(taken)
+    return taken[0] - begun[0], taken[1] - begun[1]
 
 
-def _floor_cpu(floor: c_programs.CProgram, file: GuestFile, trace: Trace) -> float:
+def floor_cpu(floor: c_programs.CProgram, file: GuestFile, trace: Trace) -> float:
+    """CPU seconds in which C takes a trace's pages."""
     file.touch()
     return floor.run(file, trace.ranges())[1]

@@ -6,6 +6,7 @@ All three balloonds, one VM each, idle through the same minute, in five parts.
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 from benchmarks.figures import Figure, at_most, of_samples
 from benchmarks.processes import Balloond, cpu_s, wakeups
@@ -15,7 +16,7 @@ PARTS = 5
 PART_S = 12.0
 SETTLE_S = 2.0
 
-_WAYS = {
+_WAYS: dict[str, dict[str, Any]] = {
     "polled every second": {},
     "woken by the device": {"woken": True},
     "MemAvailable and PSI": {"meminfo": True},

@@ -97,10 +97,11 @@ class Balloond:
 
     Args:
         options: further options, as they are typed.
-        woken: wait for the low-memory device instead of polling every second.
+        woken: wait for the low-memory device instead of polling every second; not with a
+            ``program``, as it takes modules of this checkout.
         meminfo: go by this host's own MemAvailable.
         available_mib: what the host has at first, where neither is so.
-        checkout: whose balloond; by default our own.
+        program: another balloond's command; by default this checkout's.
 
     Raises:
         DaemonError: it ended, or did not listen in time.
@@ -113,16 +114,17 @@ class Balloond:
         woken: bool = False,
         meminfo: bool = False,
         available_mib: int = PLENTY_MIB,
-        checkout: Path = ROOT,
+        program: Sequence[str | Path] = (),
     ) -> None:
-        self._checkout = checkout
         self._run_dir = tempfile.TemporaryDirectory(prefix="balloond-bench-", dir=_IN_MEMORY)
         self.directory = Path(self._run_dir.name)
         self.socket = self.directory / "vhost.sock"
         self.log_path = self.directory / "log"
         self.host = LowMemory(self.directory, available_mib)
-        self._command = [sys.executable, "-m"]
-        self._command += ["benchmarks.balloond_here", str(self.directory)] if woken else [PROGRAM]
+        self._command = list(map(str, program)) or [sys.executable, "-m"]
+        if not program:
+            here = ["benchmarks.balloond_here", str(self.directory)]
+            self._command += here if woken else [PROGRAM]
         self._command += ["--socket", str(self.socket), "--log", "json"]
         if not woken and not meminfo:
             self._command += ["--low-mem-dir", str(self.host.path)]
@@ -227,9 +229,9 @@ class Balloond:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=ENVIRONMENT | {"PYTHONPATH": str(self._checkout)},
+                env=ENVIRONMENT,
                 # First of all the places that ``-m`` looks into.
-                cwd=self._checkout,
+                cwd=ROOT,
             )
 
     def _wait_listening(self) -> None:

@@ -58,7 +58,7 @@ def _device_kills() -> list[float]:
             for _ in range(DEATHS_OF_A_GUEST):
                 (device,) = daemon.wait_devices(1)
                 kill = partial(os.kill, device, signal.SIGKILL)
-                took.append(_resumed_ms(daemon, guest, device, kill))
+                took.append(resumed_ms(daemon, guest, device, kill))
             guest.close()
             daemon.wait_devices(0)
     file.close()
@@ -72,14 +72,14 @@ def _controller_ends(number: int) -> list[float]:
         guest = RingGuest(str(daemon.socket), file, QUEUE_SIZE)
         for _ in range(RESTARTS):
             (device,) = daemon.wait_devices(1)
-            took.append(_resumed_ms(daemon, guest, device, partial(daemon.replace, number)))
+            took.append(resumed_ms(daemon, guest, device, partial(daemon.replace, number)))
         guest.close()
         daemon.wait_devices(0)
     file.close()
     return took
 
 
-def _resumed_ms(daemon: Balloond, guest: RingGuest, device: int, end: Callable[[], None]) -> float:
+def resumed_ms(daemon: Balloond, guest: RingGuest, device: int, end: Callable[[], None]) -> float:
     """Milliseconds from the end to the successor's first used entry."""
     # Asked for, as of any guest: a device slows down what nobody wanted.
     daemon.ask_for_all()

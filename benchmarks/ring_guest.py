@@ -21,6 +21,8 @@ from benchmarks.guest_file import GuestFile, Pfns
 
 INFLATEQ, DEFLATEQ, REPORTING_VQ = range(3)
 """The queues' numbers where statistics are not negotiated."""
+STATSQ = 2
+"""The statsq's number where they are: the reporting_vq is one further then."""
 
 FEATURES = BalloonFeature.VERSION_1 | BalloonFeature.MUST_TELL_HOST | BalloonFeature.REPORTING
 DEADLINE_S = 60.0
@@ -29,7 +31,7 @@ _BUFFER_BYTES = 1024
 
 def area_bytes(queue_size: int) -> int:
     """Guest memory that rings and PFN buffers of a RingGuest take."""
-    return (ring_bytes(queue_size) * 3 + queue_size * _BUFFER_BYTES + PAGE_SIZE) & -PAGE_SIZE
+    return (ring_bytes(queue_size) * 4 + queue_size * _BUFFER_BYTES + PAGE_SIZE) & -PAGE_SIZE
 
 
 class RingGuest:
@@ -39,25 +41,29 @@ class RingGuest:
         socket: balloond's.
         file: the guest's memory, the last ``area_bytes(queue_size)`` of it for the rings.
         queue_size: entries of each ring; a power of two.
+        features: what its driver acknowledges.
     """
 
-    def __init__(self, socket: str, file: GuestFile, queue_size: int) -> None:
+    def __init__(
+        self, socket: str, file: GuestFile, queue_size: int, features: int = FEATURES
+    ) -> None:
         self.file = file
         region = RegionDescription(GuestAddr(0), file.size_bytes, FrontendAddr(FRONTEND_BASE), 0)
         memory = GuestMemory(
             [MemoryRegion(GuestAddr(0), FrontendAddr(FRONTEND_BASE), file.size_bytes, file.view())]
         )
         area = file.size_bytes - area_bytes(queue_size)
-        self._buffers_at = area + 3 * ring_bytes(queue_size)
-        self._view = file.view()
+        count = 4 if features & BalloonFeature.STATS_VQ else 3
+        self.buffers_at = area + count * ring_bytes(queue_size)
+        self.view = file.view()
         self.queues = [
             DriverQueue(index, queue_size, memory, area + index * ring_bytes(queue_size))
-            for index in range(3)
+            for index in range(count)
         ]
         self.frontend = FakeFrontend(Wire.connect(socket))
         self.frontend.negotiate()
         rings = [queue.ring for queue in self.queues]
-        self.frontend.start(FEATURES, [(region, file.fd)], rings)
+        self.frontend.start(features, [(region, file.fd)], rings)
 
     def close(self) -> None:
         """Hangs up."""
@@ -66,9 +72,9 @@ class RingGuest:
     def fill(self, queue: int, buffers: Sequence[Pfns]) -> None:
         """Puts PFN buffers into a queue, without a word to the device."""
         for place, buffer in enumerate(buffers):
-            at = self._buffers_at + place * _BUFFER_BYTES
+            at = self.buffers_at + place * _BUFFER_BYTES
             content = buffer.astype("<u4").tobytes()
-            self._view[at : at + len(content)] = content
+            self.view[at : at + len(content)] = content
             self.queues[queue].add([(at, len(content))])
 
     def fill_report(self, ranges: Sequence[tuple[int, int]]) -> None:
