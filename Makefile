@@ -31,6 +31,7 @@ test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 
 test-packages: setup package ## that package in clean roots of Debian 12, 13 and the next, under their own systemd
 	@.venv/bin/python -m tests.packages.roots
+	@.venv/bin/python -m tests.packages.libvirt_root
 	@.venv/bin/python -m pytest -m package -n 2 tests/packages $(ARGS)
 
 fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JSON object

@@ -35,17 +35,31 @@ def ready_roots() -> dict[str, Path]:
 
 def _make_roots(work: Path, made: Path) -> dict[str, list[str]]:
     mirror = apt.debian_mirror(work)
-    return {suite: _make_root(suite, mirror, made / suite) for suite in SUITES}
+    return {suite: make_root(suite, mirror, made / suite) for suite in SUITES}
 
 
-def _make_root(suite: str, mirror: str, root: Path) -> list[str]:
+def make_root(suite: str, mirror: str, root: Path, *more: str) -> list[str]:
+    """Makes a clean root with what the package depends on.
+
+    Args:
+        suite: the Debian's name.
+        mirror: where its packages are fetched from.
+        root: the directory that is made.
+        more: further packages.
+
+    Returns:
+        All packages in it, each with its version.
+
+    Raises:
+        ImagesError: it cannot be made.
+    """
     command = [
         *("mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase"),
         # systemd-nspawn gives the machine its devices.
         "--skip=output/dev",
         # A mirror that is a copy of some day is of that day.
         '--aptopt=Acquire::Check-Valid-Until "false"',
-        *("--include", ",".join(_INCLUDED)),
+        *("--include", ",".join((*_INCLUDED, *more))),
         *(suite, str(root), mirror),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -3,6 +3,11 @@
 import re
 from pathlib import Path
 
+from balloon_daemon.sizing.back_off import FIRST_S, MOST_S
+from balloon_daemon.sizing.balloon_policy import PolicySettings, max_balloon_bytes
+from balloon_daemon.sizing.need import AVAILABLE_BYTES, AVAILABLE_SHARE
+from balloon_daemon.sizing.stall import LEAST_BYTES, WINDOW_S
+from balloon_daemon.units import MIB
 from tests.harness import faults
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +98,34 @@ def test_architecture_walks_through_files_and_functions_that_there_are() -> None
     for file, function in named:
         source = (ROOT / "balloon_daemon" / file).read_text()
         assert re.search(rf"def {function}\(" if function else "", source), (file, function)
+
+
+def test_deciding_has_the_figures_of_the_policy() -> None:
+    text = (ROOT / "docs" / "deciding.md").read_text()
+    rows = re.findall(r"^\| ([\d,]+) MiB \| ([\d,]+) MiB \| ([\d,]+) MiB \|$", text, re.MULTILINE)
+
+    assert len(rows) == 6
+    for row in rows:
+        size, most, step = (int(figure.replace(",", "")) * MIB for figure in row)
+        assert max_balloon_bytes(size) == most
+        assert most == step * PolicySettings().steps
+
+    policy = PolicySettings()
+    times = (policy.recheck_s, policy.release_after_s, policy.release_every_s)
+    jitters = (
+        policy.recheck_jitter_s,
+        policy.release_after_jitter_s,
+        policy.release_every_jitter_s,
+    )
+    for time, jitter in zip(times, jitters, strict=True):
+        assert f" {time:g} to {time + jitter:g} s" in text
+    assert policy.seconds_to_maximum + 1 <= 17
+    assert policy.seconds_to_zero <= 9 * 60
+    assert f"{AVAILABLE_SHARE:.0%}".replace("%", " % of the VM or") in text
+    assert f"or {AVAILABLE_BYTES // MIB} MiB available" in text
+    assert (
+        f"nothing came in {WINDOW_S:g} s, or less than {LEAST_BYTES / WINDOW_S / MIB:g} MiB"
+        in text
+    )
+    assert f"a minute; if it is in need again soon after that {2 * FIRST_S / 60:g} minutes" in text
+    assert f"then 4 … {MOST_S / 60:g} |" in text
