@@ -241,7 +241,7 @@ class QmpControl:
                 raise ControlError(Fault.HUGETLB, answers.shown(os.path.basename(each)))
             if file or kind == "memory-backend-memfd":  # QEMU names a memfd by its object's type.
                 found[each] = file or f"/memfd:{kind}"
-        # "" where the memory is of several NUMA nodes, each with a backend of its own.
+        # ``main`` is "" where several NUMA nodes have each a memory backend of its own.
         is_other = isinstance(main, str) and main and main not in found
         if pid is None or len(found) != 1 or is_other:
             return ""
