@@ -39,7 +39,8 @@ class TcpSocket:
         return MetricsListening(said(host, port))
 
     def rights_of(self, client: socket.socket) -> tuple[int, Rights]:
-        """Whoever connects may read the metrics: over TCP the kernel tells no user."""
+        """Whoever connects may read the metrics: of a TCP connection the kernel does not tell the
+        peer's user (SO_PEERCRED), as it does of a Unix socket's."""
         return -1, Rights.SCRAPE
 
     def close_to_group(self) -> None:

@@ -25,7 +25,8 @@ class _Later(ModuleType):
     """Stands for a module in ``sys.modules`` until something in it is used, and forwards to it."""
 
     def __getattr__(self, name: str) -> object:
-        # The import system asks each module for names such as __path__, which is no use of it.
+        # The import system asks each module for names such as __path__, which does not use the
+        # module.
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(_load(self.__name__), name)

@@ -291,6 +291,7 @@ def _forbidden(pid: int, step: str) -> str:
     """For which call the filter killed a device, and the remedy.
 
     Args:
+        pid: the device's process.
         step: the step of the rehearsal; empty where the device died before it.
     """
     until, number = monotonic() + NAME_WITHIN_S, find_seccomp_kill(pid)

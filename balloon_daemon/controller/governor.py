@@ -242,7 +242,7 @@ class Governor:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # Let the VM be asked, as crosvm's policy does: raising would stop HostPolicy's step.
+            # An error here is a bug: let the VM be asked. Raised, it would stop HostPolicy's step.
             self._failed(err)
             return None
 

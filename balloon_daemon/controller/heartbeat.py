@@ -77,7 +77,8 @@ class Heartbeat:
             self._tend()
             line = self._line(*self._look())
         finally:
-            # Also after an error, which the event loop publishes: the loop turns all the same.
+            # Send WATCHDOG=1 after an error too, which the event loop publishes: the loop still
+            # turns, and without the message systemd would kill balloond.
             changed = [f"STATUS={line}"] if line != self._said else []
             told = notify("WATCHDOG=1", *changed, within_s=0)
             if told:

@@ -215,7 +215,8 @@ class Controller:
         # collection first: it takes 7 ms and finds some 200 objects.
         gc.freeze()
         gc.enable()
-        # The start has freed buffers and code that ran once: some 0.5 MiB at a time.
+        # The start has freed buffers and code that ran once: have malloc return 0.2 to 0.5 MiB of
+        # it.
         return_freed_memory()
         if sys.version_info < (3, 14):  # Later versions collect the old objects in increments.
             gc.set_threshold(*GC_THRESHOLDS)

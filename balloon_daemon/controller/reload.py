@@ -130,8 +130,8 @@ class Reloads:
             return NotReloaded(read.mistakes)
         if read.config != self._present:
             self._apply(read.config)
-            # Only now: a setting that a bug has kept from being applied counts as changed at the
-            # next reload, too.
+            # Note the settings only once they are applied: a setting that a bug has kept from
+            # being applied then counts as changed at the next reload, too.
             self._present = read.config
         self._publish(ConfigReloaded(read.changed))
         return Reloaded(read.changed)

@@ -36,7 +36,7 @@ FAULTS_A_SECOND = 4
 
 
 HOST_PAGES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // PAGE_SIZE
-"""The host's memory, in 4 KiB pages, as the template is loaded."""
+"""The host's memory, in 4 KiB pages, read when the template imports this module."""
 
 
 class Reporter:

@@ -129,9 +129,8 @@ def start_keeper(socket_path: Path) -> SocketStore:
             process = subprocess.Popen(
                 # Run the keeper by its file and isolated (-I), so that it imports no file of the
                 # current directory, and without site-packages (-S), which it does not need. Give
-                # it /dev/null for its streams: a process that reads
-                # balloond's standard output to the end would otherwise wait for the keeper's end
-                # too.
+                # it /dev/null for its streams: a process that reads balloond's standard output to
+                # the end would otherwise wait for the keeper's end too.
                 [sys.executable, "-I", "-S", fd_keeper.__file__, os.fspath(path), str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -85,7 +85,8 @@ class LowNumbers:
             if len(self._fds) > 1:
                 os.dup2(self._fds[0], self._duplicate, inheritable=False)
             else:
-                # It was the only number: there is none whose file could be put there again.
+                # The duplicate has the only number: no other one has the socket that would have to
+                # occupy it again.
                 os.close(self._duplicate)
                 self._fds.clear()
                 self.fill()

@@ -40,7 +40,8 @@ class _OwnDirectory:
             OSError: there is no /proc, or no descriptor is free.
         """
         if self._pid != os.getpid():
-            # The first use, or in a child, whose parent's directory this is.
+            # The first use, or the first in a forked child: the descriptor that the child has
+            # inherited is its parent's directory.
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             self._fd, self._pid = os.open("/proc/self/fd", flags), os.getpid()
         return self._fd

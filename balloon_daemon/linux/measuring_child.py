@@ -111,7 +111,8 @@ def _serve(fd: int, parent: int) -> NoReturn:
     """Runs in the child: measures until the controller is gone."""
     try:
         jail.die_with(parent, NAME)
-        # A copy of a VMM's connection would keep that connection open while this child waits.
+        # Close all inherited descriptors but that of the orders: a copy of a VMM's connection
+        # would keep the connection open while this child waits.
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
         os.write(fd, _ANSWER.pack(_UNKNOWN))

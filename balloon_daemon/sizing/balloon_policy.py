@@ -137,7 +137,7 @@ class LowMemory(NamedTuple):
     reading: Reading
 
 
-# A dataclass, because a named tuple without fields is false and equals every other empty tuple.
+# ``fact``: a plain named tuple without fields is false and equals every other empty tuple.
 @fact
 class LowMemoryTimer(NamedTuple):
     """The recheck timer fired."""

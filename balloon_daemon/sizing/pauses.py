@@ -45,7 +45,8 @@ class Pauses:
 
     def objection(self, vm: VmId) -> Reason | None:
         """PAUSED where a VM must not be asked for more because of a pause."""
-        # Most hosts never have a pause, and this is asked for each VM while memory is low.
+        # Test first whether there is any pause: most hosts never have one, and this method is
+        # called for each VM while memory is low.
         if self._until_s and (vm in self._until_s or None in self._until_s):
             return Reason.PAUSED
         return None

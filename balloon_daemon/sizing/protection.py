@@ -143,7 +143,8 @@ class Protection:
         """Makes the size that an operator asks for the target, of any VM (``Outcome.settle``)."""
         outcome.settle(vm, row, balloon_bytes, reason, hold_s)
         if row.guard is not None:
-            # A balloon whose size is read too seldom looks as if it did not grow.
+            # Have the balloon's size read each second: read seldom, it would look as if it did not
+            # grow.
             self._pace(vm, row, row.guard, outcome)
 
     # --- acting on findings -------------------------------------------------------------------

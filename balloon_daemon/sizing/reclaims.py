@@ -299,7 +299,7 @@ class Reclaims:
         missing_bytes = part.spanned_bytes - part.came_bytes(row)
         reason, hold_s, release_at_s = Reason.RECLAIMED, wanted.hold_s, state.release_at_s
         if why is Ended.WITHDRAWN:
-            # As after low memory, but no sooner than without the reclaim.
+            # Memory goes back as after low memory, but no sooner than without the reclaim.
             hold_s, release_at_s = row.policy.settings.release_after_s, part.release_at_s
             reason = Reason.WITHDRAWN
         elif not missing_bytes:

@@ -100,7 +100,7 @@ class Reserves:
 
     def pass_time(self, outcome: Outcome) -> None:
         """Answers who waits, and ends reserves whose time is over."""
-        # Only a reading of this moment answers anybody.
+        # Whether a reserve is met, only a reading of this moment shows.
         if self.next_s > outcome.now_s or self._seen_at_s != outcome.now_s:
             return
         seen = self._seen

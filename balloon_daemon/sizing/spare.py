@@ -74,6 +74,7 @@ def spare_of(
         backed_share = 1 - min(1.0, untouched_bytes / left) if left > 0 else 1.0
     cache = above - free
     if reads_cache:
-        # It fills its free memory with what it reads, and is in need once little is left.
+        # Such a guest fills its free memory with what it reads, and is in need once little is
+        # left.
         unused = free = cache = 0
     return Spare(unused, free, cache, max(0.0, available / vm_mem_bytes), backed_share)

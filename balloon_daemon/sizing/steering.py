@@ -82,7 +82,7 @@ class Steering:
 
     def pass_time(self, outcome: Outcome) -> None:
         """Does what is due."""
-        # This is called for each MiB of any guest's balloon.
+        # Compare times first: this method is called for each MiB of any guest's balloon.
         if self.next_s <= outcome.now_s:
             self.pauses.pass_time(outcome)
             self.reclaims.pass_time(outcome)

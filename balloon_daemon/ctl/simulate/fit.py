@@ -17,7 +17,7 @@ SETS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 """Working sets that are tried, as shares of the page cache."""
 
 TOUCHES = tuple(round(4 * 1.3**power, 1) for power in range(18))
-"""Rates at which working sets are touched that are tried, in MiB a second: 4 to 346."""
+"""The rates of touching a working set that are tried, in MiB a second: 4 to 346."""
 
 READS = 0.5
 """A guest that reads less than so many MiB a second reads nothing to speak of."""
