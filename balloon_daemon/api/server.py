@@ -15,16 +15,17 @@ import math
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.bodies import RefusedError
 from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.listeners import Listener, Listeners
-from balloon_daemon.api.messages import Rights, refusal
+from balloon_daemon.api.messages import refusal
 from balloon_daemon.api.metrics import Metrics
 from balloon_daemon.api.own_figures import keep_own_figures, own_figures
 from balloon_daemon.api.routes import Routes
+from balloon_daemon.api.seats import MOST, READERS, TAKE_WITHIN_S, makes_room, most_such
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Reloader, Tracing
 from balloon_daemon.events import ApiMisused, CallbackFailed, Publish
@@ -40,14 +41,8 @@ they may use in the long run."""
 LOOK_AT = 32
 """How many ready descriptors are taken from the epoll instance at a time."""
 
-MOST, MOST_READERS, MOST_SCRAPERS = 256, 192, 8
-"""How many clients are served at a time, how many of them may be clients that may only read, and
-how many of them such as may read the metrics alone. Further connections wait to be accepted; a
-further client that may only read is refused."""
-
-ASK_WITHIN_S, TAKE_WITHIN_S = 10.0, 10.0
-"""How long a client may take to send its whole request, and how long it may receive nothing while
-its answer waits."""
+ASK_WITHIN_S = 10.0
+"""How long a client may take to send its whole request."""
 
 LOOK_S = 1.0
 """How often to look for clients that are late (``ASK_WITHIN_S``, ``TAKE_WITHIN_S``)."""
@@ -55,18 +50,6 @@ LOOK_S = 1.0
 MOST_MISUSES = 16
 """After so many connections in which clients sent descriptors, members of the socket's group may
 not ask any more: each such connection stays open for good, and so costs one descriptor."""
-
-
-_READERS = {Rights.NOTHING, Rights.READ}
-"""Clients over a Unix socket that change nothing."""
-
-
-def _most_such(rights: Rights, clients: Iterable[Client]) -> int:
-    """The limit for clients with these rights, where more are connected; else 0."""
-    if rights is Rights.CHANGE:
-        return 0
-    most, like = (MOST_SCRAPERS, {rights}) if rights is Rights.SCRAPE else (MOST_READERS, _READERS)
-    return most if sum(one.rights in like for one in clients) > most else 0
 
 
 class Records(NamedTuple):
@@ -220,14 +203,17 @@ class Server:
         if self._is_shut_out(client):
             self.drop(client)
             return
-        if most := _most_such(rights, self._clients.values()):
+        if most := most_such(client, self._clients.values()):
+            if idle := makes_room(client, self._clients.values(), time.monotonic()):
+                self.drop(idle)
+                return
             sentence = f"{most} clients are served already; ask again later"
             self._answering.finish(client, refusal(503, sentence))
 
     def _is_shut_out(self, client: Client) -> bool:
         """Whether nothing is received from a client any more, because members of its group have
         sent descriptors too often (``MOST_MISUSES``)."""
-        return client.rights in _READERS and self._misuses >= MOST_MISUSES
+        return client.rights in READERS and self._misuses >= MOST_MISUSES
 
     # --- the answering's calls ----------------------------------------------------------------
 
@@ -313,7 +299,7 @@ class Server:
         # Close the connection of a client that may change something in any case, although the
         # close may block: root and this process's user can block this process in other ways too.
         # No descriptors come over TCP, however much a client sends on.
-        if hang_up(client.sock) or client.rights not in _READERS:
+        if hang_up(client.sock) or client.rights not in READERS:
             client.sock.close()
         else:
             self._keep(client)

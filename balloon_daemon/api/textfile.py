@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from balloon_daemon.api.metrics import Metrics
 from balloon_daemon.api.own_figures import own_figures
 from balloon_daemon.commands import Desk, Reloader, Tracing
-from balloon_daemon.events import MetricsFileEnded, Publish
+from balloon_daemon.events import MetricsFileEnded, MetricsNotWritten, Publish
 from balloon_daemon.records.counters import Counters
 from balloon_daemon.records.recent import Recent
-from balloon_daemon.records.scribe import Scribe
+from balloon_daemon.records.scribe import MOST_BYTES, Scribe
 
 EVERY_S = 15.0
 """The time between two texts: as often as Prometheus asks node_exporter in most places."""
@@ -50,6 +50,7 @@ class MetricsFile:
         self._metrics: Metrics
         self._parts: Iterator[bytes] = iter(())
         self._made: list[bytes] = []
+        self._is_behind = False
 
     def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None = None) -> None:
         self._metrics = Metrics(desk, self._recent.undriven, self._counters, own_figures)
@@ -80,8 +81,13 @@ class MetricsFile:
                 self._later(took_s * (1 / SHARE - 1), self._make)
                 return
         text, self._made = b"".join(self._made), []
-        # Where the writer's disk takes nothing, texts are dropped once 4 MiB wait.
-        self._scribe.send(b"%d\n%b" % (len(text), text))
+        if self._scribe.send(b"%d\n%b" % (len(text), text)):
+            self._is_behind = False
+        elif not self._is_behind and self._scribe.why_ended() is None:
+            # Too large for the writer, or its disk takes nothing: said once, until a text is taken
+            # again. The file keeps the text before, and with it the time of that.
+            self._is_behind = True
+            self._publish(MetricsNotWritten(len(text), MOST_BYTES))
         self._flush()
 
     def _flush(self) -> None:

@@ -40,6 +40,20 @@ class MetricsFileEnded(NamedTuple):
 
 
 @fact
+class MetricsNotWritten(NamedTuple):
+    """The file of ``--metrics`` keeps an older text. Published once, until a text is written.
+
+    Attributes:
+        text_bytes: the size of the text that was not written.
+        most_bytes: how much may wait for the program that writes the file. A text of less was not
+            written because the program has not taken the one before.
+    """
+
+    text_bytes: int
+    most_bytes: int
+
+
+@fact
 class ApiNotOpened(NamedTuple):
     """balloond runs without its API, which could not be opened at its default path; at a path that
     a flag names, the same failure ends the start.
@@ -84,6 +98,7 @@ ClientEvent = (
     ApiListening
     | MetricsListening
     | MetricsFileEnded
+    | MetricsNotWritten
     | ApiNotOpened
     | ApiMisused
     | ApiClientTooSlow

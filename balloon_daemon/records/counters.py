@@ -28,6 +28,7 @@ FAULTS: frozenset[type[Event]] = frozenset(
         events.LinesLost,
         events.MemoryNotGivenBack,
         events.MetricsFileEnded,
+        events.MetricsNotWritten,
         events.NotAccepted,
         events.ReaderFailed,
         events.RecordingEnded,

@@ -24,7 +24,8 @@ from balloon_daemon.api import traces as api_traces
 from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client, Phase
 from balloon_daemon.api.messages import MAX_BODY_BYTES, Rights
-from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Records, Server
+from balloon_daemon.api.seats import MOST, MOST_OF_USER, MOST_READERS, TAKE_WITHIN_S
+from balloon_daemon.api.server import MOST_MISUSES, Records, Server
 from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.api.traces import TOO_SLOW, Traces
 from balloon_daemon.commands import (
@@ -678,7 +679,9 @@ def test_those_who_may_only_read_leave_room_for_root(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(world: World) -> None:
-        monkeypatch.setattr(world.socket, "rights_of", lambda _: (1000, Rights.READ))
+        came = itertools.count()
+        users = (1000 + number // MOST_OF_USER for number in came)
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (next(users), Rights.READ))
         idle = [await world.connect() for _ in range(MOST_READERS)]
         await world.until(lambda: len(world.server.clients()) == MOST_READERS)
         with await world.connect() as sock:
@@ -686,6 +689,26 @@ def test_those_who_may_only_read_leave_room_for_root(
         assert status == 503
         assert content["error"].startswith(f"{MOST_READERS} clients are served already")
         monkeypatch.setattr(world.socket, "rights_of", lambda _: (0, Rights.CHANGE))
+        assert (await world.ask())[0] == 200
+        for sock in idle:
+            sock.close()
+
+    play(scene)
+
+
+@fault("more clients than are served at a time")
+def test_one_user_who_may_only_read_leaves_room_for_others(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (1000, Rights.READ))
+        idle = [await world.connect() for _ in range(MOST_OF_USER)]
+        await world.until(lambda: len(world.server.clients()) == MOST_OF_USER)
+        with await world.connect() as sock:
+            status, content = parsed(await received(sock))
+        assert status == 503
+        assert content["error"].startswith(f"{MOST_OF_USER} clients are served already")
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (1001, Rights.READ))
         assert (await world.ask())[0] == 200
         for sock in idle:
             sock.close()
@@ -897,7 +920,7 @@ def test_client_that_hangs_up_while_its_answer_is_made_is_let_go(play: Play) -> 
 
 def test_bounds_are_what_the_documents_say() -> None:
     assert (api_client.MAX_HEAD_BYTES, MAX_BODY_BYTES) == (8192, 4096)
-    assert (api_server.ASK_WITHIN_S, api_server.TAKE_WITHIN_S) == (10, 10)
+    assert (api_server.ASK_WITHIN_S, TAKE_WITHIN_S) == (10, 10)
 
 
 class Reloader:

@@ -14,7 +14,10 @@ from typing import cast
 import pytest
 
 from balloon_daemon.api import server
-from balloon_daemon.api.server import MOST_MISUSES, MOST_SCRAPERS, Records, Server
+from balloon_daemon.api.answering import Answering
+from balloon_daemon.api.client import Phase
+from balloon_daemon.api.seats import MOST_SCRAPERS
+from balloon_daemon.api.server import MOST_MISUSES, Records, Server
 from balloon_daemon.api.tcp_socket import TcpSocket
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Tracing
@@ -193,19 +196,52 @@ def test_metrics_over_tcp_need_no_api(start_daemon: StartDaemon, make_guest: Mak
 
 
 @fault("more clients over TCP than are served")
-def test_scrapers_that_ask_nothing_take_no_place_of_the_apis_clients(
+def test_scrapers_that_ask_nothing_keep_no_other_one_out(
     start_daemon: StartDaemon, api: Path
 ) -> None:
-    daemon, port = serving(start_daemon, "--api", str(api))
+    _, port = serving(start_daemon, "--api", str(api))
     with contextlib.ExitStack() as silent:
-        for _ in range(MOST_SCRAPERS):
+        idle = [
             silent.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S))
-        with socket.create_connection(("127.0.0.1", port), HANG_S) as late:
-            answer = http.client.HTTPResponse(late)
-            answer.begin()
-            assert answer.status == 503
+            for _ in range(MOST_SCRAPERS)
+        ]
+        assert over_tcp(port)[0] == 200
+        assert idle[0].recv(1) == b""  # The first one has made room.
         assert ask(api, "/v1/status").status == 200
-    daemon.wait(lambda: over_tcp(port)[0] == 200, what="the others have gone")
+        idle[-1].sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = http.client.HTTPResponse(idle[-1])
+        answer.begin()
+        assert answer.status == 200
+
+
+@fault("more clients over TCP than are served")
+def test_client_over_tcp_is_refused_where_all_others_are_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listening = TcpSocket("127.0.0.1", 0)
+    port = listening.sock.getsockname()[1]
+    records = Records(Recent(), Traces(lambda: b""), Counters())
+    served = Server([listening], records, lambda event: None)
+    # Their answers never come: the work on them never begins.
+    monkeypatch.setattr(Answering, "has_work", False)
+
+    async def scene(clients: contextlib.ExitStack) -> bytes:
+        served.start(cast(Desk, None), cast(Tracing, None))
+        for _ in range(MOST_SCRAPERS):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while [one.phase for one in served.clients()] != [Phase.WAITING] * MOST_SCRAPERS:
+            await asyncio.sleep(0)
+        late = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+        late.setblocking(False)
+        try:
+            return await asyncio.get_running_loop().sock_recv(late, 12)
+        finally:
+            served.close()
+
+    with contextlib.ExitStack() as clients:
+        answer = asyncio.run(asyncio.wait_for(scene(clients), HANG_S))
+    assert answer == b"HTTP/1.1 503"
 
 
 @fault("a client over TCP that goes on sending")

@@ -15,8 +15,9 @@ import pytest
 from balloon_daemon.api import textfile
 from balloon_daemon.api.textfile import MetricsFile
 from balloon_daemon.commands import Desk, Tracing
-from balloon_daemon.events import Event, MetricsFileEnded
+from balloon_daemon.events import Event, MetricsFileEnded, MetricsNotWritten
 from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.records import scribe
 from balloon_daemon.records.counters import Counters
 from balloon_daemon.records.recent import Recent
 from balloon_daemon.records.scribe import Scribe
@@ -145,7 +146,7 @@ class Written:
         ]
         self.service = MetricsFile(self._scribe, Recent(), Counters(), self.events.append)
 
-    def play(self, until: Callable[[], bool]) -> None:
+    def play(self, until: Callable[[], bool], *, close: bool = True) -> None:
         """Runs the event loop until a condition holds."""
 
         async def whole() -> None:
@@ -157,7 +158,8 @@ class Written:
             asyncio.run(asyncio.wait_for(whole(), HANG_S))
         finally:
             self.service.close()
-            self._scribe.close()
+            if close:
+                self._scribe.close()
 
 
 VMS = 3000
@@ -182,6 +184,36 @@ def test_text_that_is_larger_than_a_socket_is_whole_whenever_it_is_read(
 
     written.play(read)
     assert written.events == []
+
+
+@fault("more metrics than the writer of their file takes")
+def test_text_that_is_too_large_is_told_once_and_the_file_keeps_the_one_before(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(textfile, "EVERY_S", 0.0)
+    for module in (scribe, textfile):
+        monkeypatch.setattr(module, "MOST_BYTES", 1 << 16)
+    desk = ManyVms(1000)
+    many = desk.vms
+    written = Written(file, desk)
+
+    def vms_in_file() -> int:
+        metrics = read_metrics(file.read_text()) if file.exists() else None
+        return 0 if metrics is None else len(metrics.labels("balloond_vm_state"))
+
+    desk.vms = many[:1]
+    written.play(lambda: vms_in_file() == 1, close=False)
+    desk.vms = many
+    turns = iter(range(2))
+    written.play(lambda: written.events != [] and next(turns, None) is None, close=False)
+    kept = vms_in_file()
+    desk.vms = many[:2]
+    written.play(lambda: vms_in_file() == 2)
+
+    assert kept == 1
+    (event,) = written.events
+    assert isinstance(event, MetricsNotWritten)
+    assert event.text_bytes > event.most_bytes
 
 
 @fault("the file of --metrics cannot be written any more")

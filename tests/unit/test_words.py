@@ -76,6 +76,7 @@ from balloon_daemon.events import (
     MemoryOutOfReach,
     MetricsFileEnded,
     MetricsListening,
+    MetricsNotWritten,
     NoBackendChannel,
     NoDriverYet,
     NotAccepted,
@@ -684,6 +685,14 @@ DAEMON: list[Row] = [
         "metrics-file-ended",
         "no more is written to the file of --metrics: No space left on device",
         {"why": "No space left on device"},
+    ),
+    (
+        MetricsNotWritten(5 << 20, 4 << 20),
+        WARNING,
+        "metrics-not-written",
+        "the file of --metrics keeps its old figures, as new ones cannot be written: they are "
+        "5 MiB, and it takes 4 MiB: have Prometheus ask the API or a port (docs/metrics.md)",
+        {"text_bytes": 5 << 20, "most_bytes": 4 << 20},
     ),
     (
         ApiNotOpened("h11 is not installed"),

@@ -25,6 +25,7 @@ from balloon_daemon.events import (
     MemoryNotGivenBack,
     MetricsFileEnded,
     MetricsListening,
+    MetricsNotWritten,
     NotAccepted,
     PolicyFileWarning,
     ReaderFailed,
@@ -65,6 +66,13 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case MetricsFileEnded(why):
             ended = why or "its writer has ended"
             return Level.WARNING, f"no more is written to the file of --metrics: {ended}"
+        case MetricsNotWritten(text_bytes, most_bytes):
+            why = "its writer's disk has not taken the ones before"
+            if text_bytes > most_bytes:
+                why = f"they are {format_size(text_bytes)}, and it takes {format_size(most_bytes)}"
+                why += ": have Prometheus ask the API or a port (docs/metrics.md)"
+            said = "the file of --metrics keeps its old figures, as new ones cannot be written"
+            return Level.WARNING, f"{said}: {why}"
         case ApiNotOpened(why):
             return Level.WARNING, f"there is no API: {why}"
         case ApiMisused(uid, closed):
