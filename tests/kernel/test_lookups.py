@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import stat
@@ -359,6 +360,23 @@ def test_names_of_any_bytes_are_found_by_a_child(tmp_path: Path) -> None:
             assert stat.S_ISSOCK(os.stat(next(iter(search.found))).st_mode)
 
         asyncio.run(run())
+
+
+@fault("a user makes sockets over and over")
+@pytest.mark.parametrize("letter", ["a", "\x01", "é", "\U0001f600", os.fsdecode(b"\xff")])
+def test_many_long_names_of_any_letters_come_in_packets_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letter: str
+) -> None:
+    monkeypatch.setattr(path_orders, "LOOK_FOR_S", HANG_S)  # However fast names are looked at.
+    n_bytes = len(os.fsencode(letter))
+    directory = tmp_path.joinpath(*[letter * (250 // n_bytes)] * 6)
+    directory.mkdir(parents=True)
+    for number in range(300):
+        (directory / f"{letter * (250 // n_bytes)}{number:03}").touch()
+    order = ["match", str(directory), "*"]
+    batches = list(path_orders.answers(order, -1, lambda owner: None))
+    assert sum(len(batch) for batch in batches if isinstance(batch, list)) == 300
+    assert max(len(json.dumps([batch])) for batch in batches) <= asked_child.MAX_PACKET_BYTES
 
 
 @needs_root

@@ -42,7 +42,7 @@ from balloon_daemon.guests.driven.control import (
 )
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.driven.vmm_process import open_files
-from balloon_daemon.guests.seam import Ability, GuestState
+from balloon_daemon.guests.seam import Ability, GuestState, Stats
 from balloon_daemon.linux.credentials import living_peer_of
 from balloon_daemon.linux.passed_fds import DescriptorsSentError
 from balloon_daemon.units import MOST_MEMORY_BYTES
@@ -187,29 +187,33 @@ class CrosvmControl:
 
     async def sample(self) -> Sample:
         assert self._stats is not None
-        answer = await self._stats.ask(_STATS, self._stats_within_s)
-        now_s = time.monotonic()
-        balloon_bytes, stats = None, None
-        if answer is None:
-            state = GuestState.PAUSED if self._answered else GuestState.NO_DRIVER
-        elif not _has_driver(answer):
-            state, self._answered = GuestState.NO_DRIVER, False
-        else:
-            state, self._answered = GuestState.RUNNING, True
-            sent = member(answer, "BalloonStats")
-            balloon_bytes = whole_number(
-                sent, "balloon_actual", self._memory_bytes or MOST_MEMORY_BYTES
-            )
-            stats = named_stats(member(sent, "stats"), now_s)
-            if stats is not None and (stats.total_bytes or 0) <= MOST_MEMORY_BYTES:
-                self._guest_bytes = max(self._guest_bytes, stats.total_bytes or 0)
-            if self._refused_bytes is not None:
-                await self.set_balloon(self._refused_bytes)
+        state, balloon_bytes, stats = self._read(
+            await self._stats.ask(_STATS, self._stats_within_s), now_s := time.monotonic()
+        )
+        if state is GuestState.RUNNING and self._refused_bytes is not None:
+            await self.set_balloon(self._refused_bytes)
         vm_mem_bytes = self._memory_bytes or self._guest_bytes
         if not vm_mem_bytes:
             seen = f"no {_MEMORY_FILE} in /proc/{self._stats.pid}/fd"
             raise ControlError(Fault.NO_SIZE, seen)
         return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
+
+    def _read(self, answer: object, now_s: float) -> tuple[GuestState, int | None, Stats | None]:
+        """Reads an answer with statistics, of which nothing else is kept: state, balloon and
+        statistics; None: there is no answer."""
+        if answer is None:
+            return (GuestState.PAUSED if self._answered else GuestState.NO_DRIVER), None, None
+        self._answered = _has_driver(answer)
+        if not self._answered:
+            return GuestState.NO_DRIVER, None, None
+        sent = member(answer, "BalloonStats")
+        balloon_bytes = whole_number(
+            sent, "balloon_actual", self._memory_bytes or MOST_MEMORY_BYTES
+        )
+        stats = named_stats(member(sent, "stats"), now_s)
+        if stats is not None and (stats.total_bytes or 0) <= MOST_MEMORY_BYTES:
+            self._guest_bytes = max(self._guest_bytes, stats.total_bytes or 0)
+        return GuestState.RUNNING, balloon_bytes, stats
 
     async def watch(self, every_s: float | None) -> None:
         """Does nothing: each sample asks the guest for statistics."""

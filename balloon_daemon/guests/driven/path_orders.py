@@ -30,7 +30,7 @@ MOST_NAMES = 1 << 20
 
 _BATCH_BYTES = 16 * 1024
 """A batch of matches with paths of more bytes than this is answered at once. JSON makes up to six
-bytes of one, and a path has up to 4,096."""
+bytes of one: of a character of four, such as an emoji, twelve. A path has up to 4,096."""
 
 Enters = Callable[[int], None]
 """Called before a name is looked up in a directory that belongs neither to root nor to this
@@ -101,7 +101,7 @@ def _batches(matches: Iterator[Match | None]) -> Iterator[list[Match]]:
     for match in matches:
         if match is not None:
             batch.append(match)
-            n_bytes += len(match.path) + len(match.resolved)
+            n_bytes += len(os.fsencode(match.path)) + len(os.fsencode(match.resolved))
         if n_bytes > _BATCH_BYTES or time.monotonic() >= ends_s:
             yield batch
             batch, n_bytes = [], 0
