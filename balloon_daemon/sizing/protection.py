@@ -45,8 +45,10 @@ class Protection:
 
     def __init__(self) -> None:
         self._rows: dict[VmId, Row] = {}
-        # By whether a VM is adaptive.
+        # Whether memory is about to be low, by whether a VM is adaptive.
         self._near = {False: False, True: False}
+        # Whether it is not, for either.
+        self._is_far = True
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:
         """Begins to protect a VM, if it is a careful one, before it is sent any target."""
@@ -116,6 +118,10 @@ class Protection:
             self._resume(vm, row, outcome)
         return reason
 
+    def ignores(self, reading: Reading) -> bool:
+        """Whether ``saw`` would change nothing, as low memory is as far away as it was."""
+        return self._is_far and reading.available_mib >= reading.margin_mib * SOON
+
     def saw(self, seen: Seen, outcome: Outcome) -> None:
         """Notes how far from low memory the host is."""
         before = dict(self._near)
@@ -126,6 +132,7 @@ class Protection:
             elif isinstance(seen, NeverLow):
                 self._near[adaptive] = False
         if before != self._near:
+            self._is_far = not any(self._near.values())
             for vm, row in self._rows.items():
                 if row.guard is not None:
                     self._pace(vm, row, row.guard, outcome)
