@@ -228,7 +228,10 @@ class Governor:
     # --- memory and time ----------------------------------------------------------------------
 
     def _looked(self, seen: Seen) -> None:
-        self._step(Looked(seen))
+        if self._policy.ignores(seen):
+            self._watch.listen(self._looked)
+        else:
+            self._step(Looked(seen))
 
     def _woke(self, due_s: float) -> None:
         self._timer = None
@@ -293,16 +296,14 @@ class Governor:
         self._tell(vm.guest.keep, VmRow(self._policy.vm_mem_bytes(vm_id), *state))
 
     def _tell(self, call: Callable[..., object], *args: object) -> None:
-        """Calls a guest's method. One driver's error must not keep other VMs from their
-        targets."""
+        """Calls a guest's method. Its driver's error must not keep targets from other VMs."""
         try:
             call(*args)
         except Exception as err:
             self._failed(err)
 
     def _failed(self, err: Exception) -> None:
-        context = {"message": "a guest's driver failed", "exception": err}
-        self._loop.call_exception_handler(context)
+        self._loop.call_exception_handler({"message": "a guest's driver failed", "exception": err})
 
     def _arm(self, wake_at_s: float | None) -> None:
         if self._timer is not None:

@@ -14,7 +14,7 @@ from balloon_daemon.guests.seam import GuestState, StateChanged
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reason
-from balloon_daemon.sizing.host_events import Event, HostStep, Moved, Reported
+from balloon_daemon.sizing.host_events import Event, HostStep, Moved, Reported, Seen
 from balloon_daemon.sizing.resumable import ResumablePolicy
 from balloon_daemon.units import VmId
 
@@ -58,6 +58,9 @@ class TracedPolicy(ResumablePolicy):
         self._clock = clock
         self.publishes = True
         """Whether it publishes; what it decides does not depend on it."""
+
+    def ignores(self, seen: Seen) -> bool:
+        return not self.publishes and super().ignores(seen)
 
     def step(self, event: Event, now_s: float) -> HostStep:
         self._draws.clear()

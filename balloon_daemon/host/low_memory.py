@@ -2,8 +2,9 @@
 
 Runs in the controller. A source never blocks, and raises nothing because of the figures that it
 reads: if a figure cannot be read, the reading is *unknown* (``read`` gives None), and the next
-reading tries again; a source keeps nothing from one reading to the next but the alarm and its open
-files. A source that the host has switched off gives a known answer: nothing is low (``NeverLow``).
+reading tries again; a source keeps nothing from one reading to the next but the alarm, its open
+files and what the margin's file said. A source that the host has switched off gives a known
+answer: nothing is low (``NeverLow``).
 
 How one loop uses a source:
 
@@ -129,6 +130,8 @@ class ChromeosLowMemory(SourceNotices):
         self._available = FigureFile(f"{directory}/available")
         self._margin = FigureFile(f"{directory}/margin")
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
+        # What the file of the margin held, and what that says: it seldom changes.
+        self._margin_read: tuple[bytes, int | NeverLow] = (b"", 0)
         self._alarm = None if device is None else DeviceAlarm(device)
 
     @property
@@ -198,7 +201,8 @@ class ChromeosLowMemory(SourceNotices):
         if isinstance(margin_mib, NeverLow):
             return margin_mib
         try:
-            available_mib = _whole_number(self._available.path, _read_words(self._available))
+            content = self._available.read(_MOST_BYTES, one_read_of)
+            available_mib = _whole_number(self._available.path, content.split())
         except (OSError, ValueError) as err:
             return Unknown("available memory", _in_words(err))
         if isinstance(margin_mib, Unknown):
@@ -207,12 +211,17 @@ class ChromeosLowMemory(SourceNotices):
 
     def _read_margin(self) -> int | NeverLow | Unknown:
         try:
-            words = _read_words(self._margin)
-            if words == [b"off"]:
-                return NeverLow(f"{self._margin.path} says off")
-            return _whole_number(self._margin.path, words, several=True)
+            content = self._margin.read(_MOST_BYTES, one_read_of)
+            if content != self._margin_read[0] or not content:
+                self._margin_read = content, self._parse_margin(content.split())
+            return self._margin_read[1]
         except (OSError, ValueError) as err:
             return Unknown("the margin", _in_words(err))
+
+    def _parse_margin(self, words: list[bytes]) -> int | NeverLow:
+        if words == [b"off"]:
+            return NeverLow(f"{self._margin.path} says off")
+        return _whole_number(self._margin.path, words, several=True)
 
 
 class MeminfoLowMemory(SourceNotices):
@@ -447,11 +456,6 @@ def _whole_mib(margin_bytes: int) -> int:
     if margin_bytes < MIB:
         raise ConfigError(f"a margin of {margin_bytes} bytes; it must be at least 1 MiB")
     return margin_bytes // MIB
-
-
-def _read_words(file: FigureFile) -> list[bytes]:
-    """The words of a small file. Raises OSError: the kernel's reason, with the file's name."""
-    return file.read(_MOST_BYTES, one_read_of).split()
 
 
 def _whole_number(path: str, words: list[bytes], *, several: bool = False) -> int:

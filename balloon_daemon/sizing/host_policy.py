@@ -185,6 +185,18 @@ class HostPolicy:
         wake_at_s = min(self._deadlines.earliest_s(), next_s)
         return outcome.step(wake_at_s, listen=bool(self._listening) or self._adaptive.listens)
 
+    def ignores(self, seen: Seen) -> bool:
+        """Whether ``step`` with ``Looked`` would change nothing just now, by a look at what seldom
+        differs: far more is available than the margin, and nothing waits for a reading.
+
+        The source is polled each second for as long as balloond runs.
+        """
+        return (
+            isinstance(seen, Reading)
+            and self._look_at_s == self.steering.next_s == self._adaptive.next_s == math.inf
+            and self._protection.ignores(seen)
+        )
+
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
         """Notes the size of a VM's balloon, as its driver reports it; decides nothing.
 

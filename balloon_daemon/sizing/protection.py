@@ -48,6 +48,8 @@ class Protection:
         # Whether memory is about to be low: for VMs that are not adaptive (False), for adaptive
         # ones.
         self._near = {False: False, True: False}
+        # Whether memory is not about to be low, for either kind.
+        self._is_far = True
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:
         """Begins to protect a VM, if it is a careful one, before it is sent any target."""
@@ -117,6 +119,10 @@ class Protection:
             self._resume(vm, row, outcome)
         return reason
 
+    def ignores(self, reading: Reading) -> bool:
+        """Whether ``saw`` would change nothing, as low memory is as far away as it was."""
+        return self._is_far and reading.available_mib >= reading.margin_mib * SOON
+
     def saw(self, seen: Seen, outcome: Outcome) -> None:
         """Notes how far from low memory the host is."""
         before = dict(self._near)
@@ -127,6 +133,7 @@ class Protection:
             elif isinstance(seen, NeverLow):
                 self._near[adaptive] = False
         if before != self._near:
+            self._is_far = not any(self._near.values())
             for vm, row in self._rows.items():
                 if row.guard is not None:
                     self._pace(vm, row, row.guard, outcome)

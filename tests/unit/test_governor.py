@@ -1,5 +1,6 @@
 """The whole governor under a clock that stands still, with guests that know no protocol."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,8 @@ from balloon_daemon.commands import (
     SetBalloon,
     Unreserve,
 )
-from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.governor import Governor, MakePolicy
+from balloon_daemon.controller.traced import TracedPolicy
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import (
     BalloonContested,
@@ -36,6 +38,7 @@ from balloon_daemon.events import (
     ReserveMet,
     SizeAsked,
     SqueezeStalled,
+    Stepped,
     TakingPaused,
     TakingResumed,
     VmAttached,
@@ -57,6 +60,7 @@ from balloon_daemon.guests.seam import (
     VmRow,
 )
 from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.sizing import host_events
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import (
     Decision,
@@ -70,6 +74,7 @@ from balloon_daemon.sizing.decision import (
     Sign,
 )
 from balloon_daemon.sizing.guard import Guard
+from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import (
     HostStatus,
@@ -96,7 +101,7 @@ STEP = 32 * MIB
 class Host:
     """A governor, its guests, and what they and its events' readers hear."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: MakePolicy = HostPolicy) -> None:
         self.loop = StillLoop()
         self.memory = ToldMemory()
         self.memory.seen = PLENTY
@@ -106,7 +111,7 @@ class Host:
             recheck_jitter_s=0.0, release_after_jitter_s=0.0, release_every_jitter_s=0.0
         )
         watch = MemoryWatch(self.memory, 1.0, self.events.append, self.loop)
-        self.governor = Governor(settings, watch, self._published, self.loop)
+        self.governor = Governor(settings, watch, self._published, self.loop, make)
 
     def _published(self, event: Event) -> None:
         self.events.append(event)
@@ -171,6 +176,52 @@ def test_low_memory_is_noticed_within_a_poll_and_asked_about_no_more_while_pause
     host.loop.advance(0.9)
     assert host.reasons(A) == [Reason.LOW_MEMORY]
     assert host.memory.reads == reads
+
+
+def test_readings_far_from_low_memory_are_no_steps_of_the_policy() -> None:
+    told: list[host_events.Event] = []
+
+    class ListedPolicy(HostPolicy):
+        def step(self, event: host_events.Event, now_s: float) -> host_events.HostStep:
+            told.append(event)
+            return super().step(event, now_s)
+
+    host = Host(ListedPolicy)
+    host.attached(A)
+    reads = host.memory.reads
+    told.clear()
+    host.loop.advance(5.0)
+    assert (told, host.memory.reads - reads) == ([], 5)
+    host.memory.seen = Reading(available_mib=900, margin_mib=400)
+    host.loop.advance(1.0)
+    assert told == [host_events.Looked(host.memory.seen)]
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    assert host.reasons(A) == [Reason.LOW_MEMORY]
+
+
+def test_recorded_policy_publishes_readings_far_from_low_memory_too() -> None:
+    stepped: list[Event] = []
+    policies: list[TracedPolicy] = []
+
+    def make(
+        settings: PolicySettings,
+        draw: Callable[[], float],
+        against_more: Callable[[VmId, int], Reason | None],
+    ) -> HostPolicy:
+        policy = TracedPolicy(settings, draw, against_more, stepped.append, lambda: 0.0)
+        policies.append(policy)
+        return policy
+
+    host = Host(make)
+    host.attached(A)
+    stepped.clear()
+    host.loop.advance(3.0)
+    seen = [event.event for event in stepped if isinstance(event, Stepped)]
+    assert seen == [host_events.Looked(PLENTY)] * 3
+    policies[0].publishes = False
+    host.loop.advance(3.0)
+    assert len(stepped) == 3
 
 
 def test_all_targets_of_a_reading_leave_before_anything_else(host: Host) -> None:

@@ -257,6 +257,18 @@ def test_error_that_lasts_is_noted_when_it_begins_and_when_it_ends(directory: Pa
     assert ended == [SourceKnown("available memory", 6)]
 
 
+def test_margin_counts_as_the_file_says_now_and_again_after_garbage(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    margin = directory / "margin"
+    read: list[Reading | NeverLow | None] = []
+    for text in ("300", "300", "300 1000", "", "300 1000", "much", "much", "off", "off", "300"):
+        margin.write_text(text)
+        read.append(source.read())
+    off = NeverLow(f"{margin} says off")
+    known = Reading(1000, 300)
+    assert read == [known, known, known, None, known, None, None, off, off, known]
+
+
 @fault("a second cause while the figures are unknown")
 def test_margin_that_cannot_be_read_is_not_blamed_on_available(directory: Path) -> None:
     source = ChromeosLowMemory(directory)
