@@ -101,6 +101,7 @@ class BalloonDevice:
         queues: the queues that can be served.
         fault: called with each fault: (queue, error).
         clock: seconds, for the length of a turn.
+        frees_reported: False: reports are answered, and the reported pages keep their content.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class BalloonDevice:
         queues: list[RunningQueue],
         fault: Callable[[RunningQueue, GuestError], None],
         clock: Callable[[], float] = monotonic,
+        *,
+        frees_reported: bool = True,
     ) -> None:
         self._memory = memory
         self._reclaimer = reclaimer
@@ -122,7 +125,7 @@ class BalloonDevice:
             BalloonQueue.INFLATEQ: self._inflate,
             BalloonQueue.DEFLATEQ: self._deflate,
             BalloonQueue.STATSQ: self._take_stats,
-            BalloonQueue.REPORTING_VQ: self._discard_reported,
+            BalloonQueue.REPORTING_VQ: self._discard_reported if frees_reported else _answer,
         }
         # The keys are the vrings' indices, not BalloonQueue members: a look-up by an Enum's member
         # runs Python code of the enum module.
@@ -314,6 +317,11 @@ class BalloonDevice:
         if len(content) % 4:
             raise GuestError(queue, chain.head, Rule.LENGTH, len(content))
         return content
+
+
+def _answer(chain: DescriptorChain) -> Handled:
+    """Answers a report without touching its pages."""
+    return chain.head, 0
 
 
 def _call(running: RunningQueue) -> None:

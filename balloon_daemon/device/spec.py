@@ -57,6 +57,7 @@ class DeviceSpec(NamedTuple):
         earned: how much of its CPU allowances the guest has at the beginning, from 0 to 1.
         rehearse: True: before its end the device allocates memory of each kind that CPython has
             (``rehearsal``), naming each step on its standard error.
+        frees_reported: False where the pages that the guest reports must keep what is in them.
         pfns_name_pages: False where the guest has pages beyond the range of 32-bit page frame
             numbers: then a number may be the low 32 bits of a greater one, and no page of the
             balloon is removed.
@@ -71,6 +72,7 @@ class DeviceSpec(NamedTuple):
     must_tell_host: bool
     earned: float = 1.0
     rehearse: bool = False
+    frees_reported: bool = True
     pfns_name_pages: bool = True
 
     def fds(self) -> Iterator[int]:

@@ -122,6 +122,7 @@ def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
         reclaimer,
         queues,
         lambda running, err: report_guest_error(reporter, running, err),
+        frees_reported=spec.frees_reported,
     )
     if spec.channel_fd is not None:
         os.set_blocking(spec.channel_fd, False)

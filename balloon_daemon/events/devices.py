@@ -39,6 +39,19 @@ class DeviceLooks(NamedTuple):
 
 
 @fact
+class ReportsNotFreed(NamedTuple):
+    """A device answers its guest's reports of free pages without removing the pages.
+
+    Attributes:
+        poison_val: the u32 with which the guest fills free pages and for which it may look there
+            again; None: its driver has not said what free pages hold.
+    """
+
+    vm: VmId
+    poison_val: int | None
+
+
+@fact
 class DeviceReady(NamedTuple):
     """A device has loaded its filter and begins to serve the rings."""
 
@@ -207,6 +220,7 @@ class GuestStats(NamedTuple):
 DeviceEvent = (
     DeviceStarted
     | DeviceLooks
+    | ReportsNotFreed
     | DeviceReady
     | DeviceNotForked
     | DeviceDied

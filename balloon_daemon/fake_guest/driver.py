@@ -20,7 +20,7 @@ from balloon_daemon.fake_guest.ram import GuestRam
 from balloon_daemon.fake_guest.rings import Rings, Transport
 from balloon_daemon.fake_guest.settings import DriverCounters, DriverSettings
 from balloon_daemon.fake_guest.styles import Ring
-from balloon_daemon.virtio.balloon import BalloonFeature, BalloonQueue
+from balloon_daemon.virtio.balloon import POISON_VAL_OFFSET, BalloonFeature, BalloonQueue
 
 
 class BalloonDriver:
@@ -55,6 +55,7 @@ class BalloonDriver:
             self.rings,
             self.counters,
             lambda size: on_event("reported", {"bytes": size} | self._figures()),
+            settings.poison_val,
         )
         self.num_pages = 0
         """The target when last read, in 4 KiB pages."""
@@ -76,7 +77,7 @@ class BalloonDriver:
         return not self._in_flight.buffers and self.reporting.idle
 
     def find_queues(self, acknowledged: int) -> list[Ring]:
-        """Sets up empty rings and fills the first statistics buffer.
+        """Sets up empty rings, fills the first statistics buffer and writes ``poison_val``.
 
         Args:
             acknowledged: the features that device and driver agreed on.
@@ -91,6 +92,10 @@ class BalloonDriver:
         # buffer only if it looks at the ring without a kick.
         if BalloonQueue.STATSQ in self.rings.queues:
             self._send_stats()
+        if acknowledged & BalloonFeature.PAGE_POISON:
+            poison_val = self.settings.poison_val or 0
+            content = poison_val.to_bytes(4, "little")
+            self.rings.transport.write_config(POISON_VAL_OFFSET, content)
         return rings
 
     def ready(self) -> None:

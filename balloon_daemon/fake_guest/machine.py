@@ -145,7 +145,7 @@ class FakeGuest:
             BackendError: the back-end refused something.
         """
         frontend = self._connected()
-        self.acknowledged = frontend.negotiated.features & self.settings.driver.features
+        self.acknowledged = self.settings.driver.acknowledged(frontend.negotiated.features)
         self._rings = self.driver.find_queues(self.acknowledged)
         frontend.requests.config_changed = False
         frontend.start(self.acknowledged, self.ram.shared(), self._rings)

@@ -31,6 +31,8 @@ class PageReport:
         free: its free pages.
         block_pages: pages of a block, a power of two.
         queue_size: entries of the queue; a chain can have no more descriptors.
+        poison_val: what free pages must hold, also once they were reported; None: anything. For
+            another value than 0 the pages' own pattern stands here: a device must leave either.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class PageReport:
         free: PageStack,
         block_pages: int = REPORT_BLOCK_PAGES,
         queue_size: int = MAX_REPORT_RANGES,
+        poison_val: int | None = None,
     ) -> None:
         self._ram = ram
         self._free = free
         self._max_ranges = min(MAX_REPORT_RANGES, queue_size)
         self._waiting: Pages = np.empty(0, np.int64)
         self._blocks: list[int] = whole_blocks(ram, free, block_pages).tolist()
+        self._poison_val = poison_val
         self.block_pages = block_pages
         self.sent_bytes = 0
 
@@ -70,7 +74,10 @@ class PageReport:
         firsts = np.array(now, np.int64)
         self._waiting = (firsts[:, None] + np.arange(self.block_pages)).ravel()
         self._free.remove(self._waiting)
-        self._ram.state[self._waiting] = PageState.GIVEN
+        if self._poison_val is None:
+            self._ram.state[self._waiting] = PageState.GIVEN
+        elif self._poison_val == 0:
+            self._ram.zero(self._waiting)
         length = self.block_pages * PAGE_SIZE
         self.sent_bytes += len(now) * length
         return [(int(pfn) * PAGE_SIZE, length) for pfn in self._ram.numbers.pfns(firsts)]
@@ -90,6 +97,7 @@ class PageReporting:
         rings: sends the reports.
         counters: reports are counted here.
         on_reported: called with a report's bytes, once the device has answered all of it.
+        poison_val: as for ``PageReport``.
     """
 
     def __init__(
@@ -99,12 +107,14 @@ class PageReporting:
         rings: Rings,
         counters: DriverCounters,
         on_reported: Callable[[int], None],
+        poison_val: int | None = None,
     ) -> None:
         self._ram = ram
         self._free = free
         self._rings = rings
         self._counters = counters
         self._on_reported = on_reported
+        self._poison_val = poison_val
         self._report: PageReport | None = None
 
     @property
@@ -127,7 +137,7 @@ class PageReporting:
             raise ConfigError("free page reporting was not negotiated")
         if self._report is not None:
             raise ConfigError("a report is under way")
-        self._report = PageReport(self._ram, self._free, block_pages, queue.size)
+        self._report = PageReport(self._ram, self._free, block_pages, queue.size, self._poison_val)
         blocks = self._report.blocks_left
         self._send(self._report)
         return blocks

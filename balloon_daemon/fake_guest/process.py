@@ -208,6 +208,9 @@ def build_parser() -> argparse.ArgumentParser:
     driver.add_argument("--parts", type=int, default=1, metavar="N")
     driver.add_argument("--stat-tags", type=int, default=10, metavar="N")
     driver.add_argument("--no-interrupts", action="store_true", help="suppress calls and poll")
+    driver.add_argument(
+        "--poison-val", type=lambda text: int(text, 0), metavar="N", help="fills free pages with N"
+    )
     driver.add_argument("--refill", action="store_true", help="touch what leaves the balloon")
     memory = parser.add_argument_group("memory")
     memory.add_argument(
@@ -242,6 +245,7 @@ def settings_of(args: argparse.Namespace) -> GuestSettings:
             stat_tags=args.stat_tags,
             interrupts=not args.no_interrupts,
             refill=args.refill,
+            poison_val=args.poison_val,
         ),
         population=Population(
             order=args.order,

@@ -46,7 +46,7 @@ class PageState(IntEnum):
     """The expected content of a page."""
 
     FRESH = 0
-    """Never touched: a hole, or zeros."""
+    """Never touched, or filled with zeros since: a hole, or zeros."""
     PATTERN = 1
     """Touched and kept: the page's own pattern."""
     GIVEN = 2
@@ -191,6 +191,12 @@ class GuestRam:
             self._pattern.renew(part)
             self._words[part] = self._pattern.of(part)
         self.state[pages] = PageState.PATTERN
+
+    def zero(self, pages: Pages) -> None:
+        """Fills pages with zeros, like a guest that clears what it frees."""
+        for at in range(0, len(pages), BATCH_PAGES):
+            self._words[pages[at : at + BATCH_PAGES]] = 0
+        self.state[pages] = PageState.FRESH
 
     def data_extents(self) -> Iterator[tuple[int, int]]:
         """The parts of the memfd for which the host holds memory, as (first page, end page)."""

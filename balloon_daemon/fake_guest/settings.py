@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.pages import BUFFER_PFNS
 from balloon_daemon.fake_guest.ring import ring_bytes
-from balloon_daemon.virtio.balloon import MAX_QUEUES, OFFERED_FEATURES, STAT_ENTRY, StatTag
+from balloon_daemon.virtio.balloon import (
+    MAX_QUEUES,
+    OFFERED_FEATURES,
+    STAT_ENTRY,
+    BalloonFeature,
+    StatTag,
+)
 
 BUFFER_BYTES = 4 * BUFFER_PFNS
 SCRATCH_BYTES = 4096
@@ -23,6 +29,8 @@ class DriverSettings:
         parts: descriptors of each PFN buffer; Linux uses one.
         stat_tags: statistics in a buffer, 10 or 16.
         interrupts: False: it suppresses the device's calls, and polls.
+        poison_val: what its kernel fills free pages with, for PAGE_POISON; None: its kernel does
+            not fill them, and it does not acknowledge that feature.
         refill: True: pages that leave the balloon, and were touched before, are touched again.
     """
 
@@ -33,6 +41,7 @@ class DriverSettings:
     stat_tags: int = 10
     interrupts: bool = True
     refill: bool = False
+    poison_val: int | None = None
 
     def __post_init__(self) -> None:
         size = self.queue_size
@@ -44,6 +53,18 @@ class DriverSettings:
             raise ConfigError(f"{self.in_flight} buffers in flight in a queue of {size}")
         if self.stat_tags not in (10, 16):
             raise ConfigError(f"{self.stat_tags} statistics: kernels send 10 or 16")
+        if not 0 <= (self.poison_val or 0) < 1 << 32:
+            raise ConfigError(f"poison_val {self.poison_val} is no u32")
+
+    def acknowledged(self, offered: int) -> int:
+        """The features of a device that the driver acknowledges, as Linux's does: without
+        REPORTING where its kernel fills free pages and cannot say so."""
+        features = offered & self.features
+        if self.poison_val is None:
+            return features & ~BalloonFeature.PAGE_POISON
+        if not features & BalloonFeature.PAGE_POISON:
+            return features & ~BalloonFeature.REPORTING
+        return features
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from balloon_daemon.vhost_user.effects import (
     ActualWritten,
     AnswerVringBase,
     Effect,
+    PoisonValWritten,
     ReadyVring,
     RingsChanged,
     Send,
@@ -256,7 +257,8 @@ class Backend:
         self.vrings.reset()
         self.status = 0
         self.driver.stopped()
-        return [*RESTART, *self._actual_written(written=self.driver.begin_anew())]
+        emptied = self.driver.begin_anew()
+        return [*RESTART, ActualWritten(self.config.actual)] if emptied else [*RESTART]
 
     def _set_status(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         self.status = wire.decode_u64(message)
@@ -269,9 +271,6 @@ class Backend:
 
     def _get_status(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         return [Send(wire.encode_reply(message.request, wire.U64.pack(self.status)))]
-
-    def _actual_written(self, *, written: bool) -> list[Effect]:
-        return [ActualWritten(self.config.actual)] if written else []
 
     def _set_backend_req_fd(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         if self.channel is not None:
@@ -313,9 +312,13 @@ class Backend:
         content = self.driver.read(access.offset, len(access.content))
         return [Send(wire.encode_config_reply(access, content))]
 
-    def _set_config(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        access = wire.decode_config_access(message)
-        return self._actual_written(written=self.driver.write(access.offset, access.content))
+
+def _set_config(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    access, driver = wire.decode_config_access(message), backend.driver
+    started = backend.vrings[0].started
+    written = driver.write(access.offset, access.content, started=started)
+    effects: list[Effect] = [ActualWritten(driver.config.actual)] if written else []
+    return [*effects, PoisonValWritten()] if driver.poison_is_new else effects
 
 
 def _tell_memory(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
@@ -364,7 +367,7 @@ _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] =
     Request.SET_PROTOCOL_FEATURES: Backend._set_protocol_features,
     Request.SET_BACKEND_REQ_FD: Backend._set_backend_req_fd,
     Request.GET_CONFIG: Backend._get_config,
-    Request.SET_CONFIG: Backend._set_config,
+    Request.SET_CONFIG: _set_config,
     Request.RESET_DEVICE: Backend._reset_device,
     Request.SET_STATUS: Backend._set_status,
     Request.GET_STATUS: Backend._get_status,

@@ -51,6 +51,11 @@ class ActualWritten(NamedTuple):
 
 
 @fact
+class PoisonValWritten(NamedTuple):
+    """The driver wrote ``poison_val``, which it does once, before its rings are set up."""
+
+
+@fact
 class NotServed(NamedTuple):
     """A request was understood but cannot be served. The front-end is not told that, so an event
     should tell the user.
@@ -62,7 +67,15 @@ class NotServed(NamedTuple):
     why: str
 
 
-Effect = Send | StopDevice | AnswerVringBase | RingsChanged | ActualWritten | NotServed
+Effect = (
+    Send
+    | StopDevice
+    | AnswerVringBase
+    | RingsChanged
+    | ActualWritten
+    | PoisonValWritten
+    | NotServed
+)
 
 RESTART: list[Effect] = [StopDevice(), RingsChanged()]
 """The effects of a request that changes anything with which a device was forked."""

@@ -9,6 +9,7 @@ from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Fd, Region
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
+from balloon_daemon.virtio.balloon import POISON_VAL_OFFSET
 
 ReplayMessage = tuple[bytes, tuple[Fd, ...]]
 """A vhost-user message with its descriptors."""
@@ -18,14 +19,17 @@ def replay(backend: Backend) -> list[ReplayMessage]:
     """The messages that bring a fresh back-end to this one's state, with their descriptors.
 
     The messages carry all descriptors that this back-end holds, and this back-end goes on owning
-    them. The config space is not included.
+    them. Of the config space only ``poison_val`` is included.
     """
     memory = replay_memory(backend.memory.regions)
     return replay_features(backend) + memory + replay_vrings(backend)
 
 
 def replay_features(backend: Backend) -> list[ReplayMessage]:
-    """The first messages: features, status and channel."""
+    """The first messages: features, status, channel and ``poison_val``.
+
+    The last is a write by a driver whose rings are not set up yet, as it was at first.
+    """
     messages = [
         _message(Request.SET_PROTOCOL_FEATURES, wire.U64.pack(backend.protocol_features)),
         _message(Request.SET_FEATURES, wire.U64.pack(backend.acknowledged)),
@@ -34,6 +38,10 @@ def replay_features(backend: Backend) -> list[ReplayMessage]:
         messages.append(_message(Request.SET_STATUS, wire.U64.pack(backend.status)))
     if backend.channel is not None:
         messages.append(_message(Request.SET_BACKEND_REQ_FD, b"", backend.channel))
+    if backend.config.poison_val is not None:
+        content = backend.config.read(POISON_VAL_OFFSET, 4)
+        access = wire.ConfigAccess(POISON_VAL_OFFSET, 0, content)
+        messages.append(_message(Request.SET_CONFIG, access.encode()))
     return messages
 
 

@@ -32,10 +32,12 @@ OFFERED_FEATURES = (
     | BalloonFeature.MUST_TELL_HOST
     | BalloonFeature.STATS_VQ
     | BalloonFeature.DEFLATE_ON_OOM
+    | BalloonFeature.PAGE_POISON
     | BalloonFeature.REPORTING
 )
-"""EVENT_IDX, indirect descriptors, hinting and poison are not implemented and therefore not
-offered."""
+"""EVENT_IDX, indirect descriptors and hinting are not implemented and therefore not offered.
+PAGE_POISON is offered because Linux's driver takes REPORTING back without it where the guest's
+kernel initializes freed pages (``init_on_free=1``)."""
 
 
 class BalloonQueue(Enum):
@@ -75,29 +77,42 @@ def queue_numbers(acknowledged: int) -> dict[int, BalloonQueue]:
     return dict(enumerate(queues))
 
 
+POISON_VAL_OFFSET = 12
+"""Where ``poison_val`` begins in the config space."""
+
+
 class BalloonConfig:
     """The device's configuration space (virtio 1.3, 5.5.4); the device writes ``num_pages`` only.
 
     Attributes:
         num_pages: 4 KiB pages that the device wants in the balloon.
         actual: 4 KiB pages that the driver says are in it.
+        poison_val: the u32 with which the guest fills free pages, by the driver's word; None: this
+            driver has not written it, and it reads as 0.
     """
 
-    __slots__ = ("actual", "num_pages")
+    __slots__ = ("actual", "num_pages", "poison_val")
 
-    # The four fields are num_pages, actual, free_page_hint_cmd_id and poison_val. The last two
-    # belong to features that are not offered, and read as zero.
+    # The four fields are num_pages, actual, free_page_hint_cmd_id and poison_val. The third
+    # belongs to a feature that is not offered, and reads as zero.
     _LAYOUT = struct.Struct("<IIII")
     SIZE = _LAYOUT.size
 
-    def __init__(self, num_pages: NumPages = NO_PAGES, actual: NumPages = NO_PAGES) -> None:
+    def __init__(
+        self,
+        num_pages: NumPages = NO_PAGES,
+        actual: NumPages = NO_PAGES,
+        poison_val: int | None = None,
+    ) -> None:
         self.num_pages = num_pages
         self.actual = actual
+        self.poison_val = poison_val
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BalloonConfig):
             return NotImplemented
-        return (self.num_pages, self.actual) == (other.num_pages, other.actual)
+        ours, theirs = (self.num_pages, self.actual), (other.num_pages, other.actual)
+        return ours == theirs and self.poison_val == other.poison_val
 
     def read(self, offset: int, length: int) -> bytes:
         """Reads ``length`` bytes from ``offset``; bytes beyond the config space read as 0.
@@ -105,8 +120,21 @@ class BalloonConfig:
         A VMM may have been configured with a larger space than the device has (QEMU's
         ``config_size=``), and reads all of it whatever its guest asks for.
         """
-        space = self._LAYOUT.pack(self.num_pages, self.actual, 0, 0)
+        space = self._LAYOUT.pack(self.num_pages, self.actual, 0, self.poison_val or 0)
         return space[offset : offset + length].ljust(length, b"\0")
+
+    def write_poison_val(self, offset: int, content: bytes) -> bool:
+        """Handles a driver's write, of which only ``poison_val`` (bytes 12–15) is kept.
+
+        Returns:
+            Whether any of ``poison_val`` was written.
+        """
+        if not content or offset >= self.SIZE or offset + len(content) <= POISON_VAL_OFFSET:
+            return False
+        space = bytearray(self.read(0, self.SIZE))
+        space[offset : offset + len(content)] = content
+        self.poison_val = self._LAYOUT.unpack_from(space)[3]
+        return True
 
     def write(self, offset: int, content: bytes) -> bool:
         """Handles a driver's write, of which only ``actual`` (bytes 4–7) is kept.

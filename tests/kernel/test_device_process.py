@@ -86,6 +86,17 @@ def test_reported_ranges_are_removed_whole_pages_only(rig: DeviceRig) -> None:
     assert (progress.reported_bytes, progress.removed_bytes) == (11 * 4096, 10 * 4096)
 
 
+def test_reported_ranges_keep_their_content_where_the_guest_looks_for_it(rig: DeviceRig) -> None:
+    rig.spec = rig.spec._replace(frees_reported=False)
+    rig.start_ready()
+    rig.offer(REPORTING_VQ, [], [(16 * 4096, 8 * 4096)])
+    assert rig.wait_used(REPORTING_VQ) == [0]
+    assert rig.damaged() == rig.holes() == set()
+    # The balloon's pages are another matter: the driver fills those that it takes back.
+    rig.inflate(PFNS)
+    assert rig.damaged() == rig.holes() == set(PFNS)
+
+
 def test_several_regions_are_each_removed_from_in_their_own_place(make_rig: MakeRig) -> None:
     # Adjacent, then a hole up to 4 GiB, as q35 has it; not in order of the memfd.
     rig = make_rig([(0x10_0000, 256), (0, 256), (0x1_0000_0000, 256)])

@@ -275,7 +275,8 @@ def test_device_takes_statistics_and_keeps_the_buffer(
 def test_offered_features_are_all_that_a_driver_may_take(
     daemon: Daemon, make_guest: MakeGuest
 ) -> None:
-    guest = attach(make_guest(GuestSettings(MEM)), daemon)
+    driver = DriverSettings(poison_val=0)
+    guest = attach(make_guest(GuestSettings(MEM, driver=driver)), daemon)
 
     assert guest.acknowledged == OFFERED_FEATURES
 

@@ -47,7 +47,7 @@ def ready(backend: Backend) -> list[tuple[int, BalloonQueue]]:
 @pytest.mark.parametrize(
     ("request_", "number"),
     [
-        (Q.GET_FEATURES, 1 << 32 | 1 << 30 | 0b100111),
+        (Q.GET_FEATURES, 1 << 32 | 1 << 30 | 0b110111),
         (Q.GET_PROTOCOL_FEATURES, 0b1010_0110_0010_1001),
         (Q.GET_QUEUE_NUM, 5),
         (Q.GET_MAX_MEM_SLOTS, 256),
@@ -277,7 +277,7 @@ def test_get_config_beyond_the_space_reads_zeros_there(
 
 
 def test_set_config_of_more_than_the_space_takes_actual() -> None:
-    backend = fresh()
+    backend = set_up([0])
     content = bytes.fromhex("ffffffff" + "00010000" + "ff" * 56)
     effects = say(backend, Q.SET_CONFIG, ConfigAccess(0, 0, content).encode())
     assert effects == [ActualWritten(NumPages(256))]
@@ -293,7 +293,7 @@ def test_set_config_beside_actual_is_answered_and_changes_nothing(offset: int) -
 
 
 def test_set_config_of_qemu_takes_actual_and_not_its_stale_num_pages() -> None:
-    backend = fresh()
+    backend = set_up([0])
     backend.set_target(786432 * PAGE_SIZE)
     stale = bytes.fromhex("00000000" + "00010000" + "0000000000000000")
     effects = say(backend, Q.SET_CONFIG, ConfigAccess(0, 0, stale).encode())

@@ -241,7 +241,11 @@ def test_descriptor_of_a_vring_that_no_balloon_has_is_closed(request_: Q) -> Non
 @fault("other request of a feature that was not offered")
 @pytest.mark.parametrize(
     "unknown",
-    [BalloonFeature.PAGE_POISON, BalloonFeature.EVENT_IDX, *(1 << b for b in (7, 28, 33, 36, 63))],
+    [
+        BalloonFeature.FREE_PAGE_HINT,
+        BalloonFeature.EVENT_IDX,
+        *(1 << b for b in (7, 28, 33, 36, 63)),
+    ],
 )
 def test_feature_that_nobody_offered_is_answered_and_no_device_is_forked(unknown: int) -> None:
     backend = running()

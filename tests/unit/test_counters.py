@@ -34,9 +34,9 @@ NO_FAULTS = {
     # Devices and VMs begin, go on, or end as they should.
     "BalloonFound", "BalloonSought", "BaseFound", "Connected", "DeviceLooks", "DeviceReady",
     "DeviceStarted", "DeviceTakesOrders", "Disconnected", "GivenBackLater", "GivingBack",
-    "GivesHugePages", "GuestStats", "MemoryKnown", "NoDriverYet", "Refilled", "SizesDiffer",
-    "StillToGiveBack", "TakenOver", "TargetReached", "TmpfsLimited", "VmAttached", "VmDriven",
-    "VmResized", "VmmHungUp",
+    "GivesHugePages", "GuestStats", "MemoryKnown", "NoDriverYet", "Refilled",
+    "ReportsNotFreed", "SizesDiffer", "StillToGiveBack", "TakenOver", "TargetReached",
+    "TmpfsLimited", "VmAttached", "VmDriven", "VmResized", "VmmHungUp",
     # VMs that are not driven: a state.
     "DirectoryNotListed", "ProcessNotSeen", "SocketIgnored", "VmNotDriven", "VmNotSought",
     "VmNotWanted",

@@ -39,8 +39,8 @@ def test_queue_numbers_are_compacted_by_acknowledged_features(
 
 
 def test_offered_features_are_those_that_are_implemented() -> None:
-    # virtio 1.3, 5.5.3: bits 0, 1, 2, 5 and VERSION_1 (32).
-    assert int(OFFERED_FEATURES) == 1 << 32 | 0b100111
+    # virtio 1.3, 5.5.3: bits 0, 1, 2, 4, 5 and VERSION_1 (32).
+    assert int(OFFERED_FEATURES) == 1 << 32 | 0b110111
 
 
 def config() -> BalloonConfig:
@@ -107,6 +107,37 @@ def test_config_write_beside_actual_changes_nothing(offset: int) -> None:
     space = config()
     assert space.write(offset, b"\xff\xff\xff\xff") is False
     assert space == config()
+
+
+@pytest.mark.parametrize(
+    ("offset", "content", "poison_val"),
+    [
+        (12, "aaaaaaaa", 0xAAAAAAAA),
+        (12, "04030201", 0x01020304),
+        (0, "ff" * 12 + "00000000", 0),
+        (8, "ff" * 4 + "05000000" + "ff" * 40, 5),
+        (12, "7f", 0x7F),
+        (15, "7f", 0x7F000000),
+        (11, "ffff", 0xFF),
+    ],
+)
+def test_config_write_of_poison_val_is_kept_and_read_and_changes_nothing_else(
+    offset: int, content: str, poison_val: int
+) -> None:
+    space = config()
+    assert space.write_poison_val(offset, bytes.fromhex(content)) is True
+    assert space == BalloonConfig(space.num_pages, space.actual, poison_val)
+    assert space.read(0, 16) == WHOLE[:12] + poison_val.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 12), (4, 4), (11, 1), (12, 0), (16, 4), (17, 1), (2**32, 4)]
+)
+def test_config_write_beside_poison_val_leaves_it_unwritten(offset: int, length: int) -> None:
+    space = config()
+    assert space.write_poison_val(offset, b"\xff" * length) is False
+    assert space.poison_val is None
+    assert space.read(12, 4) == bytes(4)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ from balloon_daemon.events import (
     ReclaimEnded,
     RecordingEnded,
     Refilled,
+    ReportsNotFreed,
     RequestNotServed,
     ReserveBegan,
     ReserveEnded,
@@ -180,6 +181,15 @@ DEVICES: list[Row] = [
         "device-looks",
         "device 12 only reads how far these rings are: inflateq",
         {"pid": 12, "queues": ("inflateq",)},
+    ),
+    (
+        ReportsNotFreed(VM, 0xAAAAAAAA),
+        INFO,
+        "reports-not-freed",
+        "the guest's kernel fills free pages with 0xaaaaaaaa and may look for that later "
+        "(page_poison=1): free pages that it reports are not taken from it; the balloon gives its "
+        "memory back as ever",
+        {"poison_val": 0xAAAAAAAA},
     ),
     (DeviceReady(VM), DEBUG, "device-ready", "device is jailed and ready", {}),
     (
@@ -1439,6 +1449,15 @@ def test_quiet_event_has_a_line_for_debugging(event: Event) -> None:
     assert line.level is DEBUG
     assert "quiet" not in line.fields
     assert is_debug(event)
+
+
+def test_guest_that_has_not_said_what_free_pages_hold_has_its_own_sentence() -> None:
+    line = worded(ReportsNotFreed(VM, None))
+    assert line is not None
+    assert line.message == (
+        "the guest's driver has not said what its free pages must hold (poison_val): free pages "
+        "that it reports are not taken from it; the balloon gives its memory back as ever"
+    )
 
 
 def test_api_that_no_group_may_read_names_none() -> None:

@@ -38,6 +38,7 @@ class VmConfig:
         disk: a raw image for the guest's disk.
         keep_fds: balloond's VMs outlive it.
         careful: the VM's profile is careful, and the seed's otherwise.
+        kernel_options: further ones of the guest's kernel, as they are typed.
     """
 
     suite: str
@@ -48,6 +49,7 @@ class VmConfig:
     disk: Path | None = None
     keep_fds: bool = False
     careful: bool = False
+    kernel_options: str = ""
 
 
 class BalloonedVm:
@@ -85,6 +87,7 @@ class BalloonedVm:
                 cpus=config.cpus,
                 balloond_socket=socket.with_name("vm.sock") if config.careful else socket,
                 disk=config.disk,
+                kernel_options=config.kernel_options,
             )
             self.guest = Guest(images, machine, log_dir)
         except BaseException:
@@ -162,21 +165,22 @@ class BalloonedVm:
         """Lets the guest free what `fill_page_cache` took."""
         self.guest.run("exec 9<&-")
 
-    def probe_config_changes(self) -> None:
-        """Sets a probe where the driver's config interrupt arrives.
+    def probe(self, function: str) -> None:
+        """Sets a probe on one of the guest kernel's functions.
 
-        The device's one interrupt line is no witness: it also tells of used buffers.
+        On ``virtballoon_changed`` for the driver's config interrupts: the device's one interrupt
+        line is no witness, as it also tells of used buffers.
         """
         self.guest.run(
             f"mount -t tracefs none {_TRACING}"
-            f" && echo p:changed virtballoon_changed >{_TRACING}/kprobe_events"
-            f" && echo 1 >{_TRACING}/events/kprobes/changed/enable"
+            f" && echo p:called {function} >{_TRACING}/kprobe_events"
+            f" && echo 1 >{_TRACING}/events/kprobes/called/enable"
         )
 
-    def config_changes(self) -> int:
+    def probe_hits(self) -> int:
         """How often the probe was hit."""
         name, hits, _missed = self.guest.run(f"cat {_TRACING}/kprobe_profile").split()
-        assert name == "changed"
+        assert name == "called"
         return int(hits)
 
     def wait_target(self, target_bytes: int) -> None:

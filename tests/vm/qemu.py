@@ -33,6 +33,7 @@ class QemuConfig:
         balloond_socket: the vhost-user socket that the balloon is served from.
         qemu_balloon: QEMU's own virtio-balloon-pci instead, as a peer to compare with.
         disk: a raw image for /dev/vda; None for a disk of zeros that swallows writes.
+        kernel_options: further ones of the guest's kernel, as they are typed.
         options: further ones, as they are typed.
     """
 
@@ -43,6 +44,7 @@ class QemuConfig:
     balloond_socket: Path | None = None
     qemu_balloon: bool = False
     disk: Path | None = None
+    kernel_options: str = ""
     options: tuple[str, ...] = ()
 
 
@@ -180,14 +182,15 @@ class Qemu:
 
 def _machine(config: QemuConfig, images: Images) -> list[str]:
     kernel = images.kernel(config.suite)
+    # loglevel=5 shows the kernel's warnings, such as an OOM kill; a panic ends the guest.
+    append = f"console=ttyS0 loglevel=5 panic=-1 mitigations=off {config.kernel_options}"
     command = [
         # TCG does "rep movsb" and "rep stosb" byte by byte. Without these two flags Linux copies
         # and clears its pages by eight bytes at a time, in half the time or less.
         *("-accel", "tcg", "-cpu", "max,erms=off,fsrm=off", "-smp", str(config.cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-kernel", str(kernel.vmlinuz), "-initrd", str(kernel.initrd)),
-        # loglevel=5 shows the kernel's warnings, such as an OOM kill; a panic ends the guest.
-        *("-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off"),
+        *("-append", append),
         *("-m", f"{config.memory_mib}M"),
         *_memory(config),
         *_disk(config),

@@ -13,7 +13,7 @@ from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor
 from balloon_daemon.guests.jailed.turns import TURN_S
 from balloon_daemon.handover.journal import Phase
-from balloon_daemon.rate_limit import OnceEach
+from balloon_daemon.rate_limit import OnceEach, RateLimit
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, Received
@@ -22,6 +22,7 @@ from balloon_daemon.vhost_user.effects import (
     AnswerVringBase,
     Effect,
     NotServed,
+    PoisonValWritten,
     RingsChanged,
     Send,
     StopDevice,
@@ -32,6 +33,11 @@ from balloon_daemon.vhost_user.requests import lacks_fds
 NOT_SERVED = 32
 """How many different reasons why a request cannot be served are published, each of them once. A
 reason may contain a number that the driver chooses, such as a ring's size."""
+
+POISON_WRITES_A_SECOND = 4
+"""How many writes of ``poison_val`` are each stored before their answer in a second; a driver
+writes it once in its life. A VMM that writes it without end has the last value stored a little
+later, as with ``actual``: storing a state takes far longer than answering."""
 
 
 class Conversation:
@@ -68,6 +74,7 @@ class Conversation:
         self._publish = publish
         self.inbox = Inbox(connection, peer, kept.journal, self._access_config)
         self._not_served = OnceEach(NOT_SERVED)
+        self._poison_writes = RateLimit(POISON_WRITES_A_SECOND)
         self._changed = self._unsaved = False
         """Whether the state has changed since it was last saved; and whether the store may not
         have received it yet."""
@@ -133,6 +140,8 @@ class Conversation:
             case ActualWritten():
                 self._balloon.actual_written()
                 self._kept.save_soon()
+            case PoisonValWritten():
+                self._save_poison_val()
             case NotServed(why):
                 if self._not_served.admit(why):
                     self._publish(RequestNotServed(self._vm, why))
@@ -143,6 +152,8 @@ class Conversation:
         """Answers an access to the config space, which needs no wait and no stored state.
 
         ``actual`` changes with each MiB that the guest gives, so it is stored a little later.
+        ``poison_val`` is stored before the answer: a controller that went on with an earlier
+        driver's value might remove pages that this driver reports.
         """
         for effect in self._backend.handle(received.message, received.fds, lost=received.lost):
             match effect:
@@ -151,8 +162,16 @@ class Conversation:
                 case ActualWritten():
                     self._balloon.actual_written()
                     self._kept.save_soon()
+                case PoisonValWritten():
+                    self._save_poison_val()
                 case _:
                     raise StateError(f"{effect} of an access to the config space")
+
+    def _save_poison_val(self) -> None:
+        if self._poison_writes.admit(asyncio.get_running_loop().time()) is None:
+            self._kept.save_soon()
+        else:
+            self._kept.save()
 
     # --- answers ------------------------------------------------------------------------------
 

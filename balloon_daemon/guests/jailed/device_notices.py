@@ -16,19 +16,27 @@ from balloon_daemon.events import (
     DeviceSendsGarbage,
     DeviceStarted,
     Publish,
+    ReportsNotFreed,
     RingsUnknown,
 )
 from balloon_daemon.guests.jailed.device_events import cause_of_death
+from balloon_daemon.guests.jailed.device_spec import frees_reported
 from balloon_daemon.guests.jailed.life import DEATHS_WITHIN_S
 from balloon_daemon.guests.jailed.running_device import Ended
 from balloon_daemon.linux.kernel_log import KERNEL_LOG
-from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.rate_limit import OnceEach, RateLimit
 from balloon_daemon.units import VmId
+from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import ReadyVring
+from balloon_daemon.virtio.balloon import BalloonQueue
 
 STARTS_A_SECOND = 2
 """How many events of started devices a second are not ``quiet``: a guest may reset its device in a
 loop."""
+
+POISON_VALUES = 4
+"""How many different values of ``poison_val`` are published, each of them once: a guest can write
+another one at each reset."""
 
 NAME_WITHIN_S = 0.2
 """How long to wait for the kernel's log record of a seccomp kill, which a kernel thread writes
@@ -52,14 +60,24 @@ class DeviceNotices:
         self._loop = asyncio.get_running_loop()
         self._starts = RateLimit(STARTS_A_SECOND)
         self._not_forked, self._rings_unknown = RateLimit(1), RateLimit(1)
+        self._poison_values = OnceEach(POISON_VALUES)
 
-    def forked(self, pid: int, vrings: Sequence[ReadyVring], *, look: bool) -> None:
-        """A device was forked, to serve these vrings or (``look``) only to report their
-        ``used.idx``."""
+    def forked(
+        self, pid: int, vrings: Sequence[ReadyVring], backend: Backend, *, look: bool
+    ) -> None:
+        """A device was forked from this back-end, to serve these vrings or (``look``) only to
+        report their ``used.idx``."""
         queues = tuple(vring.queue.value for vring in vrings)
         quiet = self._starts.admit(self._loop.time()) is None
         began = DeviceLooks if look else DeviceStarted
         self._publish(began(self._vm, pid, queues, quiet))
+        reports = any(vring.queue is BalloonQueue.REPORTING_VQ for vring in vrings)
+        if reports and not look and not frees_reported(backend):
+            self._reports_not_freed(backend.config.poison_val)
+
+    def _reports_not_freed(self, poison_val: int | None) -> None:
+        if self._poison_values.admit(str(poison_val)):
+            self._publish(ReportsNotFreed(self._vm, poison_val))
 
     def not_forked(self, err: OSError) -> None:
         """The kernel allowed no process or no descriptor for a device."""

@@ -24,6 +24,18 @@ def earned(since_s: float) -> float:
     return min(1.0, since_s / EARNED_AFTER_S)
 
 
+def frees_reported(backend: Backend) -> bool:
+    """Whether the pages that the guest reports may be removed: it reads zeros in them afterwards.
+
+    With PAGE_POISON a device must not change a reported page to another value than ``poison_val``
+    (virtio 1.3, 5.5.6.7); without it the driver treats the page as uninitialized memory. Pages in
+    the balloon may be removed in either case: with PAGE_POISON the driver itself fills them with
+    ``poison_val`` when it takes them back (5.5.6.6).
+    """
+    poisons = backend.acknowledged & BalloonFeature.PAGE_POISON
+    return not poisons or backend.config.poison_val == 0
+
+
 def device_spec(
     backend: Backend,
     served: Sequence[ReadyVring],
@@ -75,5 +87,6 @@ def device_spec(
         identity=identity,
         must_tell_host=bool(backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
         earned=earned(since_s),
+        frees_reported=frees_reported(backend),
         pfns_name_pages=not backend.memory.has_unnameable,
     )

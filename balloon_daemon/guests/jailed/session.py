@@ -79,7 +79,7 @@ class Session:
         self._closing = self._closed = False
         offered = OFFERED_FEATURES
         if not shared.config.page_reporting:
-            offered &= ~BalloonFeature.REPORTING
+            offered &= ~(BalloonFeature.REPORTING | BalloonFeature.PAGE_POISON)
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.device = DeviceSupervisor(
             self.backend,

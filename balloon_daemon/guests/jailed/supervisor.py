@@ -268,7 +268,7 @@ class DeviceSupervisor:
             self._jail.charge,
         )
         self._take(Event.FORKED)
-        self._notices.forked(process.pid, served, look=look)
+        self._notices.forked(process.pid, served, self._backend, look=look)
         if self._backend.config.num_pages != self._backend.config.actual:
             self.send_target()
         self._changed()

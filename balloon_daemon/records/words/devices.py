@@ -20,9 +20,14 @@ from balloon_daemon.events import (
     GuestFault,
     GuestStats,
     HostFault,
+    ReportsNotFreed,
     RingsUnknown,
 )
 from balloon_daemon.records.line import Level, more, unless
+
+_NOT_FREED = (
+    "free pages that it reports are not taken from it; the balloon gives its memory back as ever"
+)
 
 
 def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
@@ -33,6 +38,18 @@ def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
         case DeviceLooks(_, pid, queues, quiet):
             rings = ", ".join(queues)
             return unless(quiet), f"device {pid} only reads how far these rings are: {rings}"
+        case ReportsNotFreed(_, None):
+            message = (
+                "the guest's driver has not said what its free pages must hold (poison_val): "
+                f"{_NOT_FREED}"
+            )
+            return Level.INFO, message
+        case ReportsNotFreed(_, poison_val):
+            message = (
+                f"the guest's kernel fills free pages with {poison_val:#x} and may look for that "
+                f"later (page_poison=1): {_NOT_FREED}"
+            )
+            return Level.INFO, message
         case DeviceReady():
             return Level.DEBUG, "device is jailed and ready"
         case DeviceNotForked(_, error, suppressed):
