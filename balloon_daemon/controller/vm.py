@@ -1,5 +1,6 @@
 """A VM as the controller sees it: its guest, and the guest's last reports."""
 
+import math
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -16,10 +17,14 @@ from balloon_daemon.guests.seam import (
 )
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.sizing.decision import Decision
-from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 
 SIZES_A_SECOND = 2
 """Changes of a VM's size published at full level: a guest may report any size at any time."""
+
+ASK_AGAIN_S = 30.0
+"""How often a guest of the profile seed is asked for statistics while the same decision about it
+repeats itself: its own total may change, and the VM's size with it (``BalloonLimits``)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +44,8 @@ class Vm:
         vmm_pid: its VMM's process; None: unknown.
         decided: its last decision other than ``Reason.RECHECK``, and when it was made; None: there
             was none.
+        asked_at_s: when a guest of the profile seed was last asked for statistics.
+        was_new: whether its last decision was another one than before.
         sizes: limits the rate of the events about its size.
     """
 
@@ -53,6 +60,8 @@ class Vm:
     trouble: Refused | Stuck | None = None
     vmm_pid: int | None = None
     decided: tuple[Decision, float] | None = None
+    asked_at_s: float = -math.inf
+    was_new: bool = False
     sizes: RateLimit = field(default_factory=lambda: RateLimit(SIZES_A_SECOND))
 
     def note(self, report: Actual | Stats | Held | StateChanged) -> bool:
@@ -70,3 +79,23 @@ class Vm:
             case _:
                 assert_never(report)
         return True
+
+    def is_to_ask(self, now_s: float, *, new: bool) -> bool:
+        """Whether its guest is to be asked for statistics after a decision.
+
+        It is asked after a new decision, and once more after the next, so that the log shows the
+        effect on the guest. A decision that repeats itself has none: a host that stays low makes
+        one each second for each VM at its maximum, and an answer wakes device, guest and
+        controller. A VM of another profile than seed is watched anyway.
+
+        Args:
+            now_s: the loop's time.
+            new: whether the decision is another one than before.
+        """
+        if self.settings.profile is not Profile.SEED:
+            return False
+        ask = new or self.was_new or now_s - self.asked_at_s >= ASK_AGAIN_S
+        self.was_new = new
+        if ask:
+            self.asked_at_s = now_s
+        return ask

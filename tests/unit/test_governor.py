@@ -193,6 +193,35 @@ def test_all_targets_of_a_reading_leave_before_anything_else(host: Host) -> None
     ]
 
 
+def test_seed_vm_at_its_maximum_is_asked_for_statistics_once_in_30_s(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(20.0)
+    assert guest.targets[-1] == 16 * STEP
+    assert host.reasons(A)[-1] is Reason.AT_MAXIMUM
+    host.heard.clear()
+
+    host.loop.advance(61.0)
+
+    assert host.heard.count((A, "stats")) == 2
+    assert host.reasons(A).count(Reason.AT_MAXIMUM) > 60
+
+
+def test_seed_vm_is_asked_again_when_a_new_decision_could_have_shown_its_effect(
+    host: Host,
+) -> None:
+    host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    host.memory.seen = PLENTY
+    host.heard.clear()
+
+    host.loop.advance(20.0)
+
+    assert host.reasons(A)[-2:] == [Reason.LOW_MEMORY, Reason.RECHECK]
+    assert host.heard.count((A, "stats")) == 1
+
+
 def test_vms_that_attach_together_share_one_reading(host: Host) -> None:
     host.memory.seen = LOW
     guests = [host.guest(VmId(number, f"vm{number}")) for number in range(1, 9)]
