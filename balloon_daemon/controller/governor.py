@@ -273,21 +273,17 @@ class Governor:
         self._operators.performed(step)
         for vm_id, finding in step.findings:
             self._publish(event_of(vm_id, finding))
-        decided_anew = set[VmId]()
+        decided_anew = dict[VmId, bool]()
         for vm_id, decision, repeated in step.decisions:
             recheck = decision.reason is Reason.RECHECK
             if not recheck:
                 self._note(vm_id, decision)
-                if not repeated:
-                    decided_anew.add(vm_id)
+            decided_anew[vm_id] = decided_anew.get(vm_id, False) or not (repeated or recheck)
             self._publish(Decided(vm_id, decision, quiet=quiet or repeated or recheck))
-        for vm_id in dict.fromkeys(decided.vm for decided in step.decisions):
+        for vm_id, new in decided_anew.items():
             if (vm := self._vms.get(vm_id)) is not None:
                 self._keep(vm_id, vm)
-                new = vm_id in decided_anew
-                if vm.settings.profile is Profile.SEED and vm.is_to_ask(
-                    self._loop.time(), new=new
-                ):
+                if vm.is_to_ask(self._loop.time(), new=new):
                     self._tell(vm.guest.request_stats)
 
     def _note(self, vm_id: VmId, decision: Decision) -> None:
