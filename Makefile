@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels package install uninstall demo test test-vm test-packages bench judge fuzz fuzz-seccomp soak
+.PHONY: help setup wheels package install uninstall demo test test-vm test-packages test-everywhere bench judge fuzz fuzz-seccomp soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test-packages: setup package ## that package in clean roots of Debian 12, 13 and
 	@.venv/bin/python -m tests.packages.roots
 	@.venv/bin/python -m tests.packages.libvirt_root
 	@.venv/bin/python -m pytest -m package -n 2 tests/packages $(ARGS)
+
+test-everywhere: setup ## make test and a soak on each Debian and Python, in roots of their own (ARGS='forky trixie')
+	@.venv/bin/python -m tests.everywhere $(ARGS)
 
 fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JSON object
 	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/fuzz.txt

@@ -1,6 +1,7 @@
 """``python -m tests.soak --time SECONDS``: its last line is a JSON object.
 
-Chaos for that time, then each attack of a hostile user for a tenth of it, at most a minute.
+Chaos for that time, then each attack of a hostile user for a tenth of it, at most a minute
+(``--no-attacks``: none).
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main() -> int:
         "--reconnect", action="store_true", help="do not keep VMs over a controller's death"
     )
     parser.add_argument("--attacks-only", action="store_true", help="no chaos before them")
+    parser.add_argument("--no-attacks", action="store_true", help="chaos alone")
     parser.add_argument(
         "--attack",
         dest="attacks",
@@ -51,7 +53,8 @@ def main() -> int:
     if not args.attacks_only and not args.attacks:
         verdict = _chaos(args)
     each_s = max(SHORTEST_ATTACK_S, min(LONGEST_ATTACK_S, args.time / 10))
-    attacks = {name: _attack(name, each_s, args.dir) for name in args.attacks or plans}
+    wanted = args.attacks or ([] if args.no_attacks else plans)
+    attacks = {name: _attack(name, each_s, args.dir) for name in wanted}
     verdict["attacks"] = attacks
     verdict["ok"] = bool(verdict["ok"] and all(each["ok"] for each in attacks.values()))
     print(f"logs in {args.dir}")

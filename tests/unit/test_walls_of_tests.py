@@ -19,11 +19,15 @@ FOLDERS = {
     "tests.harness": {"tests.fakes"},
     "tests.soak": {"tests.harness", "tests.fakes"},
     "tests.fuzz": {"tests.harness", "tests.fakes", "tests.soak"},
-    "tests.unit": {"tests.harness", "tests.fakes", "tests.fuzz", "tests.vm", "benchmarks"},
+    "tests.unit": {
+        *("tests.harness", "tests.fakes", "tests.fuzz", "tests.vm"),
+        *("tests.everywhere", "benchmarks"),
+    },
     "tests.property": {"tests.harness", "tests.fakes"},
     "tests.kernel": {"tests.harness", "tests.fakes", "tests.fuzz", "tests.soak", "benchmarks"},
     "tests.vm": {"tests.harness"},
-    "tests.packages": {"tests.harness", "tests.vm"},
+    "tests.packages": {"tests.harness", "tests.vm", "tests.everywhere"},
+    "tests.everywhere": {"tests.vm"},
     "benchmarks": {"tests.harness", "tests.vm"},
 }
 

@@ -44,15 +44,17 @@ class Recipe:
         files: whose content decides the outcome.
         make: makes it; takes a work directory and the directory to fill, and returns the packages
             that it was made from.
+        variant: which of several things the same files make; "" where they make one.
     """
 
     what: str
     files: list[Path]
     make: Callable[[Path, Path], dict[str, list[str]]]
+    variant: str = ""
 
     def digest(self) -> str:
         """SHA-256 of all that decides the outcome."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.variant.encode())
         for path in self.files:
             digest.update(path.read_bytes())
         return digest.hexdigest()
