@@ -192,4 +192,6 @@ def test_drop_ins_and_sockets_are_set_up_as_it_says(machine: ServiceHost) -> Non
         assert machine.run("systemctl", "is-active", unit) == "active"
     drop_ins = machine.unit("DropInPaths")
     assert "vms.conf" in drop_ins
+    # Whoever reads the journal first finds no warning in it.
+    assert [line.text for line in machine.journal() if "unset" in line.text] == []
     assert machine.errors() == []
