@@ -11,6 +11,48 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"# (/\S+)\n")
 _FIGURE = re.compile(r"\d[\d,.]*(?: ?(?:[KMGT]iB|KiB|B|ms|s|min|h|[KMGT]|MiB/s)\b)?")
 _ANY_LINES = "…"
+_CONTINUED = re.compile(r" *\\\n *")
+_INDENTED = re.compile(r"(?:^(?: {4}| {6})\S.*\n)+", re.MULTILINE)
+PROGRAMS = (
+    *("balloonctl", "balloond", "cloud-hypervisor", "crosvm", "curl", "echo", "free", "make"),
+    *("python", "qemu-system-x86_64", "sed", "sudo"),
+)
+"""What the first command of an indented block begins with; other such blocks show what is printed,
+files, or lists."""
+
+NOT_TYPED = {
+    "sudo apt-get install git make python3-libvirt": "no network; the root has the packages",
+    "sudo git clone URL /usr/src/balloond": "no network, and URL is the reader's",
+    "git clone URL balloond && cd balloond": "no network, and URL is the reader's",
+    "sudo make package": "make test-packages has made it before",
+    "make demo": "tests/kernel/test_demo.py runs what it starts",
+    "make wheels": "no network",
+    "sudo apt-get install python3-venv python3-dev gcc libc6-dev libcap-dev": "no network",
+    "sudo /usr/bin/python3 -I -m venv /opt/balloond": "of wheels, which are not there",
+    "sudo /opt/balloond/bin/pip install --no-index build/wheels/*.whl": "of wheels",
+    "sudo ln -s /opt/balloond/bin/balloond /opt/balloond/bin/balloonctl /usr/local/bin/": (
+        "of wheels; make install has put the same there"
+    ),
+    "sudo ln -s /opt/balloond/share/bash-completion/completions/balloonctl "
+    "/usr/share/bash-completion/completions/": "of wheels",
+    "sudo mkdir -m 700 /var/lib/balloond": "for a balloond that is no service",
+    "sudo chown -h libvirt-qemu /run/balloond/balloond.sock": (
+        "for a balloond that is no service; tests/kernel/test_socket_places.py has other owners"
+    ),
+    "free -h": "shows the host's memory",
+    "sudo journalctl -u balloond -b": "the boot's lines, however many",
+    "sudo journalctl -u balloond VM=build": "tutorial-device.md's is typed",
+    "sudo systemctl status balloond": "shows the unit; tests/vm/test_service.py reads it",
+    "curl -s http://127.0.0.1:9710/metrics": "tests/vm/test_service_metrics.py asks there",
+}
+"""Commands that no machine of the tests types, each with the reason."""
+
+OTHERS_PROGRAMS = {
+    "qemu-system-x86_64": "tests/unit/test_attach_docs.py compares them with those of real guests",
+    "crosvm": "crosvm is in no package, and is imitated from its messages",
+    "cloud-hypervisor": "it is in no package, and is imitated from its API",
+}
+"""VMMs' own command lines outside of the tutorials, which begin VMs of the reader's."""
 
 
 class Typed(NamedTuple):
@@ -31,6 +73,29 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """Each fenced block of a page: its language and its text."""
     for match in _FENCE.finditer(page.read_text()):
         yield match[1], match[2]
+
+
+def commands(page: Path) -> list[str]:
+    """Every command that a page shows in a block: fenced as ``sh`` or ``console``, or indented.
+
+    Raises:
+        AssertionError: an indented block that begins with a command has a line that is none.
+    """
+    text = _CONTINUED.sub(" ", page.read_text())
+    found = []
+    for language, lines in _FENCE.findall(text):
+        if language == "sh":
+            found += [line.split("  #")[0].strip() for line in lines.splitlines()]
+        elif language == "console":
+            found += [typed.text for typed in _typed(lines)]
+    for block in _INDENTED.findall(_FENCE.sub("", text)):
+        lines = [line.strip() for line in block.splitlines()]
+        prompts = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        if not prompts and lines[0].split()[0] in PROGRAMS:
+            prompts = [line.split("  #")[0].strip() for line in lines]
+            assert {line.split()[0] for line in prompts} <= {*PROGRAMS}, block
+        found += prompts
+    return found
 
 
 def steps(page: Path) -> list[Typed | Written]:

@@ -15,7 +15,7 @@ SUITE = "trixie"
 """Debian 13."""
 
 _LIBVIRT = ("libvirt-clients", "libvirt-daemon-system", "python3-libvirt", "qemu-system-x86")
-_TYPED = ("curl", "sudo")
+_TYPED = ("curl", "make", "sudo")
 _RECIPE = [Path(__file__), Path(roots.__file__), Path(apt.__file__)]
 
 

@@ -3,6 +3,7 @@
 Each machine is a container that boots a clean root; the VM is a fake guest out here.
 """
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -123,6 +124,25 @@ def test_package_installs_upgrades_with_a_vm_attached_and_purges(
     assert machine.run("systemctl", "is-active", "balloond", check=False) == "inactive"
     assert sorted(files(machine) - before) == []
     assert "balloond" in machine.run("getent", "passwd", "balloond")
+
+
+NOT_SHIPPED = ("CONTRIBUTING.md", "LICENSE", "balloon_daemon", "findings", "tests")
+"""What is in a checkout only, and what pages may lead to all the same."""
+
+
+def test_pages_of_the_package_lead_to_each_other(package: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "-x", package, tmp_path], check=True)
+    root = tmp_path / "usr/share/doc/balloond"
+    pages = [*root.glob("*.md"), *root.glob("docs/*.md")]
+
+    missing = set()
+    for page in pages:
+        for path in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
+            target = (page.parent / path).resolve()
+            if not target.exists():
+                missing.add(target.relative_to(root).parts[0])
+    assert len(pages) > 20
+    assert missing <= {*NOT_SHIPPED}
 
 
 MISTAKE = "[host]\nmargn = '1G'\n"

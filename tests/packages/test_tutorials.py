@@ -1,4 +1,4 @@
-"""The tutorials, typed command by command on a Debian 13 with its own systemd and libvirt."""
+"""What the documents have a reader type, typed on a Debian 13 with its own systemd and libvirt."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.units import MIB
-from tests.harness.doc_commands import Typed, Written, as_shown, steps
+from tests.harness.doc_commands import NOT_TYPED, Typed, Written, as_shown, commands, steps
 from tests.harness.waiting import HANG_S, wait_until
 from tests.packages.libvirt_root import ready_root as libvirt_root
 from tests.vm.images import Images, ready_images
@@ -24,11 +24,6 @@ CHECKOUT = "/usr/src/balloond"
 MEMORY_MIB = 512
 KERNEL = "bookworm"
 
-NOT_TYPED = {
-    "sudo apt-get install git make python3-libvirt": "no network here; the root has the packages",
-    f"sudo git clone URL {CHECKOUT}": "no network here, and URL is the reader's",
-    "sudo make package": "make test-packages has made it before",
-}
 READS = (
     *("balloond --config", "balloonctl status", "balloonctl explain", "balloonctl doctor"),
     *("journalctl", "curl", "virsh", "stat"),
@@ -60,6 +55,9 @@ OWN_OPTIONS = (
 """What stands for `…` in the reader's QEMU."""
 
 
+DEB = "sudo apt-get install ./build/package/balloond_*.deb"
+
+
 @pytest.fixture(scope="session")
 def images() -> Images:
     return ready_images()
@@ -71,7 +69,14 @@ def machine(images: Images, request: pytest.FixtureRequest) -> Iterator[ServiceH
     machine = ServiceHost(libvirt_root(), SESSION_LOGS / request.node.name, nspawn=ready_root())
     try:
         (package,) = (ROOT / "build/package").glob("balloond_*.deb")
-        built = machine.path(f"{CHECKOUT.removeprefix('/')}/build/package")
+        checkout = machine.path(CHECKOUT.removeprefix("/"))
+        for name in (".ci", "balloon_daemon", "completions", "dashboards", "docs", "man"):
+            shutil.copytree(ROOT / name, checkout / name)
+        for name in ("policies", "systemd"):
+            shutil.copytree(ROOT / name, checkout / name)
+        for name in ("Makefile", "README.md", "SECURITY.md"):
+            shutil.copyfile(ROOT / name, checkout / name)
+        built = checkout / "build/package"
         built.mkdir(parents=True)
         shutil.copyfile(package, built / package.name)
         shutil.copytree(images.root / KERNEL, machine.path(f"images/{KERNEL}"))
@@ -161,4 +166,32 @@ def test_device_tutorial_is_as_it_says(machine: ServiceHost, images: Images) -> 
             wait_balloon(machine, "build", 128)
         if "release" in command:
             wait_balloon(machine, "build", 0)
+    assert machine.errors() == []
+
+
+def test_service_is_installed_by_make_as_it_says(machine: ServiceHost) -> None:
+    for text in commands(ROOT / "docs/install.md"):
+        if text not in NOT_TYPED and text != DEB:
+            typed(machine, Typed(text, ()), CHECKOUT)
+    assert machine.run("systemctl", "is-enabled", "balloond") == "enabled"
+    assert machine.run("balloonctl", "status").startswith("no VM is driven")
+    assert machine.unit("FragmentPath") == "/etc/systemd/system/balloond.service"
+    machine.run("systemctl", "restart", "balloond")
+    assert "margin 1 GiB" in machine.run("balloonctl", "status")
+    assert machine.path("usr/local/share/man/man8/balloond.8").exists()
+
+
+def test_drop_ins_and_sockets_are_set_up_as_it_says(machine: ServiceHost) -> None:
+    typed(machine, Typed(DEB, ()), CHECKOUT)
+    for page in ("attach.md", "metrics.md"):
+        for text in commands(ROOT / "docs" / page):
+            if text.startswith(("sudo", "echo")):
+                typed(machine, Typed(text, ()), CHECKOUT)
+    assert machine.path("run/vms").is_dir()
+    for unit in ("balloond", "balloond.socket", "balloond-api.socket"):
+        assert machine.run("systemctl", "is-active", unit) == "active"
+    drop_ins = machine.unit("DropInPaths")
+    assert "vms.conf" in drop_ins
+    # Whoever reads the journal first finds no warning in it.
+    assert [line.text for line in machine.journal() if "unset" in line.text] == []
     assert machine.errors() == []
