@@ -135,6 +135,7 @@ from balloon_daemon.events import (
     VmDriven,
     VmFailed,
     VmFound,
+    VmLetGo,
     VmLost,
     VmmHungUp,
     VmmRefuses,
@@ -948,6 +949,7 @@ DAEMON: list[Row] = [
 ]
 
 DRIVEN: list[Row] = [
+    (VmLetGo(VM), INFO, "vm-let-go", "is driven no more", {}),
     (
         VmNotWanted("web"),
         INFO,
