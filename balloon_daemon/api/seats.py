@@ -26,22 +26,22 @@ READERS = {Rights.NOTHING, Rights.READ}
 """Clients over a Unix socket that change nothing."""
 
 
-def most_such(new: Client, clients: Iterable[Client]) -> int:
-    """How many clients such as this one are served at most, where there are more; else 0.
+def why_full(new: Client, clients: Iterable[Client]) -> str:
+    """Why a client is refused, a sentence; "": it has a place.
 
     Args:
-        new: the client that came last.
+        new: the client, which came last.
         clients: all clients, with it.
     """
     if new.rights is Rights.CHANGE:
-        return 0
+        return ""
     if new.rights is Rights.SCRAPE:
         most, like = MOST_SCRAPERS, [one for one in clients if one.rights is Rights.SCRAPE]
-        return most if len(like) > most else 0
-    like = [one for one in clients if one.rights in READERS]
-    if sum(one.uid == new.uid for one in like) > MOST_OF_USER:
-        return MOST_OF_USER
-    return MOST_READERS if len(like) > MOST_READERS else 0
+    else:
+        most, like = MOST_READERS, [one for one in clients if one.rights in READERS]
+        if sum(one.uid == new.uid for one in like) > MOST_OF_USER:
+            return f"{MOST_OF_USER} clients of one user are served already; ask again later"
+    return f"{most} clients are served already; ask again later" if len(like) > most else ""
 
 
 def makes_room(new: Client, clients: Iterable[Client], now_s: float) -> Client | None:

@@ -25,7 +25,7 @@ from balloon_daemon.api.messages import refusal
 from balloon_daemon.api.metrics import Metrics
 from balloon_daemon.api.own_figures import keep_own_figures, own_figures
 from balloon_daemon.api.routes import Routes
-from balloon_daemon.api.seats import MOST, READERS, TAKE_WITHIN_S, makes_room, most_such
+from balloon_daemon.api.seats import MOST, READERS, TAKE_WITHIN_S, makes_room, why_full
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Reloader, Tracing
 from balloon_daemon.events import ApiMisused, CallbackFailed, Publish
@@ -202,13 +202,11 @@ class Server:
             self._accept_later()
         if self._is_shut_out(client):
             self.drop(client)
-            return
-        if most := most_such(client, self._clients.values()):
+        elif why := why_full(client, self._clients.values()):
             if idle := makes_room(client, self._clients.values(), time.monotonic()):
                 self.drop(idle)
-                return
-            sentence = f"{most} clients are served already; ask again later"
-            self._answering.finish(client, refusal(503, sentence))
+            else:
+                self._answering.finish(client, refusal(503, why))
 
     def _is_shut_out(self, client: Client) -> bool:
         """Whether nothing is received from a client any more, because members of its group have
@@ -263,8 +261,7 @@ class Server:
     def _look(self) -> None:
         """Looks for late clients; each is answered 408 or dropped when its turn comes."""
         now_s = time.monotonic()
-        late = [fd for fd, client in self._clients.items() if now_s >= client.deadline_s]
-        if late:
+        if late := [fd for fd, client in self._clients.items() if now_s >= client.deadline_s]:
             self._ready.extend(late)
             self._turn_soon()
         if self._clients:

@@ -275,8 +275,7 @@ class Governor:
             self._publish(event_of(vm_id, finding))
         decided_anew = dict[VmId, bool]()
         for vm_id, decision, repeated in step.decisions:
-            recheck = decision.reason is Reason.RECHECK
-            if not recheck:
+            if not (recheck := decision.reason is Reason.RECHECK):
                 self._note(vm_id, decision)
             decided_anew[vm_id] = decided_anew.get(vm_id, False) or not (repeated or recheck)
             self._publish(Decided(vm_id, decision, quiet=quiet or repeated or recheck))

@@ -162,6 +162,13 @@ class VmLost(NamedTuple):
 
 
 @fact
+class VmLetGo(NamedTuple):
+    """A VM that a configuration has no more is driven no more."""
+
+    vm: VmId
+
+
+@fact
 class VmmRefuses(NamedTuple):
     """A VMM refuses a call, and its VM's balloon stays as it is.
 
@@ -316,6 +323,7 @@ DrivenEvent = (
     | VmDriven
     | ProcessNotSeen
     | VmLost
+    | VmLetGo
     | VmmRefuses
     | NoDriverYet
     | BaseFound

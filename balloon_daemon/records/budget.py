@@ -6,7 +6,7 @@ Pure. Whoever can cause one line can cause millions. A VM's user is known from i
 
 from collections import deque
 
-from balloon_daemon.events import Connected, Disconnected, Event, VmDriven, VmLost
+from balloon_daemon.events import Connected, Disconnected, Event, VmDriven, VmLetGo, VmLost
 from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.units import VmId
 
@@ -40,7 +40,9 @@ class UserBudgets:
         self._vms: dict[VmId, tuple[_User, float]] = {}
         self._gone = deque[VmId]()
 
-    def note(self, event: Connected | Disconnected | VmDriven | VmLost, now_s: float) -> None:
+    def note(
+        self, event: Connected | Disconnected | VmDriven | VmLetGo | VmLost, now_s: float
+    ) -> None:
         """Notes a VM's user, or that the VM is gone.
 
         Args:

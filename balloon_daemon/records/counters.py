@@ -8,7 +8,16 @@ counted for that VM only while the VM is there, and the VM's numbers are deleted
 from collections import Counter
 
 from balloon_daemon import events
-from balloon_daemon.events import Connected, Decided, Disconnected, Event, Fault, VmDriven, VmLost
+from balloon_daemon.events import (
+    Connected,
+    Decided,
+    Disconnected,
+    Event,
+    Fault,
+    VmDriven,
+    VmLetGo,
+    VmLost,
+)
 from balloon_daemon.records.words import word_of
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import VmId
@@ -114,7 +123,7 @@ class Counters:
             case Connected(vm) | VmDriven(vm):
                 self._of_vms.setdefault(vm, Counter())
                 return
-            case Disconnected(vm) | VmLost(vm):
+            case Disconnected(vm) | VmLetGo(vm) | VmLost(vm):
                 self._of_vms.pop(vm, None)
         if type(event) not in FAULTS or (isinstance(event, VmLost) and event.fault is Fault.GONE):
             return

@@ -1,6 +1,7 @@
 """Whether a flag's file may be written by balloond, and by one balloond alone.
 
-What ``--history`` and ``--metrics`` have in common. Runs in the controller before it serves.
+What ``--record``, ``--history`` and ``--metrics`` have in common. Runs in the controller before it
+serves.
 """
 
 import os

@@ -19,6 +19,7 @@ from balloon_daemon.events import (
     Surveyed,
     VmAttached,
     VmDriven,
+    VmLetGo,
     VmLost,
 )
 from balloon_daemon.rate_limit import LineBudget
@@ -72,7 +73,7 @@ class History:
             self._surveys += 1
         elif isinstance(event, Connected | VmDriven):
             self._users[event.vm] = event.uid
-        elif isinstance(event, Disconnected | VmLost):
+        elif isinstance(event, Disconnected | VmLetGo | VmLost):
             self._users.pop(event.vm, None)
             self._left_out.discard(event.vm)
         elif isinstance(event, Decided | VmAttached | ProtectionEvent):

@@ -10,7 +10,15 @@ import select
 from collections.abc import Iterator
 from time import gmtime, localtime, monotonic, strftime, time
 
-from balloon_daemon.events import Connected, Disconnected, Event, LinesLost, VmDriven, VmLost
+from balloon_daemon.events import (
+    Connected,
+    Disconnected,
+    Event,
+    LinesLost,
+    VmDriven,
+    VmLetGo,
+    VmLost,
+)
 from balloon_daemon.linux.journald import send_line
 from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.records.budget import UserBudgets
@@ -52,7 +60,7 @@ class Log:
             event: the event.
             at_s: when it was published, in seconds since the epoch.
         """
-        if isinstance(event, Connected | Disconnected | VmDriven | VmLost):
+        if isinstance(event, Connected | Disconnected | VmDriven | VmLetGo | VmLost):
             self._budgets.note(event, monotonic())
             if isinstance(event, Connected | Disconnected):
                 return  # These have no line.

@@ -9,10 +9,10 @@ from time import time
 
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.events import Event, EventsLost, Publish, RecordingEnded, Stepped, Surveyed
-from balloon_daemon.linux.directories import may_make_files
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_lock import is_locked, lock_file
 from balloon_daemon.records.entries import entries_of
+from balloon_daemon.records.file_place import check_place
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.trace import (
     BEGINNING,
@@ -30,6 +30,8 @@ LIMIT_BYTES = 64 * MIB
 
 KEPT = 5
 """How many traces of earlier balloonds are kept; older ones are deleted."""
+
+_TAKEN = "another balloond that runs writes it; name another file"
 
 
 def header_now(settings: PolicySettings) -> Header:
@@ -168,34 +170,22 @@ def check_trace(path: Path) -> None:
     """Finds out whether a trace can be written to a file, and changes nothing.
 
     Raises:
-        ConfigError: no trace can be written there, the file is not a trace, or another balloond is
-            writing it.
+        ConfigError: no trace can be written there, other users could replace it, the file is not a
+            trace, or another balloond is writing it.
     """
-    parent = path.absolute().parent
-    try:
-        if not parent.is_dir():
-            why = "there is no such directory; make it, or name another"
-        elif not may_make_files(parent):
-            why = f"no file can be made in {printable(str(parent))}; name another file"
-        else:
-            why = ""
-            for each in (path, *earlier_traces(path)):
-                if not _is_free(each):
-                    which = "" if each is path else f"{printable(str(each))} "
-                    why = f"{which}is there and no trace; name another file"
-                    break
-            if not why and is_locked(path):
-                raise _taken(path)
-    except OSError as err:
-        why = f"{err.strerror}; name another file"
-    if why:
-        raise ConfigError(f"--record {printable(str(path))}: {why}")
+    check_place("--record", path, _why_not)
+
+
+def _why_not(path: Path) -> str:
+    for each in (path, *earlier_traces(path)):
+        if not _is_free(each):
+            which = "" if each is path else f"{printable(str(each))} "
+            return f"{which}is there and no trace; name another file"
+    return _TAKEN if is_locked(path) else ""
 
 
 def _taken(path: Path) -> ConfigError:
-    return ConfigError(
-        f"--record {printable(str(path))}: another balloond that runs writes it; name another file"
-    )
+    return ConfigError(f"--record {printable(str(path))}: {_TAKEN}")
 
 
 def _is_free(path: Path) -> bool:

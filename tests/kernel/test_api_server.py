@@ -707,7 +707,7 @@ def test_one_user_who_may_only_read_leaves_room_for_others(
         with await world.connect() as sock:
             status, content = parsed(await received(sock))
         assert status == 503
-        assert content["error"].startswith(f"{MOST_OF_USER} clients are served already")
+        assert content["error"].startswith(f"{MOST_OF_USER} clients of one user are served")
         monkeypatch.setattr(world.socket, "rights_of", lambda _: (1001, Rights.READ))
         assert (await world.ask())[0] == 200
         for sock in idle:

@@ -126,6 +126,19 @@ def test_file_that_is_no_trace_is_left_alone(
     assert (tmp_path / name).read_text() == "a letter\n"
 
 
+@fault("--history or --record names a file of something else")
+def test_trace_in_a_directory_that_others_may_write_is_refused(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    said = f"others may write to {shared} .mode 1777.; use a directory of your own"
+    with pytest.raises(AssertionError, match=said):
+        start_daemon("--record", str(shared / "a.trace"))
+    assert list(shared.iterdir()) == []
+
+
 def ended(daemon: Daemon) -> list[dict[str, Any]]:
     return [record for record in daemon.records() if record["event"] == "recording-ended"]
 

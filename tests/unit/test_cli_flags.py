@@ -32,7 +32,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "--profile": ("adaptive", "profile", Profile.ADAPTIVE),
     "--dry-run": ("", "dry_run", True),
     "--history": ("/var/lib/b.db", "history", Path("/var/lib/b.db")),
-    "--record": ("/var/tmp/a.trace", "record", Path("/var/tmp/a.trace")),
+    "--record": ("/srv/a.trace", "record", Path("/srv/a.trace")),
     "--metrics": ("127.0.0.1:9710", "metrics", MetricsPlace(None, "127.0.0.1", 9710)),
     "--speed": ("20", "policy", PolicySettings().faster(20)),
 }

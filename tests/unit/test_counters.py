@@ -14,6 +14,7 @@ from balloon_daemon.events import (
     Event,
     Fault,
     VmDriven,
+    VmLetGo,
     VmLost,
     VmmRefuses,
 )
@@ -38,8 +39,8 @@ NO_FAULTS = {
     "ReportsNotFreed", "SizesDiffer", "StillToGiveBack", "TakenOver", "TargetReached",
     "TmpfsLimited", "VmAttached", "VmDriven", "VmResized", "VmmHungUp",
     # VMs that are not driven: a state.
-    "DirectoryNotListed", "ProcessNotSeen", "SocketIgnored", "VmNotDriven", "VmNotSought",
-    "VmNotWanted",
+    "DirectoryNotListed", "ProcessNotSeen", "SocketIgnored", "VmLetGo", "VmNotDriven",
+    "VmNotSought", "VmNotWanted",
     # What the policy decides and finds, and what operators ask of it.
     "BalloonFreed", "Decided", "GuestInNeed", "ReclaimBegan", "ReclaimEnded", "ReserveBegan",
     "ReserveEnded", "ReserveMet", "ReserveNotMet", "SizeAsked", "Stepped", "Surveyed",
@@ -62,7 +63,12 @@ def test_each_event_is_a_fault_or_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("comes", "goes"), [(Connected(WEB, 0), Disconnected(WEB)), (DRIVEN, VmLost(WEB, Fault.HANGS))]
+    ("comes", "goes"),
+    [
+        (Connected(WEB, 0), Disconnected(WEB)),
+        (DRIVEN, VmLost(WEB, Fault.HANGS)),
+        (DRIVEN, VmLetGo(WEB)),
+    ],
 )
 def test_faults_of_a_vm_go_with_it_and_stay_in_the_sum(comes: Event, goes: Event) -> None:
     counters = counted(comes, DIED, DIED)

@@ -14,9 +14,11 @@ from balloon_daemon.events import (
     Fault,
     FinderFailed,
     VmDriven,
+    VmLetGo,
     VmLost,
     VmNotDriven,
     VmNotSought,
+    VmNotWanted,
 )
 from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claim, Claims
@@ -118,6 +120,31 @@ def test_vm_is_driven_with_its_settings(play: Play) -> None:
     world = play(scene)
     assert (world.vms, world.settings) == ([VmId(1, "web")], [WEB.settings])
     assert world.events == [VmDriven(VmId(1, "web"), "/run/web.qmp", GIB, None)]
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (lambda world: world.tasks[0].cancel(), VmLetGo(VmId(1, "web"))),
+        (
+            lambda world: world.controls[0].end(ControlError(Fault.HANGS)),
+            VmLost(VmId(1, "web"), Fault.HANGS),
+        ),
+    ],
+    ids=["has given all back", "hangs meanwhile"],
+)
+def test_end_of_a_vm_that_is_not_wanted_is_told_for_those_who_keep_something_of_it(
+    play: Play, end: Callable[[World], object], told: Event
+) -> None:
+    async def scene(world: World) -> None:
+        world.finder.dismiss()
+        await asyncio.sleep(5)
+        assert world.events[-1] == VmNotWanted("web")
+        end(world)
+        await asyncio.sleep(5)
+        assert world.events[-1] == told
+
+    play(scene)
 
 
 def test_vm_that_has_ended_is_found_again_as_another(play: Play) -> None:

@@ -60,8 +60,23 @@ def make(target: str, checkout: Path) -> "subprocess.CompletedProcess[str]":
 
 @fault("`make setup`")
 @needs_root
-@pytest.mark.parametrize("target", ["setup", "wheels", "demo"])
-def test_root_runs_nothing_of_a_checkout_that_is_anothers(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "remedy"),
+    [
+        ("setup", "run make setup as that user"),
+        ("wheels", "run make wheels as that user"),
+        ("demo", "run make setup as that user"),
+        ("install", "clone it as root, and run make there"),
+        ("uninstall", "clone it as root, and run make there"),
+    ],
+)
+def test_root_runs_nothing_of_a_checkout_that_is_anothers(
+    target: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "root/usr/local/bin/balloond"
+    monkeypatch.setenv("DESTDIR", str(tmp_path / "root"))
+    installed.parent.mkdir(parents=True)
+    installed.touch()
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     program = tmp_path / ".venv/bin/balloonctl"
@@ -74,5 +89,6 @@ def test_root_runs_nothing_of_a_checkout_that_is_anothers(target: str, tmp_path:
 
     assert done.returncode == 2
     first, *_ = done.stderr.splitlines()
-    assert "this checkout belongs to nobody, whose files root would run; run make" in first
+    assert f"this checkout belongs to nobody, whose files root would run; {remedy} (or" in first
     assert not (tmp_path / "ran").exists()
+    assert [path for path in (tmp_path / "root").rglob("*") if path.is_file()] == [installed]

@@ -10,7 +10,7 @@ from balloon_daemon.ctl.simulate.guest import RATE_BYTES_S, Guest
 from balloon_daemon.ctl.simulate.overrides import changes_of
 from balloon_daemon.ctl.simulate.samples import GONE_S, Samples
 from balloon_daemon.ctl.simulate.tally import Sums, Tally
-from balloon_daemon.ctl.simulate.world import Changes, World
+from balloon_daemon.ctl.simulate.world import DAY_S, Changes, World
 from balloon_daemon.ctl.times import parse_duration
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.records.trace import (
@@ -25,7 +25,7 @@ from balloon_daemon.records.trace import (
 from balloon_daemon.records.trace_values import MOST_BEGAN_S, MOST_CLOCK_S
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
-from balloon_daemon.sizing.host_events import Added, Moved, Removed, Sampled
+from balloon_daemon.sizing.host_events import Added, Looked, Moved, Removed, Sampled
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
@@ -306,6 +306,37 @@ def test_file_that_is_no_trace_is_one_line_and_status_2(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"balloonctl simulate: {path}{mistake}")
+
+
+@pytest.mark.parametrize(
+    ("times", "mistake"),
+    [
+        (
+            [0.0, 30 * 365 * DAY_S],
+            ":4: nothing is recorded for 10,950.0 days before this line, and a model has at most "
+            "one day without; cut the trace here",
+        ),
+        (
+            [day * DAY_S for day in range(1000)],
+            ": it is of 999 days, and a model of 60 at most; cut it",
+        ),
+    ],
+    ids=["a gap", "many gaps"],
+)
+@pytest.mark.parametrize("options", [["--set", "recheck=2s"], ["--profile", "all"]])
+def test_trace_of_decades_has_no_model_and_is_replayed_all_the_same(
+    times: list[float], mistake: str, options: list[str], tmp_path: Path, capsys: Output
+) -> None:
+    path = tmp_path / "a.trace"
+    entries = [Entry(at_s, Looked(Reading(100, 400))) for at_s in times]
+    entries.insert(0, Entry(0.0, Added(WEB, 2 * GIB)))
+    lines = [encode_header(Header(0.0, SETTINGS)), *map(encode_entry, entries)]
+    path.write_bytes(b"".join(lines))
+
+    assert main(["simulate", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["simulate", str(path), *options]) == 2
+    assert capsys.readouterr() == ("", f"balloonctl simulate: {path}{mistake}\n")
 
 
 def test_last_line_without_an_end_is_left_out_and_that_is_said(

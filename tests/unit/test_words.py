@@ -136,6 +136,7 @@ from balloon_daemon.events import (
     VmDriven,
     VmFailed,
     VmFound,
+    VmLetGo,
     VmLost,
     VmmHungUp,
     VmmRefuses,
@@ -958,6 +959,7 @@ DAEMON: list[Row] = [
 ]
 
 DRIVEN: list[Row] = [
+    (VmLetGo(VM), INFO, "vm-let-go", "is driven no more", {}),
     (
         VmNotWanted("web"),
         INFO,

@@ -18,6 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from balloon_daemon.ctl.simulate.contenders import host_policy
 from balloon_daemon.ctl.simulate.guest import Guest
@@ -25,7 +26,7 @@ from balloon_daemon.ctl.simulate.policies import MakePolicy
 from balloon_daemon.ctl.simulate.samples import Samples
 from balloon_daemon.ctl.simulate.scores import Fared, Scorer, Scores
 from balloon_daemon.ctl.simulate.tally import Sums, Tally
-from balloon_daemon.errors import StateError
+from balloon_daemon.errors import ConfigError, StateError
 from balloon_daemon.records.trace import Lost, Read, Recorded, Trace
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
@@ -48,6 +49,13 @@ from balloon_daemon.sizing.host_events import (
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import MIB, VmId
+
+DAY_S = 86_400.0
+
+MOST_GAP_S, MOST_S = DAY_S, 60 * DAY_S
+"""The longest time without an entry, and the longest trace, of which there is a model, which takes
+a step for each second: balloond reads the host once a minute at least, so that it fills the
+largest trace in 53 days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +115,10 @@ class World:
         """Lets the recorded time pass.
 
         Raises:
-            ConfigError: the trace has an event that makes no sense after those before it.
+            ConfigError: the trace has an event that makes no sense after those before it, or is of
+                too long a time.
         """
+        _check_times(self._trace)
         entries = self._trace.entries
         for entry in entries:
             if isinstance(entry.event, Sampled):
@@ -263,3 +273,16 @@ class World:
             guest.set_target(target_bytes, at_s)
         for vm, every_s in step.watches:
             self._guests[vm].watch(every_s, at_s)
+
+
+def _check_times(trace: Trace) -> None:
+    """Raises ConfigError: so long a time passes in a trace that its model would take for ever."""
+    for index, (before, entry) in enumerate(pairwise(trace.entries), 1):
+        if entry.at_s - before.at_s > MOST_GAP_S:
+            days = (entry.at_s - before.at_s) / DAY_S
+            why = f"nothing is recorded for {days:,.1f} days before this line, and a model has at "
+            raise trace.mistake(index, why + "most one day without; cut the trace here")
+    passed_s = trace.entries[-1].at_s - trace.entries[0].at_s if trace.entries else 0.0
+    if passed_s > MOST_S:
+        why = f"it is of {passed_s / DAY_S:,.0f} days, and a model of {MOST_S / DAY_S:g} at most"
+        raise ConfigError(f"{trace.name}: {why}; cut it")

@@ -9,6 +9,7 @@ first are ``quiet``.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from random import random
 
 from balloon_daemon.config.vms import Kind, VmConfig
@@ -16,6 +17,7 @@ from balloon_daemon.events import (
     FinderFailed,
     ProcessNotSeen,
     VmDriven,
+    VmLetGo,
     VmLost,
     VmNotDriven,
     VmNotSought,
@@ -143,7 +145,7 @@ class Finder:
         self._pause = Pause()
         self._bell = Bell()
         self._retired = False
-        self._vm: VmId | None = None
+        self._guest: DrivenVm | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -166,15 +168,17 @@ class Finder:
         """
         before, self.config = self.config, config
         self._new_control = new_control or self._new_control
-        if self._vm is not None and config.settings != before.settings:
-            self._registry.change(self._vm, config.settings)
+        if self._guest is not None and config.settings != before.settings:
+            self._registry.change(self._guest.vm, config.settings)
 
     def dismiss(self) -> None:
         """Ends the search at once; a VM that is driven gets its memory back first."""
         self.stop()
         self._shared.publish(VmNotWanted(self.config.name))
-        if self._vm is not None:
-            self._registry.dismiss(self._vm)
+        if self._guest is not None:
+            # The search has ended, and does not notice this VM's end any more.
+            self._guest.ended.add_done_callback(partial(self._let_go, self._guest.vm))
+            self._registry.dismiss(self._guest.vm)
 
     @property
     def is_absent(self) -> bool:
@@ -218,7 +222,7 @@ class Finder:
         began_s = loop.time()
         # If this task is cancelled, wait() leaves guest.ended alone; "await" would cancel it, too.
         await asyncio.wait([guest.ended])
-        self._vm = None
+        self._guest = None
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
         publish(VmLost(guest.vm, end.fault, end.detail, quiet))
@@ -238,8 +242,14 @@ class Finder:
         guest.ended.add_done_callback(lambda _: self._shared.claims.release(claim))
         self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
-        self._vm = vm
+        self._guest = guest
         return guest
+
+    def _let_go(self, vm: VmId, ended: asyncio.Future[ControlError]) -> None:
+        """Publishes the end of a VM that is not wanted any more."""
+        end = ended.result()
+        gone = end.fault is Fault.GONE
+        self._shared.publish(VmLetGo(vm) if gone else VmLost(vm, end.fault, end.detail))
 
     def _failed(self, err: Exception) -> None:
         error = f"{type(err).__name__}: {err}"

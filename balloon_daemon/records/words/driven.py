@@ -18,6 +18,7 @@ from balloon_daemon.events import (
     Refilled,
     SocketIgnored,
     VmDriven,
+    VmLetGo,
     VmLost,
     VmmRefuses,
     VmNotDriven,
@@ -107,6 +108,8 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
                 "balloond as root or as the VM's user, or give its service CAP_SYS_PTRACE"
             )
             return Level.DEBUG if quiet else Level.WARNING, message
+        case VmLetGo():
+            return Level.INFO, "is driven no more"
         case VmLost(_, fault, detail, quiet):
             if fault is Fault.GONE:
                 message = "the VMM has closed the connection, or the VM has ended"
