@@ -5,8 +5,7 @@ the guest uses that cache again. What is below is the guest's working set, which
 as spare.
 """
 
-from typing import NamedTuple
-
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.need import Figures, least_available_bytes
 
 FREE_KEPT_SHARE = 0.08
