@@ -1,6 +1,6 @@
 """Makes named tuples as ``typing.NamedTuple`` does, for a third of the time and half the memory.
 
-Pure. A start makes some 280 of these classes, and few of them ever have a value. For each class
+Pure. A start makes some 300 of these classes, and few of them ever have a value. For each class
 ``typing.NamedTuple`` compiles the source of a constructor, and makes seven functions and a
 descriptor for each field: 50 µs and 5.4 KiB. Here all classes share the functions and the
 descriptors, and a constructor is a copy of one that was compiled for as many fields: 18 µs and 2.8

@@ -2,10 +2,10 @@
 
 import socket
 from pathlib import Path
-from typing import NamedTuple
 
 from balloon_daemon.config.values import parse_path, shown
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.named_tuple import NamedTuple
 
 ENDING = ".prom"
 """node_exporter's textfile collector reads files with this ending alone."""

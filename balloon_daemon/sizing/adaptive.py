@@ -29,8 +29,8 @@ Theory of operation
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.adaptive_vm import AdaptiveVm, counted_bytes, settled_bytes
 from balloon_daemon.sizing.asking import ask_promised, ask_spare, ask_unused
 from balloon_daemon.sizing.balloon_policy import PolicySettings

@@ -36,10 +36,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import NamedTuple, Self, assert_never
+from typing import Self, assert_never
 
 from balloon_daemon.errors import ConfigError, StateError
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 
 # ``X as X`` exports these names from this module too, so that a caller needs only one import: the
 # events of this module contain readings, and the steps contain decisions.

@@ -4,8 +4,8 @@ Pure: values only. ``balloon_policy`` makes them, the controller publishes them.
 """
 
 from enum import Enum
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import VmId
 
 

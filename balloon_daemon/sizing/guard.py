@@ -22,8 +22,8 @@ Theory of operation
 """
 
 import math
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.back_off import BackOff
 from balloon_daemon.sizing.decision import (
     Balance,

@@ -1,8 +1,7 @@
 """The events that ``HostPolicy`` handles, and the results of its steps: values only. Pure."""
 
-from typing import NamedTuple
-
 from balloon_daemon.fact import fact
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import (
     Decision,

@@ -25,8 +25,8 @@ Source:
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import Sign
 from balloon_daemon.units import MIB, PAGE_SIZE
 

@@ -2,8 +2,8 @@
 
 import math
 from functools import cached_property
-from typing import NamedTuple
 
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Decision, Finding, Reading, Reason

@@ -6,7 +6,8 @@ want. *Bare* is available memory less what is in balloons: it changes only by wh
 
 import math
 from collections import deque
-from typing import NamedTuple
+
+from balloon_daemon.named_tuple import NamedTuple
 
 CALM_S = 12.0
 """For so long the host must have had room before memory goes back: somewhat more than the 10 s

@@ -5,8 +5,7 @@ the guest uses that cache again. All other memory is the guest's working set, wh
 counted as spare.
 """
 
-from typing import NamedTuple
-
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.need import Figures, least_available_bytes
 
 FREE_KEPT_SHARE = 0.08
