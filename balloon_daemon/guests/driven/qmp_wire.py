@@ -8,6 +8,7 @@ Source: QEMU, docs/interop/qmp-spec.rst.
 """
 
 import asyncio
+import gc
 import json
 import socket
 from collections import Counter, deque
@@ -19,6 +20,7 @@ from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
+from balloon_daemon.guests.driven.qmp_turns import TURNS, Lines
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
@@ -152,7 +154,7 @@ class Monitor(asyncio.BufferedProtocol):
         self._heard = heard
         self._user = user
         self._transport: asyncio.Transport | None = None
-        self._rest = bytearray()
+        self._lines = Lines()
         self._greeting = _Batch(1)
         self._asked: deque[tuple[int, Question[Any], _Batch]] = deque()
         self._last_id = 0
@@ -263,17 +265,42 @@ class Monitor(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._limit_rate(nbytes)
-        first, *lines = bytes(_BUFFER[:nbytes]).split(b"\n")
-        self._rest += first
-        for line in lines:
-            whole, self._rest = self._rest, bytearray(line)
-            self._take(whole)
+        self._lines.add(_BUFFER[:nbytes])
+        if not self._lines.waits:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Takes the lines that are complete, as far as ``TURNS`` has room for them."""
+        while (line := self._lines.take()) is not None:
+            # The collector would look at all of a line's values, which are soon dropped, up to
+            # several times: that takes as long again as to parse some lines.
+            gc.disable()
+            try:
+                self._take(line)
+            finally:
+                gc.enable()
             if self._failure is not None:
                 return
+        if self._lines.waits:
+            assert self._transport is not None
+            self._transport.pause_reading()
+            TURNS.wait(self._user, self._go_on)
+            return
         is_asked = self._asked or not self._greeting.done.done()
         most = MAX_MESSAGE_BYTES if is_asked else MAX_EVENT_BYTES
-        if len(self._rest) > most:
+        if self._lines.unfinished_bytes > most:
             self._fail(ControlError(Fault.NONSENSE, f"a line of over {most} bytes"))
+
+    def _go_on(self) -> None:
+        if self._failure is None:
+            self._parse()
+            self._resume()
+
+    def _resume(self) -> None:
+        """Reads on, unless more has come in this second than may, or waits to be parsed."""
+        assert self._transport is not None
+        if not self._lines.waits and self._heard_bytes < self._part():
+            self._transport.resume_reading()
 
     def _limit_rate(self, nbytes: int) -> None:
         """Stops reading for the rest of this second once ``_part`` bytes have come in it."""
@@ -290,10 +317,9 @@ class Monitor(asyncio.BufferedProtocol):
         return min(max(part, LEAST_BYTES_PER_S), MAX_BYTES_PER_S)
 
     def _read_on(self) -> None:
-        assert self._transport is not None
         self._unread_since = None
         self._heard_bytes = 0
-        self._transport.resume_reading()
+        self._resume()
 
     # --- messages --------------------------------------------------------------------------------
 

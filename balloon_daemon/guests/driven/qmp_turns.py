@@ -1,0 +1,111 @@
+"""When the lines of QEMU monitors are parsed: so many bytes at once, and so many a second.
+
+Runs in the controller. A monitor's line may have 256 KiB, which take 18 ms to parse, and many
+monitors may end theirs at the same moment: without a limit all other VMs would wait meanwhile.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+BYTES_AT_ONCE = 64 * 1024
+"""How many bytes of all monitors are parsed before other work has its turn: 4 ms. A line that has
+begun is parsed whole."""
+
+BYTES_PER_S = 8 * 1024 * 1024
+"""How many bytes of all monitors are parsed in a second: half of the time of the thread that
+serves all VMs. 1,024 VMs that are sampled each second send half as many; of one user's monitors no
+more than a quarter is read (``qmp_wire``)."""
+
+
+class Turns:
+    """Shares the time for parsing among users, whose monitors take turns."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._left, self._at_s = float(BYTES_AT_ONCE), 0.0
+        self._waiting: dict[int, deque[Callable[[], None]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether a line of so many bytes may be parsed now, which then counts."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # What another loop has left does not count.
+            self._loop, self._timer = loop, None
+            self._left, self._at_s = float(BYTES_AT_ONCE), 0.0
+            self._waiting.clear()
+        now_s = loop.time()
+        passed = (now_s - self._at_s) * BYTES_PER_S
+        self._left, self._at_s = min(BYTES_AT_ONCE, self._left + passed), now_s
+        if self._left <= 0:
+            return False
+        self._left -= n_bytes
+        return True
+
+    def wait(self, user: int, go_on: Callable[[], None]) -> None:
+        """Has a monitor parse on once there is room, after ``has_room`` has said that there is
+        none.
+
+        Args:
+            user: whose monitor it is.
+            go_on: called once; may ask and wait again.
+        """
+        self._waiting.setdefault(user, deque()).append(go_on)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._waiting and self._loop is not None:
+            # A byte more than is missing, so that there is room then.
+            missing = max(0.0, 1.0 - self._left)
+            self._timer = self._loop.call_later(missing / BYTES_PER_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._timer = None
+        user = next(iter(self._waiting))
+        waiting = self._waiting.pop(user)
+        go_on = waiting.popleft()
+        if waiting:
+            self._waiting[user] = waiting  # Behind all other users.
+        go_on()
+        self._set_timer()
+
+
+TURNS = Turns()
+"""The turns of this process's monitors."""
+
+
+class Lines:
+    """What has come from a monitor, as lines.
+
+    Attributes:
+        waits: whether a complete line waits for room.
+    """
+
+    def __init__(self) -> None:
+        self.waits = False
+        self._rest = bytearray()
+        self._sought = 0
+        """How much of ``_rest`` is known to have no line's end."""
+
+    def add(self, content: memoryview) -> None:
+        """Takes what has come."""
+        self._rest += content
+
+    def take(self) -> bytearray | None:
+        """The next complete line; None: there is none, or ``waits``."""
+        end = self._rest.find(b"\n", self._sought)
+        self.waits = end >= 0 and not TURNS.has_room(end)
+        if end < 0:
+            self._sought = len(self._rest)
+        if end < 0 or self.waits:
+            return None
+        line = self._rest[:end]
+        del self._rest[: end + 1]
+        self._sought = 0
+        return line
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """How much has come of a line that is not complete, where no line waits."""
+        return len(self._rest)
