@@ -16,7 +16,7 @@ from types import CodeType, ModuleType
 
 LATER = ("inspect", "ipaddress", "textwrap", "tokenize", "asyncio.sslproto")
 """Imported by asyncio and dataclasses, by urllib.parse for pathlib, by traceback, by linecache, by
-asyncio."""
+asyncio. Python 3.14 loads inspect all the same, for the docstrings of asyncio.graph's classes."""
 
 _CO_COROUTINE = 0x80
 """A code object's flag (inspect.CO_COROUTINE)."""
@@ -29,9 +29,14 @@ class _Later(ModuleType):
         # The import system asks each module for names such as __path__, which is no use of it.
         if name.startswith("__"):
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(_load(self.__name__), name)
+
+
+def _load(name: str) -> ModuleType:
+    """A module itself, whatever stands for it in ``sys.modules``."""
+    if isinstance(sys.modules.get(name), _Later):
+        del sys.modules[name]
+    return importlib.import_module(name)
 
 
 def _iscoroutinefunction(function: object) -> bool:
@@ -40,11 +45,21 @@ def _iscoroutinefunction(function: object) -> bool:
     return isinstance(code, CodeType) and bool(code.co_flags & _CO_COROUTINE)
 
 
+def _get_annotations(thing: object, **how: object) -> object:
+    """A class's own annotations; dataclasses asks that in Python 3.13, for each class."""
+    if isinstance(thing, type) and not how:
+        return dict(vars(thing).get("__annotations__") or {})
+    return _load("inspect").get_annotations(thing, **how)
+
+
 def _import_lean() -> None:
     for name in LATER:
         sys.modules.setdefault(name, _Later(name))
     if isinstance(inspect := sys.modules["inspect"], _Later):
         vars(inspect)["iscoroutinefunction"] = _iscoroutinefunction
+        # Since 3.14 a class makes its annotations when it is asked, and annotationlib asks.
+        if sys.version_info < (3, 14):
+            vars(inspect)["get_annotations"] = _get_annotations
     if "ssl" in sys.modules or "asyncio" in sys.modules:
         return  # Too late: asyncio or ssl has been loaded already.
     # None in sys.modules makes "import ssl" fail as if the module were missing (Python's
