@@ -40,7 +40,7 @@ class _Record(tuple[Any, ...]):
     def _replace(self, /, **changed: object) -> Self:
         replaced = self._make(map(changed.pop, self._fields, self))
         if changed:
-            raise ValueError(f"Got unexpected field names: {list(changed)!r}")
+            raise TypeError(f"Got unexpected field names: {list(changed)!r}")
         return replaced
 
     def _asdict(self) -> dict[str, Any]:

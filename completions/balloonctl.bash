@@ -123,7 +123,7 @@ _balloonctl() {
             kind=files options='-h --help --set --profile --host-memory --seed --json --plot'
             ;;
         /judge)
-            kind=none options='-h --help --recordings --trace --margins --drawn --seed --json --plot'
+            kind=none options='-h --help --recordings --trace --drawn --margins --seed --json --plot'
             ;;
         esac
         [[ $current != -* ]] || kind=words words=$options

@@ -79,13 +79,23 @@ class _Logger:
     error = warning
 
 
+def _get_annotations(thing: object, **how: object) -> object:
+    """A class's own annotations; dataclasses asks that in Python 3.13, for each class."""
+    if isinstance(thing, type) and not how:
+        return dict(vars(thing).get("__annotations__") or {})
+    return _load("inspect").get_annotations(thing, **how)
+
+
+# Since Python 3.14 a class makes its annotations when it is asked, and annotationlib asks.
+_OF_CLASSES = {} if sys.version_info >= (3, 14) else {"get_annotations": _get_annotations}
+
 LATER: dict[str, dict[str, object]] = {
     "asyncio.sslproto": {},
     "concurrent.futures": {
         name: name for name in ("FIRST_COMPLETED", "FIRST_EXCEPTION", "ALL_COMPLETED")
     },
     "gettext": {"gettext": _untranslated, "ngettext": _plural},
-    "inspect": {"iscoroutinefunction": _iscoroutinefunction},
+    "inspect": {"iscoroutinefunction": _iscoroutinefunction} | _OF_CLASSES,
     "ipaddress": {},
     "logging": {"DEBUG": 10, "getLogger": _Logger},
     "random": {"random": Random().random},
@@ -96,7 +106,8 @@ LATER: dict[str, dict[str, object]] = {
     "urllib.parse": {"quote_from_bytes": _called_later("urllib.parse", "quote_from_bytes")},
 }
 """Each module with those of its names that argparse, asyncio, pathlib and balloond use as they are
-imported, or at each start; any other name loads the module."""
+imported, or at each start; any other name loads the module. Python 3.14 loads inspect all the
+same, for the docstrings of asyncio.graph's classes."""
 
 
 def _import_lean() -> None:

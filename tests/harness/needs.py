@@ -58,6 +58,7 @@ ALLOWED_SKIPS = (
     "huge pages that the kernel can make",
     "MiB that the kernel can make huge pages of",
     "of the time only",
+    "uses typing's from Python 3.14 on",
     # Containers may have files on file systems that cannot be swapped to, and kernels no zram.
     "needs a directory whose files can be swapped to",
     "needs a kernel with zram",

@@ -91,7 +91,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     test = add("test", _test, "say what happens to one call, and which rule decides")
     test.add_argument("file", type=Path, metavar="FILE")
-    test.add_argument("call", metavar="'CALL(ARGUMENT, …)'")
+    # No parentheses in the metavar: argparse before Python 3.13 drops them from the usage.
+    test.add_argument("call", metavar="CALL", help="such as 'madvise(0, 4096, MADV_REMOVE)'")
 
     compile_ = add("compile", _compile, "write the filter for another launcher to load")
     compile_.add_argument("file", type=Path, metavar="FILE")

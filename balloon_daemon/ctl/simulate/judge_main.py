@@ -44,17 +44,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         help="judge on a host that was recorded (balloond --record), too; may be repeated",
     )
-    parser.add_argument(
-        "--margins",
-        action="store_true",
-        help="judge balloond's profiles alone, each with larger and larger margins",
-    )
     what.add_argument(
         "--drawn",
         type=_number,
         metavar="N",
         help="judge on so many hosts that are drawn by lot (--seed), which nobody has tuned a "
         "policy to",
+    )
+    parser.add_argument(
+        "--margins",
+        action="store_true",
+        help="judge balloond's profiles alone, each with larger and larger margins",
     )
     parser.add_argument(
         "--seed",
