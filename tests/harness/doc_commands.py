@@ -104,7 +104,7 @@ def steps(page: Path) -> list[Typed | Written]:
     done: list[Typed | Written] = []
     for language, text in blocks(page):
         if language == "console":
-            done += _typed(text)
+            done += _typed(_CONTINUED.sub(" ", text))
         elif language == "toml" and (file := _FILE.match(text)):
             done.append(Written(file[1], text))
     return done
