@@ -87,7 +87,9 @@ def _get_annotations(thing: object, **how: object) -> object:
 
 
 # Since Python 3.14 a class makes its annotations when it is asked, and annotationlib asks.
-_OF_CLASSES = {} if sys.version_info >= (3, 14) else {"get_annotations": _get_annotations}
+_OF_CLASSES: dict[str, object] = (
+    {} if sys.version_info >= (3, 14) else {"get_annotations": _get_annotations}
+)
 
 LATER: dict[str, dict[str, object]] = {
     "asyncio.sslproto": {},
@@ -95,7 +97,7 @@ LATER: dict[str, dict[str, object]] = {
         name: name for name in ("FIRST_COMPLETED", "FIRST_EXCEPTION", "ALL_COMPLETED")
     },
     "gettext": {"gettext": _untranslated, "ngettext": _plural},
-    "inspect": {"iscoroutinefunction": _iscoroutinefunction} | _OF_CLASSES,
+    "inspect": {"iscoroutinefunction": _iscoroutinefunction, **_OF_CLASSES},
     "ipaddress": {},
     "logging": {"DEBUG": 10, "getLogger": _Logger},
     "random": {"random": Random().random},

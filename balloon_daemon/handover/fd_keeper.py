@@ -421,7 +421,7 @@ def main() -> int:
     _thread.stack_size(STACK_BYTES)
     try:
         path = sys.argv[1]
-        first = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
+        first = _first(int(sys.argv[2])) if len(sys.argv) > 2 else None
         listener = listen(path)
         bound = os.lstat(path)
         try:
@@ -433,6 +433,15 @@ def main() -> int:
     except Exception:
         return EXIT_ERRNO
     return 0
+
+
+def _first(fd: int) -> socket.socket:
+    """The socket to the balloond that has started this process. Whatever else that balloond has
+    inherited from whoever started it is closed here: others may wait for its end of file."""
+    os.chdir("/")
+    os.closerange(3, fd)
+    os.closerange(fd + 1, 1 << 20)
+    return socket.socket(fileno=fd)
 
 
 def _unlink(path: str, bound: os.stat_result) -> None:

@@ -6,13 +6,13 @@ import os
 import resource
 import select
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import ANSWERS, BUSY, END, TAKE
+from balloon_daemon.handover.keeper_process import KeeperProcess
 from balloon_daemon.handover.store import KEEPER_ENDS_WITHIN_S, SocketStore, end_keeper
 from balloon_daemon.linux.credentials import Credentials, peer_of
 from balloon_daemon.linux.directories import others_may_write
@@ -124,21 +124,8 @@ def start_keeper(socket_path: Path) -> SocketStore:
     except OSError as err:
         raise _not_started(err.strerror) from err
     with keeper_end:
-        fd = keeper_end.fileno()
         try:
-            process = subprocess.Popen(
-                # Run the keeper by its file and isolated (-I), so that it imports no file of the
-                # current directory, and without site-packages (-S), which it does not need. Give
-                # it /dev/null for its streams: a process that reads balloond's standard output to
-                # the end would otherwise wait for the keeper's end too.
-                [sys.executable, "-I", "-S", fd_keeper.__file__, os.fspath(path), str(fd)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(fd,),
-                cwd="/",
-                start_new_session=True,
-            )
+            process = KeeperProcess(os.fspath(path), keeper_end.fileno())
         except OSError as err:
             sock.close()
             raise _not_started(err.strerror) from err
@@ -146,7 +133,8 @@ def start_keeper(socket_path: Path) -> SocketStore:
         kept, answers = _take(sock)
     except BaseException as err:
         sock.close()
-        status = process.poll() if isinstance(err, TimeoutError) else _status(process)
+        # A keeper that has hung up is about to end.
+        status = process.wait(0.0 if isinstance(err, TimeoutError) else KEEPER_ENDS_WITHIN_S)
         end_keeper(process, path)
         if not isinstance(err, OSError):
             raise
@@ -177,14 +165,6 @@ def _capacity(pid: int, answers: bool) -> int:
 
 def _not_started(why: str | None, where: str = "") -> ConfigError:
     return ConfigError(f"--keep-fds: no keeper can be started{where}: {why}; {_WITHOUT}")
-
-
-def _status(process: "subprocess.Popen[bytes]") -> int | None:
-    """The exit status of a keeper that has hung up and so is about to end."""
-    try:
-        return process.wait(KEEPER_ENDS_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def _reach(path: Path) -> socket.socket | None:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Protocol
 
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import FORGET
+from balloon_daemon.handover.keeper_process import KeeperProcess
 from balloon_daemon.handover.outbox import RETRY_S, Outbox
 from balloon_daemon.handover.room import Room
 from balloon_daemon.linux.events import OwnedFd
@@ -227,7 +227,7 @@ class SocketStore:
         capacity: int,
         is_keeper: bool,
         answers: bool = False,
-        started: "tuple[subprocess.Popen[bytes], Path] | None" = None,
+        started: tuple[KeeperProcess, Path] | None = None,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -375,8 +375,7 @@ class SocketStore:
             poller.poll(KEEPER_ENDS_WITHIN_S * 1000)
         self._sock.close()
         if self._forgotten and self._started is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._started[0].wait(KEEPER_ENDS_WITHIN_S)
+            self._started[0].wait(KEEPER_ENDS_WITHIN_S)
 
     def abandon(self) -> None:
         """Disconnects from a store that got nothing; ends a keeper that this process started."""
@@ -385,10 +384,9 @@ class SocketStore:
             end_keeper(*self._started)
 
 
-def end_keeper(process: "subprocess.Popen[bytes]", path: Path) -> None:
+def end_keeper(process: KeeperProcess, path: Path) -> None:
     """Kills a keeper that this process has started and that holds nothing."""
     process.kill()
-    process.wait()
     with contextlib.suppress(OSError):
         if fd_keeper.is_dead_keepers(os.fspath(path)):
             path.unlink()

@@ -21,6 +21,7 @@ from balloon_daemon.handover.fd_keeper import (
     TAKE,
     Keeper,
 )
+from balloon_daemon.handover.keeper_start import keeper_at, start_keeper
 from balloon_daemon.handover.keys import FdKey, StateKey
 from balloon_daemon.handover.store import SocketStore
 from balloon_daemon.linux.events import OwnedFd
@@ -374,3 +375,38 @@ def test_balloond_that_reads_no_answers_is_served_on(
         for fd in received[1]:
             os.close(fd)
     assert {b"FDLOST=vm1.2", b"FDNAME=vm1.1", b"FDNAME=vm1.3"} <= names
+
+
+def test_started_keeper_has_nothing_of_whoever_started_balloond(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    store = start_keeper(tmp_path / "s")
+    try:
+        credentials = keeper_at(tmp_path / "s")
+        assert credentials is not None
+        process = Path(f"/proc/{credentials.pid}")
+        opened = [os.readlink(link) for link in (process / "fd").iterdir()]
+        assert opened.count(os.devnull) == 3
+        assert [each for each in opened if each.startswith("pipe:")] == []
+        assert os.readlink(process / "cwd") == "/"
+        assert os.getsid(credentials.pid) == credentials.pid
+    finally:
+        os.close(read)
+        os.close(write)
+        store.abandon()
+    assert keeper_at(tmp_path / "s") is None
+    assert not process.exists()
+
+
+def test_balloond_starts_a_keeper_without_loading_subprocess(tmp_path: Path) -> None:
+    program = """\
+import sys
+from pathlib import Path
+import balloon_daemon.cli.run
+from balloon_daemon.handover.keeper_start import start_keeper
+start_keeper(Path(sys.argv[1])).abandon()
+print(hasattr(sys.modules["subprocess"], "__file__"), "locale" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
