@@ -1,14 +1,17 @@
-"""What a VMM has answered is dropped once it is read, while the next call is waited for: CPython
-takes up to 30 bytes for each byte of JSON, and one user may have many VMs."""
+"""What a VMM has answered is parsed in its turn, and dropped before the next call is waited for:
+CPython takes up to 30 bytes for each byte of JSON, and one user may have many VMs."""
 
 import gc
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from balloon_daemon.guests.driven.cloud_hypervisor import CloudHypervisorControl
 from balloon_daemon.guests.driven.crosvm import CrosvmControl
 from balloon_daemon.guests.driven.firecracker import FirecrackerControl
+from balloon_daemon.guests.driven.parsing import TURNS
 from balloon_daemon.units import MIB
 from tests.fakes.cloud_hypervisor import FakeCloudHypervisor
 from tests.fakes.crosvm import FakeCrosvm
@@ -69,6 +72,38 @@ class LargeCrosvm(FakeCrosvm):
         elif isinstance(answer, dict) and "BalloonStats" in answer:
             answer = {"BalloonStats": answer["BalloonStats"] | {"x": [0] * LENGTH}}
         super()._answer(client, answer)
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the messages that are parsed, as far as they wait for room."""
+    lengths: list[int] = []
+    has_room = TURNS.has_room
+
+    def noted(n_bytes: int) -> bool:
+        lengths.append(n_bytes)
+        return has_room(n_bytes)
+
+    monkeypatch.setattr(TURNS, "has_room", noted)
+    return lengths
+
+
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_large_answer_waits_for_its_turn(path: Path, parsed: list[int]) -> None:
+    async def talk(vmm: LargeCloudHypervisor, control: CloudHypervisorControl) -> None:
+        await opened(control)
+
+    talk_with(LargeCloudHypervisor(path), CloudHypervisorControl, talk)
+    assert max(parsed) > LENGTH
+
+
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_large_answer_of_a_crosvm_waits_for_its_turn(path: Path, parsed: list[int]) -> None:
+    async def talk(vmm: LargeCrosvm, control: CrosvmControl) -> None:
+        await opened(control)
+
+    talk_with(LargeCrosvm(path), CrosvmControl, talk)
+    assert max(parsed) > LENGTH
 
 
 @fault("the VMM of a driven VM hangs, sends garbage")

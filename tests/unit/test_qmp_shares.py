@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from balloon_daemon.guests.driven import qmp_turns
+from balloon_daemon.guests.driven import parsing
 from balloon_daemon.guests.driven.qmp_wire import (
     LEAST_BYTES_PER_S,
     MAX_BYTES_OF_A_USER_PER_S,
@@ -57,9 +57,9 @@ class Flood:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is read is parsed at once (``test_qmp_turns.py`` has what is not)."""
-    monkeypatch.setattr(qmp_turns, "BYTES_AT_ONCE", 1 << 40)
-    monkeypatch.setattr(qmp_turns, "TURNS", qmp_turns.Turns())
+    """All that is read is parsed at once (``test_parsing.py`` has what is not)."""
+    monkeypatch.setattr(parsing, "BYTES_AT_ONCE", 1 << 40)
+    monkeypatch.setattr(parsing, "TURNS", parsing.Turns())
 
 
 def read_of(users: list[int], gone: int = 0) -> list[int]:

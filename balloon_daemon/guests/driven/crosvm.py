@@ -40,10 +40,11 @@ from balloon_daemon.guests.driven.control import (
     Noticed,
     Sample,
 )
+from balloon_daemon.guests.driven.parsing import TURNS
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.driven.vmm_process import open_files
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
-from balloon_daemon.linux.credentials import living_peer_of
+from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.passed_fds import DescriptorsSentError
 from balloon_daemon.units import MOST_MEMORY_BYTES
 
@@ -67,7 +68,7 @@ class PacketConnection:
     def __init__(self, sock: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = sock
-        self.pid = living_peer_of(self._socket)
+        self.pid, self._user = living_peer_of(sock), peer_of(sock).uid
         self._answer: asyncio.Future[bytes] | None = None
         self.lost: asyncio.Future[ControlError] = self._loop.create_future()
         """Done once the connection has ended; its result is the reason."""
@@ -96,6 +97,7 @@ class PacketConnection:
             message, self._answer = self._answer.result(), None
             if len(message) > MAX_MESSAGE_BYTES:
                 raise nonsense("message", "over 64 KiB")
+            await TURNS.room(self._user, len(message))
             if (answer := parse(message)) is None:
                 raise nonsense("message", "null")
             return answer

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from balloon_daemon.guests.driven.answers import member, nonsense, parse, shown
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
+from balloon_daemon.guests.driven.parsing import TURNS
 from balloon_daemon.guests.driven.unix_socket import connect
-from balloon_daemon.linux.credentials import living_peer_of
+from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.passed_fds import DescriptorsSentError
 
 
@@ -35,6 +36,7 @@ class HttpConnection(asyncio.Protocol):
         self._lost: asyncio.Future[ControlError] = asyncio.get_running_loop().create_future()
         self._why: ControlError | None = None
         """Why the connection has ended, or is about to end; None: it is open."""
+        self._user = -1
         self.pid = 0
         """The server's process; 0 before ``open``."""
 
@@ -45,7 +47,7 @@ class HttpConnection(asyncio.Protocol):
             ControlError: no connection can be made.
         """
         sock = await connect(self._path, socket.SOCK_STREAM)
-        self.pid = living_peer_of(sock)
+        self.pid, self._user = living_peer_of(sock), peer_of(sock).uid
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)
 
@@ -97,6 +99,7 @@ class HttpConnection(asyncio.Protocol):
             raise answer
         if answer.last:
             self.close()
+        await TURNS.room(self._user, len(answer.body))
         # The body of an error may be JSON or plain text: Cloud Hypervisor has sent both.
         if answer.status >= 400:
             return answer.status, answer.body.decode(errors="replace")

@@ -19,8 +19,8 @@ from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
+from balloon_daemon.guests.driven.parsing import TURNS, Lines
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
-from balloon_daemon.guests.driven.qmp_turns import TURNS, Lines
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of

@@ -1,34 +1,35 @@
-"""When the lines of QEMU monitors are parsed: so many bytes at once, and so many a second.
+"""When VMMs' JSON is parsed: so many bytes at once, and so many a second.
 
-Runs in the controller. A monitor's line may have 256 KiB, which take 18 ms to parse, and many
-monitors may end theirs at the same moment: without a limit all other VMs would wait meanwhile.
+Runs in the controller. A message may have 256 KiB, which take 18 ms to parse, and many VMMs may
+end theirs at the same moment: without a limit all other VMs would wait meanwhile.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 BYTES_AT_ONCE = 64 * 1024
-"""How many bytes of all monitors are parsed before other work has its turn: 4 ms. A line that has
-begun is parsed whole."""
+"""How many bytes of all VMMs are parsed before other work has its turn: 4 ms. A message that
+has begun is parsed whole."""
 
 BYTES_PER_S = 8 * 1024 * 1024
-"""How many bytes of all monitors are parsed in a second: half of the time of the thread that
+"""How many bytes of all VMMs are parsed in a second: half of the time of the thread that
 serves all VMs. 1,024 VMs that are sampled each second send half as many; of one user's monitors no
 more than a quarter is read (``qmp_wire``)."""
 
 
 class Turns:
-    """Shares the time for parsing among users, whose monitors take turns."""
+    """Shares the time for parsing among users, who take turns."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left, self._at_s = float(BYTES_AT_ONCE), 0.0
-        self._waiting: dict[int, deque[Callable[[], None]]] = {}
+        self._waiting: dict[int, deque[Callable[[], object]]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def has_room(self, n_bytes: int) -> bool:
-        """Whether a line of so many bytes may be parsed now, which then counts."""
+        """Whether a message of so many bytes may be parsed now, which then counts."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # What another loop has left does not count.
@@ -43,12 +44,25 @@ class Turns:
         self._left -= n_bytes
         return True
 
-    def wait(self, user: int, go_on: Callable[[], None]) -> None:
-        """Has a monitor parse on once there is room, after ``has_room`` has said that there is
+    async def room(self, user: int, n_bytes: int) -> None:
+        """Waits until a message of so many bytes may be parsed, which then counts.
+
+        Args:
+            user: whose VMM it is.
+            n_bytes: the message's length.
+        """
+        loop = asyncio.get_running_loop()
+        while not self.has_room(n_bytes):
+            bell = loop.create_future()
+            self.wait(user, partial(_ring, bell))
+            await bell
+
+    def wait(self, user: int, go_on: Callable[[], object]) -> None:
+        """Has a VMM's message parsed once there is room, after ``has_room`` has said that there is
         none.
 
         Args:
-            user: whose monitor it is.
+            user: whose VMM it is.
             go_on: called once; may ask and wait again.
         """
         self._waiting.setdefault(user, deque()).append(go_on)
@@ -71,8 +85,13 @@ class Turns:
         self._set_timer()
 
 
+def _ring(bell: "asyncio.Future[None]") -> None:
+    if not bell.done():
+        bell.set_result(None)
+
+
 TURNS = Turns()
-"""The turns of this process's monitors."""
+"""The turns of this process's VMMs."""
 
 
 class Lines:

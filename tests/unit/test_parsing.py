@@ -1,9 +1,11 @@
-"""How much of what QEMU monitors send is parsed at once: all other work has its turn meanwhile."""
+"""How much of what VMMs send is parsed at once: all other work has its turn meanwhile."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
-from balloon_daemon.guests.driven.qmp_turns import BYTES_AT_ONCE, BYTES_PER_S
+from balloon_daemon.guests.driven.http_answer import MAX_BODY_BYTES
+from balloon_daemon.guests.driven.parsing import BYTES_AT_ONCE, BYTES_PER_S, Turns
 from balloon_daemon.guests.driven.qmp_wire import MAX_EVENT_BYTES, Monitor
 from tests.fakes.quick_loop import run_quickly
 from tests.harness.faults import fault
@@ -123,6 +125,24 @@ def test_monitor_is_not_read_while_its_lines_wait_and_has_them_in_order() -> Non
         assert peers.heard[heard:] == [str(number) for number in range(100)]
 
     play(scene)
+
+
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_large_answers_are_parsed_one_after_the_other() -> None:
+    async def run() -> list[float]:
+        loop, turns, at_s = asyncio.get_running_loop(), Turns(), list[float]()
+
+        async def parse() -> None:
+            await turns.room(HOSTILE, MAX_BODY_BYTES)
+            at_s.append(loop.time())
+
+        await asyncio.gather(*(parse() for _ in range(8)))
+        return at_s
+
+    at_s = run_quickly(run())
+    least_s = (MAX_BODY_BYTES - BYTES_AT_ONCE) / BYTES_PER_S
+    assert len(at_s) == 8
+    assert all(later - earlier >= least_s for earlier, later in pairwise(at_s))
 
 
 def test_monitor_that_has_ended_is_parsed_no_further() -> None:
