@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes what balloond says: each quote is in balloond's source."""
+"""What pages quote of balloond's sentences is in its source: troubleshooting.md, doctor.md."""
 
 import ast
 import re
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/troubleshooting.md"
+DOCTOR = ROOT / "docs/doctor.md"
 
 NOT_OURS = {
     "Failed to connect to '/run/balloond/…': Permission denied": "QEMU's words",
@@ -48,6 +49,19 @@ def templates() -> str:
 def test_quote_is_what_balloond_says(quote: str) -> None:
     pattern = ".*".join(map(re.escape, quote.strip("…").split("…")))
     assert re.search(pattern, templates()), quote
+
+
+def doctor_lines() -> list[str]:
+    """What docs/doctor.md shows of balloonctl doctor, without the VMs' names, ``remedy:`` and
+    the sum at the end."""
+    (block,) = re.findall(r"^    \$ .*doctor\n((?:    .*\n)+)", DOCTOR.read_text(), re.MULTILINE)
+    return [re.sub(r"^(?: *\w+: )", "", line.strip()) for line in block.splitlines()[:-1]]
+
+
+@pytest.mark.parametrize("line", doctor_lines())
+def test_line_of_the_doctor_is_what_it_says(line: str) -> None:
+    parts = re.split(r"\d[\d.]*(?: [KMGT]iB)?", line)
+    assert re.search(".*".join(map(re.escape, parts)), templates()), line
 
 
 def test_page_quotes_much_of_the_log() -> None:
