@@ -1,5 +1,7 @@
 """A VM as the controller sees it: its guest, and the guest's last reports."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -10,16 +12,23 @@ from balloon_daemon.guests.seam import (
     GuestState,
     Held,
     Refused,
+    Report,
     StateChanged,
     Stats,
     Stuck,
 )
-from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.rate_limit import LineBudget, RateLimit
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.units import VmId
 
 SIZES_A_SECOND = 2
 """Changes of a VM's size published at full level: a guest may report any size at any time."""
+
+MOVES, MOVES_A_SECOND = 256, 4
+"""How many sizes of its balloon the policy is told at once, and a second in the long run: a driver
+may write ``actual`` as fast as it can, and each size takes the policy a step, and a trace a line.
+The policy looks once a second."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +49,8 @@ class Vm:
         decided: its last decision other than ``Reason.RECHECK``, and when it was made; None: there
             was none.
         sizes: limits the rate of the events about its size.
+        moves: limits the rate at which the policy is told of its balloon's size.
+        told_later: will tell the policy of the balloon's size; None: the policy knows it.
     """
 
     guest: Guest
@@ -54,6 +65,8 @@ class Vm:
     vmm_pid: int | None = None
     decided: tuple[Decision, float] | None = None
     sizes: RateLimit = field(default_factory=lambda: RateLimit(SIZES_A_SECOND))
+    moves: LineBudget = field(default_factory=lambda: LineBudget(MOVES, MOVES_A_SECOND))
+    told_later: asyncio.TimerHandle | None = None
 
     def note(self, report: Actual | Stats | Held | StateChanged) -> bool:
         """Notes what its guest reports; returns whether that is new."""
@@ -70,3 +83,27 @@ class Vm:
             case _:
                 assert_never(report)
         return True
+
+    def may_tell(
+        self,
+        report: Report,
+        loop: asyncio.AbstractEventLoop,
+        again: Callable[[VmId, Report], None],
+    ) -> bool:
+        """Whether the policy is to be told of a report now.
+
+        Args:
+            report: the report.
+            loop: the controller's.
+            again: reports the balloon's last size, after a while, if the policy is not told now.
+        """
+        if not isinstance(report, Actual) or self.moves.has_one(loop.time()):
+            return True
+
+        def tell() -> None:
+            self.told_later = None
+            again(self.guest.vm, Actual(self.balloon_bytes, loop.time()))
+
+        if self.told_later is None:
+            self.told_later = loop.call_at(loop.time() + 1 / MOVES_A_SECOND, tell)
+        return False
