@@ -1,8 +1,13 @@
 """How much of what monitors send is read in a second: all monitors of one user share a part."""
 
 import asyncio
+from itertools import pairwise
 
+import pytest
+
+from balloon_daemon.guests.driven import in_turn
 from balloon_daemon.guests.driven.qmp_wire import (
+    _READ_BYTES,
     LEAST_BYTES_PER_S,
     MAX_BYTES_OF_A_USER_PER_S,
     MAX_BYTES_PER_S,
@@ -66,10 +71,11 @@ def read_of(users: list[int], gone: int = 0) -> list[int]:
         floods = [Flood(user) for user in users]
         try:
             read = [flood.bytes_read() for flood in floods]
+            while not all(flood.events for flood in floods):
+                await asyncio.sleep(0)
         finally:
             for flood in floods:
                 flood.end()
-        assert all(flood.events for flood in floods)
         return read
 
     return asyncio.run(second())
@@ -92,3 +98,24 @@ def test_monitors_of_a_user_who_has_very_many_have_no_more_together() -> None:
     sizes = read_of([HOSTILE] * 256)
     assert sum(sizes) <= MAX_BYTES_OF_A_USER_PER_S
     assert min(sizes) >= LEAST_BYTES_PER_S
+
+
+def test_what_monitors_send_at_once_is_parsed_a_little_in_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(in_turn, "TURN_S", 0.0)
+
+    async def parsed_in_turns() -> list[int]:
+        floods = [Flood(HOSTILE) for _ in range(20)]
+        for flood in floods:
+            flood.bytes_read()
+        counts = [0]
+        while not all(flood.events for flood in floods):
+            counts.append(sum(len(flood.events) for flood in floods))
+            await asyncio.sleep(0)
+        for flood in floods:
+            flood.end()
+        return [after - before for before, after in pairwise(counts)]
+
+    counts = asyncio.run(parsed_in_turns())
+    assert max(counts) <= 1 + _READ_BYTES // len(EVENT)

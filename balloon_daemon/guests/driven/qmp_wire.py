@@ -12,11 +12,13 @@ import json
 import socket
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 
 from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
+from balloon_daemon.guests.driven.in_turn import IN_TURN
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
@@ -207,17 +209,29 @@ class Monitor(asyncio.BufferedProtocol):
         _connected_of[self._user] -= 1
         fault = Fault.NONSENSE if isinstance(exc, DescriptorsSentError) else Fault.GONE
         why = exc.strerror if isinstance(exc, OSError) else ""
-        self._fail(ControlError(fault, printable(why or "")))
         if self._unread_since is not None:
             self._unread_since.cancel()
-        self._ended.set()
+
+        def lost() -> None:
+            self._fail(ControlError(fault, printable(why or "")))
+            self._ended.set()
+
+        # After what has come before: the last answers say more than that nobody answers any more.
+        IN_TURN.do(self._user, lost)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _BUFFER[: max(1, self._part() - self._heard_bytes)]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._limit_rate(nbytes)
-        first, *lines = bytes(_BUFFER[:nbytes]).split(b"\n")
+        IN_TURN.do(self._user, partial(self._read_if_open, bytes(_BUFFER[:nbytes])))
+
+    def _read_if_open(self, some: bytes) -> None:
+        if self._failure is None:
+            self._read(some)
+
+    def _read(self, some: bytes) -> None:
+        first, *lines = some.split(b"\n")
         self._rest += first
         for line in lines:
             whole, self._rest = self._rest, bytearray(line)
