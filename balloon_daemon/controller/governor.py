@@ -139,7 +139,7 @@ class Governor:
             case Resized(vm_mem_bytes):
                 self._resize(vm_id, vm, vm_mem_bytes)
             case Actual() | Stats() | Held() | StateChanged():
-                if vm.note(report):
+                if vm.note(report) and vm.may_tell(report, self._loop, self.report):
                     self._tell_policy(vm_id, vm, report)
             case Refused() | Stuck():
                 vm.trouble = report

@@ -1,6 +1,8 @@
 """A VM as the controller sees it: its guest, and the guest's last reports."""
 
+import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -11,13 +13,15 @@ from balloon_daemon.guests.seam import (
     GuestState,
     Held,
     Refused,
+    Report,
     StateChanged,
     Stats,
     Stuck,
 )
-from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.rate_limit import LineBudget, RateLimit
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
+from balloon_daemon.units import VmId
 
 SIZES_A_SECOND = 2
 """Changes of a VM's size published at full level: a guest may report any size at any time."""
@@ -25,6 +29,11 @@ SIZES_A_SECOND = 2
 ASK_AGAIN_S = 30.0
 """How often a guest of the profile seed is asked for statistics while the same decision about it
 repeats itself: its own total may change, and the VM's size with it (``BalloonLimits``)."""
+
+MOVES, MOVES_A_SECOND = 256, 4
+"""How many sizes of its balloon the policy is told at once, and a second in the long run: a driver
+may write ``actual`` as fast as it can, and each size takes the policy a step, and a trace a line.
+The policy looks once a second."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +56,8 @@ class Vm:
         asked_at_s: when a guest of the profile seed was last asked for statistics.
         was_new: whether its last decision was another one than before.
         sizes: limits the rate of the events about its size.
+        moves: limits the rate at which the policy is told of its balloon's size.
+        told_later: will tell the policy of the balloon's size; None: the policy knows it.
     """
 
     guest: Guest
@@ -63,6 +74,8 @@ class Vm:
     asked_at_s: float = -math.inf
     was_new: bool = False
     sizes: RateLimit = field(default_factory=lambda: RateLimit(SIZES_A_SECOND))
+    moves: LineBudget = field(default_factory=lambda: LineBudget(MOVES, MOVES_A_SECOND))
+    told_later: asyncio.TimerHandle | None = None
 
     def note(self, report: Actual | Stats | Held | StateChanged) -> bool:
         """Notes what its guest reports; returns whether that is new."""
@@ -99,3 +112,27 @@ class Vm:
         if ask:
             self.asked_at_s = now_s
         return ask
+
+    def may_tell(
+        self,
+        report: Report,
+        loop: asyncio.AbstractEventLoop,
+        again: Callable[[VmId, Report], None],
+    ) -> bool:
+        """Whether the policy is to be told of a report now.
+
+        Args:
+            report: the report.
+            loop: the controller's.
+            again: reports the balloon's last size, after a while, if the policy is not told now.
+        """
+        if not isinstance(report, Actual) or self.moves.has_one(loop.time()):
+            return True
+
+        def tell() -> None:
+            self.told_later = None
+            again(self.guest.vm, Actual(self.balloon_bytes, loop.time()))
+
+        if self.told_later is None:
+            self.told_later = loop.call_at(loop.time() + 1 / MOVES_A_SECOND, tell)
+        return False

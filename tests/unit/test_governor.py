@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from balloon_daemon.commands import (
 )
 from balloon_daemon.controller.governor import Governor, MakePolicy
 from balloon_daemon.controller.traced import TracedPolicy
+from balloon_daemon.controller.vm import MOVES, MOVES_A_SECOND
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import (
     BalloonContested,
@@ -74,6 +76,7 @@ from balloon_daemon.sizing.decision import (
     Sign,
 )
 from balloon_daemon.sizing.guard import Guard
+from balloon_daemon.sizing.host_events import Moved
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import (
@@ -893,3 +896,27 @@ def test_user_has_only_so_many_reserves_and_may_end_all(host: Host) -> None:
     assert isinstance(host.governor.want(Reserve(MIB, 30.0, 60.0), 7, answers.append), int)
     ended = [event.why for event in host.events if isinstance(event, ReserveEnded)]
     assert ended == [Ended.WITHDRAWN] * (MOST_RESERVES + 1)
+
+
+@pytest.mark.parametrize("settings", [SEED, CAREFUL], ids=["seed", "careful"])
+def test_sizes_that_a_driver_writes_as_fast_as_it_can_are_few_in_a_trace_and_the_last_one_counts(
+    settings: VmSettings,
+) -> None:
+    host = Host()
+    told: list[Event] = []
+
+    def make(numbers: PolicySettings, draw: Any, against_more: Any) -> TracedPolicy:
+        return TracedPolicy(numbers, draw, against_more, told.append, host.loop.time)
+
+    watch = MemoryWatch(host.memory, 1.0, host.events.append, host.loop)
+    host.governor = Governor(PolicySettings(), watch, host.events.append, host.loop, make)
+    host.guest(A, settings)
+    host.governor.report(A, Attached(GIB, can=frozenset(Ability)))
+    for second in range(10):
+        for number in range(1000):
+            host.governor.report(A, Actual((second * 1000 + number) % 4 * MIB, host.loop.time()))
+        host.loop.advance(1.0)
+    steps = [each.event for each in told if isinstance(each, Stepped)]
+    sizes = [event for event in steps if isinstance(event, Moved)]
+    assert len(sizes) <= MOVES + 2 * 10 * MOVES_A_SECOND
+    assert sizes[-1] == Moved(A, 3 * MIB)

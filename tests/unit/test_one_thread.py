@@ -38,8 +38,8 @@ FORKS_WITHOUT_EXEC = {
 """Each wrapper that forks, and the modules or rooms that may name it."""
 
 STARTS_PROGRAMS = {
-    "subprocess": {"ctl", "fake_guest", "handover", "seccomp.libseccomp"},
-    "os.posix_spawn": {"ctl"},
+    "subprocess": {"ctl", "fake_guest", "seccomp.libseccomp"},
+    "os.posix_spawn": {"ctl", "handover.keeper_process"},
     "os.posix_spawnp": set[str](),
     "os.system": set[str](),
     "os.popen": set[str](),

@@ -25,6 +25,7 @@ from balloon_daemon.guests.driven.control import (
     Notice,
 )
 from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.in_turn import IN_TURN
 from balloon_daemon.guests.driven.reporting import Reporter, Shared
 from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
 from balloon_daemon.guests.seam import Gone, GuestState, VmRow
@@ -247,7 +248,8 @@ class DrivenVm:
         await self._call(reporter.look(now_s))
         sample = await self._call(self._control.sample())
         self._refused = False
-        reporter.take(sample, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time
+        await IN_TURN.result(self._notices.user, lambda: reporter.take(sample, now()))
 
     def _has_given_back(self) -> bool:
         """Whether the guest has all that balloond took, or will take it later on its own: a paused
