@@ -1,5 +1,6 @@
 """What ``balloonctl status``, ``explain`` and ``events`` make of the API's answers."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -200,6 +201,20 @@ def test_explanation_says_the_size_why_what_comes_next_and_what_led_there() -> N
 )
 def test_explanation_says_what_stands_against_a_change(changes: dict[str, Any], line: str) -> None:
     assert line in explanation(**changes)
+
+
+@pytest.mark.parametrize("vm", [WEB, BARE], ids=["sized", "bare"])
+@pytest.mark.parametrize("key", WEB)
+def test_whatever_a_server_says_of_a_vm_a_terminal_obeys_nothing_of_it(
+    vm: dict[str, Any], key: str
+) -> None:
+    changed = vm | {key: "\x1b[2J"}
+    told = {"vm": changed, "host": HOST, "events": []}
+    # What raises any of these is no answer of balloond's (Client.understood).
+    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+        assert "\x1b" not in "".join(explained(told, None))
+    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+        assert "\x1b" not in "".join(status_table(status(changed), 200))
 
 
 def test_event_of_a_vm_names_it_and_one_of_the_host_none() -> None:

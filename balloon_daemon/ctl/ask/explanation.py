@@ -45,15 +45,15 @@ def event_line(event: dict[str, Any], *, with_vm: bool = True) -> str:
 def _size(vm: dict[str, Any]) -> str:
     name = printable(vm["name"])
     if vm["memory_bytes"] is None:
-        return f"{name}: a VM of {vm['kind']}"
+        return f"{name}: a VM of {printable(vm['kind'])}"
     size, balloon, most = (
         format_size(vm[key]) for key in ("memory_bytes", "balloon_bytes", "max_balloon_bytes")
     )
     if not vm["max_balloon_bytes"]:
         return f"{name}: VM of {size}, which keeps all of it"
     parts = [
-        f"{name}: VM of {size}, balloon {balloon} of at most {most}, level {vm['level']} of "
-        f"{vm['steps']}"
+        f"{name}: VM of {size}, balloon {balloon} of at most {most}, level {vm['level']:d} of "
+        f"{vm['steps']:d}"
     ]
     if vm["target_bytes"] != vm["balloon_bytes"]:
         parts.append(f"{format_size(vm['target_bytes'])} are wanted")
