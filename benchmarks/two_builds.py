@@ -15,6 +15,7 @@ from statistics import median
 
 from rich.console import Console
 
+from balloon_daemon.linux.asked_child import NAME as LOOKER
 from balloon_daemon.linux.closing_child import NAME as CLOSER
 from benchmarks.figures import Figure, at_most, of_samples
 from benchmarks.processes import (
@@ -91,11 +92,11 @@ def _memory(checkout: Path) -> Samples:
 
 def _pss_mib(daemon: Balloond) -> float:
     """The memory of the controller, its template, its devices and a keeper, once the children that
-    close files have ended."""
+    close files and look names up have ended, which share pages with the controller."""
     deadline = time.monotonic() + SETTLE_S
-    while any(command_of(pid) == CLOSER for pid in children_of(daemon.pid)):
+    while any(command_of(pid) in (CLOSER, LOOKER, "") for pid in children_of(daemon.pid)):
         if time.monotonic() > deadline:
-            raise DaemonError("a child still closes files")
+            raise DaemonError("a child still closes files or looks names up")
         time.sleep(0.1)
     everyone = [daemon.pid, *children_of(daemon.pid)]
     return sum(memory_kib(pid)["Pss"] for pid in everyone) / KIB_IN_MIB
