@@ -5,7 +5,6 @@
 """
 
 import sys
-from pathlib import Path
 
 from balloon_daemon.device.template import Template
 
@@ -16,7 +15,9 @@ def main() -> int:
     from balloon_daemon.cli import run as cli
     from balloon_daemon.host import low_memory
 
-    directory = Path(sys.argv[1])
+    # An absolute path takes the place of what it is joined to. To import pathlib here, before
+    # balloond does, would load what balloond does without.
+    directory = low_memory.CHROMEOS_DIR / sys.argv[1]
     low_memory.CHROMEOS_DIR = directory / "low_mem"
     low_memory.CHROMEOS_DEVICE = directory / "device"
     return cli.main(sys.argv[2:], template)
