@@ -132,15 +132,15 @@ class Governor:
         if vm is None:
             return  # The VM has been removed, and its task may go on for a moment.
         match report:
+            case Actual() | Stats() | Held() | StateChanged():  # First: one comes with each MiB.
+                if vm.note(report) and vm.may_tell(report, self._loop, self.report):
+                    self._tell_policy(vm_id, vm, report)
             case Attached():
                 self._attach(vm_id, vm, report)
             case CanDo(can):
                 vm.can = can
             case Resized(vm_mem_bytes):
                 self._resize(vm_id, vm, vm_mem_bytes)
-            case Actual() | Stats() | Held() | StateChanged():
-                if vm.note(report) and vm.may_tell(report, self._loop, self.report):
-                    self._tell_policy(vm_id, vm, report)
             case Refused() | Stuck():
                 vm.trouble = report
             case Gone():

@@ -63,6 +63,9 @@ class RequestJournal(Protocol):
                 incomplete.
         """
 
+    def begin(self, number: int, request: bytes) -> None:
+        """Records a request, before it is read from the connection."""
+
     def sending(self) -> None:
         """Notes that the answer is about to be sent; to be called right before the system call."""
 
@@ -83,6 +86,9 @@ class NoJournal:
     over."""
 
     def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
+        pass
+
+    def begin(self, number: int, request: bytes) -> None:
         pass
 
     def sending(self) -> None:

@@ -24,6 +24,7 @@ from balloon_daemon.linux.passed_fds import (
 )
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
+from balloon_daemon.vhost_user.known_accesses import MOST_BYTES
 from balloon_daemon.vhost_user.memory_table import Fd, FileFacts
 from balloon_daemon.vhost_user.messages import (
     HEADER,
@@ -285,8 +286,23 @@ class Connection:
         self._waiting = end
         return waiting[:end]
 
-    def send(self, reply: bytes) -> None:
-        """Sends a reply, or keeps what the socket does not take for ``flush``.
+    def peek_short(self) -> bytes:
+        """A copy of the next bytes, at most ``MOST_BYTES`` of them, if they came without
+        descriptors and begin a message; else b""."""
+        if self._received or self._waiting:
+            return b""
+        try:
+            content, _, flags, _ = self._socket.recvmsg(MOST_BYTES, 0, socket.MSG_PEEK)
+        except OSError:
+            return b""  # ``receive`` finds the same, and says so.
+        return b"" if flags & socket.MSG_CTRUNC else content
+
+    def take_short(self, size: int) -> None:
+        """Removes bytes that ``peek_short`` has returned: they bring no descriptors."""
+        self._socket.recv(size)
+
+    def send(self, reply: bytes) -> bool:
+        """Sends a reply, or keeps what the socket does not take for ``flush``; True: all is sent.
 
         Raises:
             FrontendError: the front-end has left too many replies unread.
@@ -299,12 +315,12 @@ class Connection:
             except BlockingIOError:
                 sent = 0
             if sent == len(reply):
-                return
+                return True
             reply = reply[sent:]
         self._unsent += reply
         if len(self._unsent) > MAX_UNSENT_BYTES:
             raise FrontendError("reply", f"{len(self._unsent)} bytes of replies were never read")
-        self.flush()
+        return self.flush()
 
     def flush(self) -> bool:
         """Sends unsent replies; True once all are sent."""

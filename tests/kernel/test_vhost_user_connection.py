@@ -72,6 +72,54 @@ def received(connection: Connection) -> list[tuple[Message, int]]:
 Pair = tuple[Connection, socket.socket]
 
 
+def test_short_message_is_seen_before_it_is_taken(pair: Pair) -> None:
+    connection, theirs = pair
+    assert connection.peek_short() == b""
+    send(theirs, FOUR_BYTES.encode())
+    assert connection.peek_short() == FOUR_BYTES.encode()
+    connection.take_short(len(FOUR_BYTES.encode()))
+    assert connection.peek_short() == b""
+    assert received(connection) == []
+
+
+def test_message_with_descriptors_is_never_seen_as_a_short_one(
+    pair: Pair, files: list[int]
+) -> None:
+    connection, theirs = pair
+    send(theirs, FOUR_BYTES.encode(), files[:1])
+    assert connection.peek_short() == b""
+    assert received(connection) == [(FOUR_BYTES, 1)]
+
+
+def test_short_message_before_one_with_descriptors_is_left_to_receive(
+    pair: Pair, files: list[int]
+) -> None:
+    connection, theirs = pair
+    send(theirs, FOUR_BYTES.encode())
+    send(theirs, FOUR_BYTES.encode(), files[:1])
+    assert connection.peek_short() in (b"", FOUR_BYTES.encode())
+    assert received(connection) == [(FOUR_BYTES, 0), (FOUR_BYTES, 1)]
+
+
+def test_rest_of_a_message_is_never_seen_as_a_short_one(pair: Pair) -> None:
+    connection, theirs = pair
+    content = FOUR_BYTES.encode()
+    send(theirs, content[:6])
+    assert connection.receive() is None
+    send(theirs, content[6:])
+    assert connection.peek_short() == b""
+    assert received(connection) == [(FOUR_BYTES, 0)]
+
+
+def test_sending_says_whether_all_was_taken(pair: Pair) -> None:
+    connection, theirs = pair
+    assert connection.send(bytes(100)) is True
+    theirs.recv(100)
+    while connection.send(bytes(4000)):
+        pass
+    assert len(theirs.recv(100)) == 100
+
+
 @fault("sends a message in pieces, or many in one")
 @pytest.mark.parametrize("cut", range(1, HEADER.size + 4))
 def test_message_split_at_any_byte_is_whole_only_at_its_end(pair: Pair, cut: int) -> None:

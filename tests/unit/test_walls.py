@@ -86,6 +86,7 @@ PURE = {
     "vhost_user.memory_table",
     "vhost_user.backend",
     "vhost_user.driver_state",
+    "vhost_user.known_accesses",
     "vhost_user.effects",
     "vhost_user.replay",
     "vhost_user.requests",

@@ -27,6 +27,7 @@ from balloon_daemon.vhost_user.effects import (
     Send,
     StopDevice,
 )
+from balloon_daemon.vhost_user.known_accesses import KnownAccesses
 from balloon_daemon.vhost_user.messages import Message, decode_message
 from balloon_daemon.vhost_user.requests import lacks_fds
 
@@ -72,7 +73,8 @@ class Conversation:
         self._balloon = balloon
         self._kept = kept
         self._publish = publish
-        self.inbox = Inbox(connection, peer, kept.journal, self._access_config)
+        self._known = KnownAccesses(backend.driver, backend.vrings[0])
+        self.inbox = Inbox(connection, peer, kept.journal, self)
         self._not_served = OnceEach(NOT_SERVED)
         self._poison_writes = RateLimit(POISON_WRITES_A_SECOND)
         self._changed = self._unsaved = False
@@ -106,6 +108,7 @@ class Conversation:
     async def _handle(self, received: Received) -> None:
         message, fds, lost = received
         self.inbox.handled += 1
+        self._known.forget()
         effects = self._backend.handle(message, fds, lost=lost)
         if fds:
             # Put the new descriptors into the store now, before the effects below: StopDevice
@@ -138,8 +141,7 @@ class Conversation:
                 self._balloon.rings_changed()
                 self._device.settle()
             case ActualWritten():
-                self._balloon.actual_written()
-                self._kept.save_soon()
+                self._actual_written()
             case PoisonValWritten():
                 self._save_poison_val()
             case NotServed(why):
@@ -148,24 +150,42 @@ class Conversation:
             case _:
                 assert_never(effect)
 
-    def _access_config(self, received: Received) -> None:
+    def access_config(self, received: Received) -> None:
         """Answers an access to the config space, which needs no wait and no stored state.
 
         ``actual`` changes with each MiB that the guest gives, so it is stored a little later.
         ``poison_val`` is stored before the answer: a controller that went on with an earlier
         driver's value might remove pages that this driver reports.
         """
+        answer = b""
         for effect in self._backend.handle(received.message, received.fds, lost=received.lost):
             match effect:
                 case Send(reply):
+                    answer = reply
                     self._send_now(reply)
                 case ActualWritten():
-                    self._balloon.actual_written()
-                    self._kept.save_soon()
+                    self._actual_written()
                 case PoisonValWritten():
                     self._save_poison_val()
                 case _:
                     raise StateError(f"{effect} of an access to the config space")
+        self._known.learn(received.message, answer)
+
+    def knows_access(self, waiting: bytes) -> bool:
+        """Whether these bytes are an access to the config space like an earlier one."""
+        return self._known.knows(waiting)
+
+    def access_again(self, request: bytes) -> None:
+        """Answers an access that ``knows_access`` has admitted, as ``access_config`` would."""
+        reply, written = self._known.answer(request)
+        if written:
+            self._actual_written()
+        if reply:
+            self._send_now(reply)
+
+    def _actual_written(self) -> None:
+        self._balloon.actual_written()
+        self._kept.save_soon()
 
     def _save_poison_val(self) -> None:
         if self._poison_writes.admit(asyncio.get_running_loop().time()) is None:
@@ -191,8 +211,7 @@ class Conversation:
 
     def _send_now(self, reply: bytes) -> None:
         self._kept.journal.sending()
-        self._connection.send(reply)
-        if not self._connection.flush():
+        if not self._connection.send(reply):
             asyncio.get_running_loop().add_writer(self._connection.fileno(), self._flush)
 
     def _flush(self) -> None:

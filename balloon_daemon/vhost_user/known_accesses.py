@@ -1,0 +1,99 @@
+"""Answers config accesses that look like earlier ones, without decoding each of them.
+
+Pure. A guest reads its target and writes ``actual`` once for each MiB that it gives, and a VMM
+sends the same bytes each time, but for ``actual``. Between two accesses the guest works for
+milliseconds, so the controller's code and data have left the processor's caches, and each object
+and function that an access takes costs several times what it costs in a loop. So what an answer
+begins with is kept by the request's first 24 bytes, once ``Backend.handle`` has answered one.
+"""
+
+from balloon_daemon.named_tuple import NamedTuple
+from balloon_daemon.vhost_user.driver_state import DriverState
+from balloon_daemon.vhost_user.messages import (
+    CONFIG_HEADER,
+    HEADER,
+    FrontendRequest,
+    Message,
+)
+from balloon_daemon.vhost_user.vring import Vring
+
+HEAD_BYTES = HEADER.size + CONFIG_HEADER.size
+"""Of a request, and of GET_CONFIG's reply: the rest is content of the config space."""
+
+MOST_BYTES = 64
+"""The longest request that is kept: QEMU sends the whole config space of 16 bytes, other VMMs
+4."""
+
+MOST_KNOWN = 4
+"""How many kinds of accesses are kept. QEMU sends two."""
+
+
+class _Known(NamedTuple):
+    """A kind of access.
+
+    Attributes:
+        reads: whether it is a GET_CONFIG.
+        request_bytes: a request's length.
+        offset: of its first byte in the config space.
+        length: how many bytes of the config space it is about.
+        reply: what the answer begins with; b"": there is none.
+    """
+
+    reads: bool
+    request_bytes: int
+    offset: int
+    length: int
+    reply: bytes
+
+
+class KnownAccesses:
+    """The kinds of config accesses that one front-end has made.
+
+    Args:
+        driver: has the config space.
+        inflateq: an access while it stands still may be a sign of another driver, or write
+            ``poison_val``, so it is not answered here.
+    """
+
+    def __init__(self, driver: DriverState, inflateq: Vring) -> None:
+        self._driver = driver
+        self._inflateq = inflateq
+        self._known: dict[bytes, _Known] = {}
+
+    def forget(self) -> None:
+        """Forgets all kinds, as another request may change whether an access is acknowledged."""
+        self._known.clear()
+
+    def learn(self, message: Message, reply: bytes) -> None:
+        """Keeps a kind of access.
+
+        Args:
+            message: a GET_CONFIG or SET_CONFIG that ``Backend.handle`` has understood.
+            reply: its answer, b"" where there is none.
+        """
+        request = message.encode()
+        if len(request) > MOST_BYTES or len(self._known) >= MOST_KNOWN:
+            return
+        offset, length, _ = CONFIG_HEADER.unpack_from(message.payload)
+        reads = message.request == FrontendRequest.GET_CONFIG
+        reply = reply[:HEAD_BYTES] if reads else reply
+        self._known[request[:HEAD_BYTES]] = _Known(reads, len(request), offset, length, reply)
+
+    def knows(self, waiting: bytes) -> bool:
+        """Whether these bytes are one request that ``answer`` may answer."""
+        known = self._known.get(waiting[:HEAD_BYTES])
+        if known is None or known.request_bytes != len(waiting):
+            return False
+        driver = self._driver
+        return self._inflateq.started and not (driver.reset_signed or driver.poison_is_new)
+
+    def answer(self, request: bytes) -> tuple[bytes, bool]:
+        """Performs an access that ``knows`` has admitted.
+
+        Returns:
+            The reply, b"" for none; and whether ``actual`` was written.
+        """
+        reads, _, offset, length, reply = self._known[request[:HEAD_BYTES]]
+        if reads:
+            return reply + self._driver.read(offset, length), False
+        return reply, self._driver.write(offset, request[HEAD_BYTES:])
