@@ -59,12 +59,12 @@ class DriverSettings:
     def acknowledged(self, offered: int) -> int:
         """The features of a device that the driver acknowledges, as Linux's does: without
         REPORTING where its kernel fills free pages and cannot say so."""
-        features = offered & self.features
+        # Plain ints: "~" of an IntFlag drops the bits for which its class has no name.
+        features = int(offered & self.features)
+        poison, reporting = int(BalloonFeature.PAGE_POISON), int(BalloonFeature.REPORTING)
         if self.poison_val is None:
-            return features & ~BalloonFeature.PAGE_POISON
-        if not features & BalloonFeature.PAGE_POISON:
-            return features & ~BalloonFeature.REPORTING
-        return features
+            return features & ~poison
+        return features if features & poison else features & ~reporting
 
 
 @dataclass(slots=True)

@@ -29,7 +29,12 @@ from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.vhost_user.messages import RegionDescription
-from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue, queue_numbers
+from balloon_daemon.virtio.balloon import (
+    OFFERED_FEATURES,
+    BalloonFeature,
+    BalloonQueue,
+    queue_numbers,
+)
 from tests.fakes.raw_ring import RawRing, area_offsets
 from tests.fuzz.front_end import Conversation, handle
 from tests.fuzz.outcome import Finding, Outcome
@@ -79,7 +84,10 @@ class VmAgainstBalloond(RuleBasedStateMachine):
         self.talk = Conversation()
         self.device = WholeDevice(self.talk.backend)
         self.tell(
-            Request.SET_FEATURES, int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
+            Request.SET_FEATURES,
+            # Without PAGE_POISON, so that the pages that are reported are removed.
+            int(OFFERED_FEATURES & ~BalloonFeature.PAGE_POISON)
+            | wire.VHOST_USER_F_PROTOCOL_FEATURES,
         )
         self.tell(Request.SET_PROTOCOL_FEATURES, int(wire.OFFERED_PROTOCOL_FEATURES))
         self.share()

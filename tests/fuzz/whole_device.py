@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from balloon_daemon.device.loop import DeviceLoop
 from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.device.start import _assemble
+from balloon_daemon.guests.jailed.device_spec import frees_reported
 from balloon_daemon.tube.connection import ControllerEnd, open_tube
 from balloon_daemon.tube.messages import Command, Fault, Stopped, Target, Up
 from balloon_daemon.vhost_user.backend import Backend
@@ -54,6 +55,7 @@ def spec_of(backend: Backend) -> DeviceSpec:
         config_change=CONFIG_CHANGE_MSG,
         must_tell_host=bool(backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
         identity=None,
+        frees_reported=frees_reported(backend),
         pfns_name_pages=not backend.memory.has_unnameable,
     )
 

@@ -4,7 +4,7 @@ not."""
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
-from balloon_daemon.virtio.balloon import OFFERED_FEATURES
+from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 from tests.harness.enemies.choices import Choices
 
 FRONTEND_BASE = 0x7F00_0000_0000
@@ -34,7 +34,7 @@ _RARER = (
 )
 """Listed last, so that recorded inputs keep their meaning."""
 _FEATURES = (
-    int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES,
+    int(OFFERED_FEATURES & ~BalloonFeature.PAGE_POISON) | wire.VHOST_USER_F_PROTOCOL_FEATURES,
     int(OFFERED_FEATURES),
     wire.VHOST_USER_F_PROTOCOL_FEATURES,
     1 << 32,
