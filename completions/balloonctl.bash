@@ -12,7 +12,7 @@ _balloonctl() {
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command/$word in
-        /status | /top | /explain | /events | /record | /reload | /release | /set | /pause | /resume | /reclaim | /reserve | /unreserve | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate | /judge)
+        /status | /top | /explain | /events | /record | /reload | /release | /set | /pause | /resume | /reclaim | /reserve | /unreserve | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate | /judge | /install-service | /uninstall-service)
             command=$command/$word
             ;;
         esac
@@ -21,7 +21,7 @@ _balloonctl() {
     :--api | /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history | /simulate:--plot | /judge:--trace | /judge:--plot)
         kind=files
         ;;
-    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--host-memory | /simulate:--seed | /judge:--recordings | /judge:--drawn | /judge:--seed)
+    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--host-memory | /simulate:--seed | /judge:--recordings | /judge:--drawn | /judge:--seed | /install-service:--root | /uninstall-service:--root)
         kind=text
         ;;
     /reclaim:--from | /history:--vm)
@@ -45,7 +45,7 @@ _balloonctl() {
     *)
         case $command in
         '')
-            kind=words words='status top explain events record reload release set pause resume reclaim reserve unreserve doctor demo seccomp history plot simulate judge' options='-h --help --version --api'
+            kind=words words='status top explain events record reload release set pause resume reclaim reserve unreserve doctor demo seccomp history plot simulate judge install-service uninstall-service' options='-h --help --version --api'
             ;;
         /status)
             kind=none options='-h --help --api --json'
@@ -124,6 +124,12 @@ _balloonctl() {
             ;;
         /judge)
             kind=none options='-h --help --recordings --trace --drawn --margins --seed --json --plot'
+            ;;
+        /install-service)
+            kind=none options='-h --help --root --dry-run'
+            ;;
+        /uninstall-service)
+            kind=none options='-h --help --root --dry-run'
             ;;
         esac
         [[ $current != -* ]] || kind=words words=$options

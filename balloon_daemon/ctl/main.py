@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     from balloon_daemon.ctl.history import add_parser as add_history_parser
     from balloon_daemon.ctl.plot import add_parser as add_plot_parser
     from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
+    from balloon_daemon.ctl.service import add_parsers as add_service_parsers
     from balloon_daemon.ctl.simulate.judge_main import add_parser as add_judge_parser
     from balloon_daemon.ctl.simulate.main import add_parser as add_simulate_parser
 
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plot_parser(subparsers)
     add_simulate_parser(subparsers)
     add_judge_parser(subparsers)
+    add_service_parsers(subparsers)
     return parser
 
 

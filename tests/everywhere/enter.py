@@ -1,14 +1,19 @@
 """Processes in another root directory, to which nothing is written: an overlay takes their files.
 
-Kernel, /dev, /sys and network are this machine's. The root is entered by pivot_root(2): a process
-that chroot(2) has put there may make no user namespace, and the tests make some.
+Kernel, /dev, /sys, /proc and network are this machine's. There is no PID namespace: the kernel's
+log names processes by the numbers that they have outside. The root is entered by pivot_root(2): a
+process that chroot(2) has put there may make no user namespace, and the tests make some.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import TextIO
+
+from tests.harness.waiting import wait_until
 
 CHECKOUT = "/src"
 RESULTS = "/results"
@@ -22,7 +27,7 @@ shift 2
 mount -t overlay -o "lowerdir=$lower,upperdir=$over/upper,workdir=$over/work" root "$over/root"
 mount --rbind /dev "$over/root/dev"
 mount --rbind /sys "$over/root/sys"
-mount -t proc proc "$over/root/proc"
+mount --rbind /proc "$over/root/proc"
 mount -t tmpfs -o mode=755 run "$over/root/run"
 for each in src results tmp; do
     mkdir -p "$over/root/$each"
@@ -35,10 +40,7 @@ cd "$over/root"
 pivot_root . mnt
 umount -l /mnt
 cd {CHECKOUT}
-# As process 1 it stays, and takes the exit status of whoever loses its parent.
-status=0
-"$@" </dev/null || status=$?
-exit $status
+exec "$@"
 """
 
 _DIRECTORIES = ("upper", "work", "root", "src", "results", "tmp")
@@ -94,14 +96,46 @@ class Over:
         Raises:
             subprocess.TimeoutExpired: it has been killed.
         """
-        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
         kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         known = {"HOME": "/root", "LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        return subprocess.run(
-            [*apart, "sh", "-c", _ENTER, "sh", str(self._root), str(self._over), *command],
+        process = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount"),
+                *("sh", "-c", _ENTER, "sh", str(self._root), str(self._over), *command),
+            ],
             env=kept | known | environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            timeout=limit_s,
-        ).returncode
+        )
+        try:
+            return process.wait(limit_s)
+        finally:
+            process.kill()
+            process.wait()
+            wait_until(self._end_all, what="what the command has left ends")
+
+    def _end_all(self) -> bool:
+        """Kills each process in there.
+
+        Returns:
+            Whether there was none.
+        """
+        left = [
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if self._is_inside(pid)
+        ]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
+
+    def _is_inside(self, pid: int) -> bool:
+        # /results is a bind mount: the same directory inside and outside. A zombie has no root.
+        try:
+            marked = Path(f"/proc/{pid}/root/results").stat()
+        except OSError:
+            return False
+        own = self.results.stat()
+        return (marked.st_dev, marked.st_ino) == (own.st_dev, own.st_ino)

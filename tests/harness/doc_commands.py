@@ -30,6 +30,7 @@ NOT_TYPED = {
     "sudo apt-get install python3-venv python3-dev gcc libc6-dev libcap-dev": "no network",
     "sudo /usr/bin/python3 -I -m venv /opt/balloond": "of wheels, which are not there",
     "sudo /opt/balloond/bin/pip install --no-index build/wheels/*.whl": "of wheels",
+    "sudo /opt/balloond/bin/balloonctl install-service": "test_wheel_service.py runs it",
     "sudo ln -s /opt/balloond/bin/balloond /opt/balloond/bin/balloonctl /usr/local/bin/": (
         "of wheels; make install has put the same there"
     ),

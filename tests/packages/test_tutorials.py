@@ -175,7 +175,7 @@ def test_service_is_installed_by_make_as_it_says(machine: ServiceHost) -> None:
             typed(machine, Typed(text, ()), CHECKOUT)
     assert machine.run("systemctl", "is-enabled", "balloond") == "enabled"
     assert machine.run("balloonctl", "status").startswith("no VM is driven")
-    assert machine.unit("FragmentPath") == "/etc/systemd/system/balloond.service"
+    assert machine.unit("FragmentPath") == "/usr/local/lib/systemd/system/balloond.service"
     machine.run("systemctl", "restart", "balloond")
     assert "margin 1 GiB" in machine.run("balloonctl", "status")
     assert machine.path("usr/local/share/man/man8/balloond.8").exists()

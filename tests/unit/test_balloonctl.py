@@ -20,6 +20,7 @@ COMMANDS = [
     "", "status", "top", "explain", "events", "record", "reload", "release", "set", "demo",
     "seccomp", "seccomp check", "seccomp explain", "seccomp test", "seccomp compile",
     "seccomp run", "seccomp trace", "simulate", "judge", "history", "plot", "doctor",
+    "install-service", "uninstall-service",
 ]  # fmt: skip
 
 

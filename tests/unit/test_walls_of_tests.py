@@ -27,7 +27,7 @@ FOLDERS = {
     "tests.kernel": {"tests.harness", "tests.fakes", "tests.fuzz", "tests.soak", "benchmarks"},
     "tests.vm": {"tests.harness"},
     "tests.packages": {"tests.harness", "tests.vm", "tests.everywhere"},
-    "tests.everywhere": {"tests.vm"},
+    "tests.everywhere": {"tests.harness", "tests.vm"},
     "benchmarks": {"tests.harness", "tests.vm"},
 }
 

@@ -1,0 +1,312 @@
+"""``balloonctl install-service`` and ``uninstall-service``: for a balloond that pip has installed.
+
+The wheel has unit, sysusers file and example below its environment's ``share/doc/balloond``, as a
+unit must name the environment's programs. Debian's package and ``make install`` bring a unit.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from balloon_daemon.errors import printable
+from balloon_daemon.linux.directories import others_may_write
+
+EXIT_USAGE = 2
+
+UNIT = "etc/systemd/system/balloond.service"
+SYSUSERS = "etc/sysusers.d/balloond.conf"
+SETTINGS = "etc/balloond/balloond.toml"
+PACKAGES_UNITS = (
+    "usr/lib/systemd/system/balloond.service",
+    "lib/systemd/system/balloond.service",
+    "usr/local/lib/systemd/system/balloond.service",
+)
+"""Where Debian's package and ``make install`` have theirs; ours would hide it."""
+
+_OURS = "# Written by balloonctl install-service; balloonctl uninstall-service removes it.\n"
+_HIDDEN = ("/home", "/root", "/run", "/tmp", "/var/lib", "/var/tmp")
+"""What the unit's ProtectHome=, PrivateTmp= and TemporaryFileSystem= keep from the service."""
+
+_INSTALL = "install balloond's wheel with pip (README: Install)"
+_ELSEWHERE = "install balloond elsewhere, as in /opt/balloond (README: Install)"
+
+_PLAIN = re.compile(r"/[A-Za-z0-9/._+-]*")
+"""What needs no quoting in a unit."""
+
+Subparsers = Any  # argparse has no public name for it.
+
+
+class ServiceError(Exception):
+    """The service cannot be installed or removed; one line says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What pip has installed.
+
+    Attributes:
+        programs: the directory of balloond and balloonctl.
+        share: the directory that has ``doc/balloond/systemd``.
+    """
+
+    programs: Path
+    share: Path
+
+    def read(self, name: str) -> str:
+        """A file of ``doc/balloond/systemd``.
+
+        Raises:
+            ServiceError: it is not there.
+        """
+        path = self.share / "doc/balloond/systemd" / name
+        try:
+            return path.read_text()
+        except OSError as err:
+            raise ServiceError(f"{printable(str(path))}: {err.strerror}; {_INSTALL}") from None
+
+    def unit(self) -> str:
+        """The unit, with these programs."""
+        text = self.read("balloond.service").replace(
+            "/usr/bin/balloon", f"{self.programs}/balloon"
+        )
+        manual = f"Documentation=file:{self.share}/man/man8/balloond.8"
+        return _OURS + re.sub(r"^Documentation=.*$", manual, text, flags=re.MULTILINE)
+
+
+def installed_here() -> Installed:
+    """Where the Python that runs this has its programs and its share."""
+    return Installed(
+        Path(sysconfig.get_path("scripts")), Path(sysconfig.get_path("data"), "share")
+    )
+
+
+def add_parsers(subparsers: Subparsers) -> None:
+    """Adds both commands; their ``run`` returns an exit status."""
+    _add(
+        subparsers,
+        "install-service",
+        install,
+        "make a balloond that pip has installed a service of systemd's",
+        "Writes the unit, the sysusers.d file of the user that devices run as and, where there is "
+        f"none, the configuration file (/{UNIT}, /{SYSUSERS}, /{SETTINGS}), and has systemd "
+        "read them. It enables and starts nothing. Once more, after another version was "
+        "installed, it writes the first two anew.",
+    )
+    _add(
+        subparsers,
+        "uninstall-service",
+        uninstall,
+        "remove what install-service has written, but for the configuration file",
+        "Stops and disables the service, which gives the guests their memory back, and removes "
+        "the unit and the sysusers.d file. Settings, the user and pip's files stay.",
+    )
+
+
+def _add(
+    subparsers: Subparsers, name: str, run: Callable[..., None], told: str, description: str
+) -> None:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=told,
+        description=description,
+        epilog="Exit status: 0 done, 2 nothing was changed.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="write below DIR, the root directory of an image or a container, and run nothing",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done; anybody may"
+    )
+    parser.set_defaults(run=lambda options: _told(name, run, options))
+
+
+def _told(name: str, run: Callable[..., None], options: argparse.Namespace) -> int:
+    """Runs a command, and says in one line why it cannot."""
+    try:
+        run(installed_here(), options.root, dry=options.dry_run)
+    except ServiceError as err:
+        print(f"balloonctl {name}: {err}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as err:
+        where = printable(str(err.filename)) if err.filename else "writing"
+        print(f"balloonctl {name}: {where}: {printable(err.strerror or '')}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+def install(installed: Installed, root: Path | None, *, dry: bool) -> None:
+    """Writes the files, and has systemd read them.
+
+    Args:
+        root: what they are written below, with nothing run; None: this host.
+        dry: say what would be done, and do nothing.
+
+    Raises:
+        ServiceError: this user may not, another unit is there, or the service could not run.
+        OSError: a file cannot be written.
+    """
+    host = _Host(root, dry=dry)
+    host.refuse_anothers_unit()
+    for program in ("balloond", "balloonctl"):
+        host.refuse_program(installed.programs / program)
+    files = {UNIT: installed.unit(), SYSUSERS: installed.read("balloond.sysusers")}
+    if not host.path(SETTINGS).exists():
+        files[SETTINGS] = installed.read("balloond.toml")
+    for name, text in files.items():
+        host.write(name, text)
+    host.call("systemd-sysusers", f"/{SYSUSERS}")
+    host.reload_systemd()
+    if root is None and not dry:
+        print(f"name your VMs in /{SETTINGS}, then: systemctl enable --now balloond")
+
+
+def uninstall(installed: Installed, root: Path | None, *, dry: bool) -> None:
+    """Stops the service and removes what `install` has written, but for the settings.
+
+    Raises:
+        ServiceError: this user may not, or there is no unit of `install`'s.
+        OSError: a file cannot be removed.
+    """
+    del installed
+    host = _Host(root, dry=dry)
+    host.refuse_anothers_unit()
+    if not host.path(UNIT).exists():
+        raise ServiceError(f"{host.shown(UNIT)}: no such file; there is nothing to remove")
+    # Also without systemd: the links of systemctl enable would be left.
+    host.call("systemctl", "disable", *(("--now",) if host.runs_systemd else ()), "balloond")
+    for name in (UNIT, SYSUSERS):
+        host.remove(name)
+    host.reload_systemd()
+
+
+class _Host:
+    """What is written to: this host, or another root directory."""
+
+    def __init__(self, root: Path | None, *, dry: bool) -> None:
+        if root is not None and not root.is_dir():
+            raise ServiceError(f"--root {printable(str(root))}: no such directory")
+        if root is None and not dry and os.geteuid() != 0:
+            raise ServiceError("only root may do this; use sudo, or --dry-run to see what it does")
+        self._root = Path("/") if root is None else root
+        self._is_this = root is None
+        self._dry = dry
+
+    @property
+    def runs_systemd(self) -> bool:
+        """Whether this host's process 1 is systemd (sd_booted(3))."""
+        return self._is_this and Path("/run/systemd/system").is_dir()
+
+    def path(self, name: str) -> Path:
+        """Where a file of the host is.
+
+        Raises:
+            ServiceError: a symbolic link leads out of the root directory.
+        """
+        path = self._root / name
+        if not path.parent.resolve().is_relative_to(self._root.resolve()):
+            raise ServiceError(f"{self.shown(name)}: a link leads out of {self._root}; remove it")
+        return path
+
+    def shown(self, name: str) -> str:
+        """A file's name in a message."""
+        return printable(str(self._root / name))
+
+    def refuse_anothers_unit(self) -> None:
+        """Raises ServiceError where a unit is there that `install` has not written."""
+        for name in PACKAGES_UNITS:
+            if os.path.lexists(self._root / name):
+                raise ServiceError(
+                    f"{self.shown(name)} is there: balloond was installed by a package or make "
+                    "install, whose service it is; remove that first"
+                )
+        unit = self.path(UNIT)
+        # A unit that is masked is a link to /dev/null.
+        if os.path.lexists(unit) and (unit.is_symlink() or not _is_ours(unit)):
+            raise ServiceError(
+                f"{self.shown(UNIT)} is not install-service's: move it away first, and what it "
+                "changes into a drop-in (systemctl edit balloond)"
+            )
+
+    def refuse_program(self, path: Path) -> None:
+        """Raises ServiceError where the service could not run a program, or root should not."""
+        shown = printable(str(path))
+        if not _PLAIN.fullmatch(str(path)):
+            raise ServiceError(
+                f"{shown}: a unit takes letters, digits and /._+- only; {_ELSEWHERE}"
+            )
+        places = [str(path)]
+        if self._is_this:
+            # An environment's programs run the Python that its links lead to.
+            places += [os.path.realpath(path), os.path.realpath(sys.executable)]
+        for place in places:
+            for hidden in _HIDDEN:
+                if place.startswith(f"{hidden}/"):
+                    raise ServiceError(
+                        f"{printable(place)}: the service does not see {hidden}; {_ELSEWHERE}"
+                    )
+        if not os.access(self._root / path.relative_to("/"), os.X_OK):
+            where = "" if self._is_this else f" below {printable(str(self._root))}"
+            raise ServiceError(f"{shown}: no such program{where}; {_INSTALL}")
+        if self._is_this and (why := others_may_write(path.parent)):
+            raise ServiceError(f"{shown}: root would run it, and {printable(why)}; {_ELSEWHERE}")
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file, whole or not at all."""
+        path = self.path(name)
+        print(f"{'would write' if self._dry else 'writes'} {self.shown(name)}")
+        if self._dry:
+            return
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.new")
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+        beside.write_text(text)
+        beside.chmod(0o644)
+        beside.replace(path)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        path = self.path(name)
+        print(f"{'would remove' if self._dry else 'removes'} {self.shown(name)}")
+        if not self._dry:
+            path.unlink(missing_ok=True)
+
+    def reload_systemd(self) -> None:
+        """Has systemd read its units anew, where it runs."""
+        if self.runs_systemd:
+            self.call("systemctl", "daemon-reload")
+
+    def call(self, *command: str) -> None:
+        """Runs one of systemd's programs on this host.
+
+        Raises:
+            ServiceError: it is missing, or fails.
+        """
+        if not self._is_this:
+            return
+        print(f"{'would run' if self._dry else 'runs'} {' '.join(command)}", flush=True)
+        if self._dry:
+            return
+        if shutil.which(command[0]) is None:
+            raise ServiceError(f"{command[0]} is missing: this host has no systemd")
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            raise ServiceError(f"{' '.join(command)}: {printable(done.stderr.strip())}")
+
+
+def _is_ours(unit: Path) -> bool:
+    with unit.open(errors="replace") as file:
+        return file.readline() == _OURS
