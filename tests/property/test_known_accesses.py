@@ -92,18 +92,22 @@ def test_access_that_repeats_itself_is_answered_as_the_first_was(
         assert quick.backend.driver == slow.backend.driver
 
 
+def running() -> Answers:
+    return Answers(quick=True, backend=set_up([0]))
+
+
 def access(number: FrontendRequest, *, ack: bool = False, size: int = 16) -> bytes:
     return encode_request(number, ConfigAccess(0, 0, bytes(size)).encode(), ack=ack)
 
 
 def test_second_write_is_answered_without_the_back_end() -> None:
-    answers = Answers(quick=True)
+    answers = running()
     answers.take(access(SET))
     answers.take(access(SET))
     assert answers.answered_again == 1
 
 
-def test_read_is_left_to_the_back_end_until_the_inflateq_runs() -> None:
+def test_access_is_left_to_the_back_end_until_the_inflateq_runs() -> None:
     answers = Answers(quick=True)
     answers.take(access(GET))
     answers.take(access(GET))
@@ -113,8 +117,15 @@ def test_read_is_left_to_the_back_end_until_the_inflateq_runs() -> None:
     assert answers.answered_again == 1
 
 
-def test_another_request_forgets_who_wants_acknowledgements() -> None:
+def test_write_that_may_be_of_a_poison_val_is_left_to_the_back_end() -> None:
     answers = Answers(quick=True)
+    answers.take(access(SET))
+    answers.take(access(SET))
+    assert answers.answered_again == 0
+
+
+def test_another_request_forgets_who_wants_acknowledgements() -> None:
+    answers = running()
     assert answers.take(access(SET, ack=True))[0] == b""
     features = U64.pack(ProtocolFeature.REPLY_ACK)
     answers.tell(decode_message(encode_request(FrontendRequest.SET_PROTOCOL_FEATURES, features)))
@@ -122,7 +133,7 @@ def test_another_request_forgets_who_wants_acknowledgements() -> None:
 
 
 def test_two_accesses_at_once_or_half_of_one_are_not_known() -> None:
-    answers = Answers(quick=True)
+    answers = running()
     answers.take(access(SET))
     assert answers.known.knows(access(SET))
     assert not answers.known.knows(access(SET) + access(GET))
@@ -132,7 +143,7 @@ def test_two_accesses_at_once_or_half_of_one_are_not_known() -> None:
 
 
 def test_a_front_end_that_asks_in_many_ways_fills_no_memory() -> None:
-    answers = Answers(quick=True)
+    answers = running()
     for size in range(MOST_KNOWN + 1):
         answers.take(access(SET, size=size))
     assert answers.known.knows(access(SET, size=MOST_KNOWN - 1))

@@ -13,7 +13,7 @@ from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor
 from balloon_daemon.guests.jailed.turns import TURN_S
 from balloon_daemon.handover.journal import Phase
-from balloon_daemon.rate_limit import OnceEach, RateLimit
+from balloon_daemon.rate_limit import OnceEach
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, Received
@@ -34,11 +34,6 @@ from balloon_daemon.vhost_user.requests import lacks_fds
 NOT_SERVED = 32
 """How many different reasons why a request cannot be served are published, each of them once. A
 reason may contain a number that the driver chooses, such as a ring's size."""
-
-POISON_WRITES_A_SECOND = 4
-"""How many writes of ``poison_val`` are each stored before their answer in a second; a driver
-writes it once in its life. A VMM that writes it without end has the last value stored a little
-later, as with ``actual``: storing a state takes far longer than answering."""
 
 
 class Conversation:
@@ -76,7 +71,6 @@ class Conversation:
         self._known = KnownAccesses(backend.driver, backend.vrings[0])
         self.inbox = Inbox(connection, peer, kept.journal, self)
         self._not_served = OnceEach(NOT_SERVED)
-        self._poison_writes = RateLimit(POISON_WRITES_A_SECOND)
         self._changed = self._unsaved = False
         """Whether the state has changed since it was last saved; and whether the store may not
         have received it yet."""
@@ -143,7 +137,7 @@ class Conversation:
             case ActualWritten():
                 self._actual_written()
             case PoisonValWritten():
-                self._save_poison_val()
+                self._kept.save_poison_val()
             case NotServed(why):
                 if self._not_served.admit(why):
                     self._publish(RequestNotServed(self._vm, why))
@@ -166,7 +160,7 @@ class Conversation:
                 case ActualWritten():
                     self._actual_written()
                 case PoisonValWritten():
-                    self._save_poison_val()
+                    self._kept.save_poison_val()
                 case _:
                     raise StateError(f"{effect} of an access to the config space")
         self._known.learn(received.message, answer)
@@ -186,12 +180,6 @@ class Conversation:
     def _actual_written(self) -> None:
         self._balloon.actual_written()
         self._kept.save_soon()
-
-    def _save_poison_val(self) -> None:
-        if self._poison_writes.admit(asyncio.get_running_loop().time()) is None:
-            self._kept.save_soon()
-        else:
-            self._kept.save()
 
     # --- answers ------------------------------------------------------------------------------
 

@@ -10,6 +10,11 @@ from balloon_daemon.handover.journal import RequestJournal
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.units import VmId
 
+POISON_WRITES_A_SECOND = 4
+"""How many writes of ``poison_val`` are each stored before their answer in a second; a driver
+writes it once in its life. A VMM that writes it without end has the last value stored a little
+later, as with ``actual``: storing a state takes far longer than answering."""
+
 
 class Kept:
     """Keeps one guest in the store.
@@ -40,6 +45,7 @@ class Kept:
         # Publish at most one failed save a second. The guest is saved again whenever its driver
         # writes ``actual``, up to 20 times a second, and each of these saves may fail.
         self._failures = RateLimit(1)
+        self._poison_writes = RateLimit(POISON_WRITES_A_SECOND)
         self.stays = False
         """True: the guest stays in the store for another controller."""
         saver.when_not_kept(self._save_late)
@@ -94,6 +100,14 @@ class Kept:
     def save_soon(self) -> None:
         """Stores the guest's state a little later."""
         self._saver.save_soon()
+
+    def save_poison_val(self) -> None:
+        """Stores the guest's state now, or, where its VMM writes ``poison_val`` without end, a
+        little later."""
+        if self._poison_writes.admit(asyncio.get_running_loop().time()) is None:
+            self.save_soon()
+        else:
+            self.save()
 
     def stay(self) -> None:
         """Leaves the guest in the store, if the store has a state of it; saves no more."""
