@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.fd_kind import keep_own_directory
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
@@ -287,6 +288,7 @@ class VmAgainstBalloond(RuleBasedStateMachine):
 
 def campaign(seconds: float, seed_number: int, folder: Path) -> Outcome:
     """Plays once, then until the time is over or something is found; Hypothesis shrinks that."""
+    keep_own_directory()  # It stays open from its first use on.
     outcome, turn, end = Outcome(), 0, time.monotonic() + seconds
     again = f"python -m tests.fuzz.timed state_machine {seconds:.0f} {seed_number}"
     while turn == 0 or (time.monotonic() < end and not outcome.findings):
