@@ -398,10 +398,15 @@ def monitors_in_a_thread(
                 await stack.enter_async_context(monitor)
             started.set()
             await stop.wait()
-        # The connections' tasks end a turn after their connections: a loop that closes before
-        # would leave their sockets to the garbage collector.
-        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(rest)
+        # A client that was accepted just now has its task some turns later, and a connection is
+        # closed a turn after its task has ended. A loop that closed before would leave their
+        # sockets to the garbage collector.
+        for _ in range(4):
+            await asyncio.sleep(0)
+            if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in rest:
+                    task.cancel()
+                await asyncio.wait(rest)
 
     def run(function: Callable[[], None]) -> None:
         async def call() -> None:
