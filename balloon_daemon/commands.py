@@ -30,7 +30,8 @@ MOST_RESERVES = 8
 
 
 class Release(NamedTuple):
-    """Give a VM all of its balloon back, now. The policy goes on from an empty balloon."""
+    """Give a VM all of its balloon back, now. The sizing policy goes on from an empty balloon: it
+    may take memory from the VM again."""
 
     vm: VmId
 
@@ -73,14 +74,14 @@ class Resume(NamedTuple):
 
 
 class Reclaim(NamedTuple):
-    """Take so much memory from guests now, and answer how much came.
+    """Take this much memory from guests now, and answer how much the balloons then hold.
 
     Attributes:
         vms: from these VMs; empty: from any.
-        size_bytes: how much.
+        size_bytes: how much memory to take, from all of these VMs together.
         within_s: how long to try, at most ``MOST_WITHIN_S``.
-        hold_s: for how long nothing of it is given back, at most ``MOST_HOLD_S``. Low memory ends
-            that, and so does a guest in need.
+        hold_s: for how long none of this memory is given back, at most ``MOST_HOLD_S``. Low memory
+            on the host ends the hold, and so does a guest in need.
     """
 
     vms: tuple[VmId, ...]
@@ -95,8 +96,9 @@ class Reclaimed(NamedTuple):
     Attributes:
         why: why it has ended.
         wanted_bytes: how much was wanted.
-        took_s: in how many seconds.
-        shares: what each VM was asked for and gave, or why not.
+        took_s: how many seconds the reclaim took.
+        shares: for each VM, how much it was asked for and how much of that its balloon holds, or
+            why it was asked for no more.
     """
 
     why: Ended
@@ -106,12 +108,13 @@ class Reclaimed(NamedTuple):
 
 
 class Reserve(NamedTuple):
-    """Have so much available above the margin, and answer once it is.
+    """Keep this much of the host's memory available beyond the margin (below which memory is low),
+    and answer once it is available.
 
     Attributes:
-        size_bytes: how much.
+        size_bytes: how much more than the margin is to be available.
         within_s: after how long to answer at the latest, at most ``MOST_WITHIN_S``.
-        for_s: for how long it is to be available, at most ``MOST_HOLD_S``.
+        for_s: for how long the memory is to stay available, at most ``MOST_HOLD_S``.
     """
 
     size_bytes: int
@@ -125,15 +128,15 @@ class Unreserve(NamedTuple):
 
 
 class ReserveAnswer(NamedTuple):
-    """What came of a ``Reserve``, which goes on.
+    """The answer to a ``Reserve``. The reserve itself stays in force for ``left_s``.
 
     Attributes:
-        why: why the wait has ended.
+        why: why the wait for the memory has ended.
         size_bytes: how much was reserved.
-        took_s: after how many seconds.
-        left_s: for how many seconds more it goes on.
-        reading: what is available, and the margin with all reserves; None: unknown.
-        shares: where less is available: what is against asking each VM for more.
+        took_s: how many seconds the wait took.
+        left_s: for how many seconds more the reserve is in force.
+        reading: what is available, and the margin with all reserves added; None: unknown.
+        shares: if less is available than that: why each VM is not asked for more.
     """
 
     why: Ended
@@ -168,8 +171,8 @@ class Done(NamedTuple):
     """The command is carried out: the VM was told its target.
 
     Attributes:
-        balloon_bytes: its balloon's size, as its driver reported it before.
-        target_bytes: the wanted size.
+        balloon_bytes: its balloon's size before the command, as its driver reported it last.
+        target_bytes: the size that it was told.
     """
 
     balloon_bytes: int
@@ -182,7 +185,7 @@ class NotDone(NamedTuple):
     Attributes:
         why: the reason.
         most_bytes: how large the balloon may be, for ``TOO_LARGE``.
-        objection: what stands against it, for ``OBJECTION``.
+        objection: why the guest must not be asked for more now, for ``OBJECTION``.
     """
 
     why: Refusal
@@ -201,10 +204,11 @@ class Reloaded(NamedTuple):
 
 
 class NotReloaded(NamedTuple):
-    """The configuration was read anew, and the one before stays in force, whole.
+    """The configuration that was read anew has mistakes: none of it is applied, and all settings
+    stay as they were.
 
     Attributes:
-        mistakes: why, a line each.
+        mistakes: the mistakes, a line each.
     """
 
     mistakes: tuple[str, ...]
@@ -218,7 +222,8 @@ class Desk(Protocol):
     """Answers questions about the host and its VMs. No call waits for anything."""
 
     def host_status(self) -> HostStatus:
-        """The present state of the source and of the policy."""
+        """The host's last memory reading, and the present state of the sizing policy
+        (``HostPolicy``), which decides how large every balloon should be."""
 
     def vm_ids(self) -> Sequence[VmId]:
         """The VMs, in the order in which they came."""
@@ -235,8 +240,8 @@ class Desk(Protocol):
         """
 
     def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
-        """Carries out a command to the policy, or refuses it as ``obey`` does; None: it is
-        done."""
+        """Carries out a command about what the sizing policy may take from VMs, or refuses it as
+        ``obey`` does; None: the command is carried out."""
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
         """Begins a command that takes a while.
@@ -245,26 +250,27 @@ class Desk(Protocol):
             command: what is asked.
             uid: the user who asks.
             answer: called once the command has ended, perhaps before this call returns; it must
-                not raise, nor ask for anything.
+                not raise, nor call a method of this ``Desk``.
 
         Returns:
             The number by which ``withdraw`` knows the command.
         """
 
     def withdraw(self, ticket: int) -> None:
-        """Ends a command that ``want`` has begun, as nobody waits for it; does nothing once it has
-        ended."""
+        """Ends a command that ``want`` has begun, because its client has gone; does nothing if the
+        command has ended already."""
 
 
 class Tracing(Protocol):
-    """Publishes what the policy is told, for as long as somebody records it."""
+    """Publishes each event that the sizing policy handles, for as long as a client records a
+    trace."""
 
     def begin(self) -> None:
-        """Publishes the present state (``TraceBegun``, ``VmFound``), and all events from now
-        on."""
+        """Publishes the sizing policy's present state (``TraceBegun``, ``VmFound``), and from now
+        on all events that the policy handles."""
 
     def end(self) -> None:
-        """Nobody records any more."""
+        """Called when no client records a trace any more."""
 
 
 class Reloader(Protocol):
@@ -274,7 +280,7 @@ class Reloader(Protocol):
         """Begins to read the configuration, and returns before it is read.
 
         Args:
-            done: takes the result; not where balloond ends before.
+            done: called with the result; never called if balloond ends before there is one.
         """
 
 
@@ -286,7 +292,7 @@ class Service(Protocol):
 
         Args:
             desk: answers, and does what is asked.
-            tracing: publishes what the policy is told.
+            tracing: publishes the events that the sizing policy handles.
             reloader: has the configuration read anew; None: there is no configuration to read.
         """
 

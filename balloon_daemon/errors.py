@@ -7,7 +7,7 @@
     │   └── KeeperError  a keeper does not answer             -> one line, VMs are not kept
     ├── ConfigFileError  operator: a bad configuration file   -> its lines, exit status 2
     ├── PolicyFileError  operator: a bad seccomp policy file  -> its lines, exit status 2
-    ├── TrialError       host: no device can live on it       -> one line, exit status 1
+    ├── TrialError       host: no device process can run here -> one line, exit status 1
     ├── JudgeError       ours: two compilers disagree         -> one line, exit status 1 (--check)
     ├── SourceError      host: low memory cannot be seen      -> one line, exit status 1 (--check)
     ├── GuestError       the guest broke the virtio rules     -> drop that chain, count, go on
@@ -46,7 +46,8 @@ class ConfigFileError(BalloondError):
 
 
 class KeeperError(ConfigError):
-    """An earlier balloond's keeper does not answer, so the VMs in it are out of reach."""
+    """The keeper (the process that holds the VMs' descriptors between one balloond and the next)
+    does not answer, so this balloond cannot serve those VMs."""
 
 
 class TrialError(BalloondError):
@@ -54,7 +55,8 @@ class TrialError(BalloondError):
 
 
 class JudgeError(BalloondError):
-    """Two compilers make programs of one policy that answer a call differently; says which."""
+    """balloond's own compiler and libseccomp compile one seccomp policy to BPF programs that give
+    different verdicts on a system call; says on which."""
 
 
 class SourceError(BalloondError):
@@ -234,13 +236,15 @@ class MemoryFileError(BalloondError):
 
 
 class StateFileError(BalloondError):
-    """A VM's state, stored by another controller, with which this controller cannot go on."""
+    """The state of a VM's connection, stored by another balloond, is unusable, so this controller
+    cannot serve the VM."""
 
 
 class DeviceHangsError(StateFileError):
-    """A killed device does not end, so where its guest's rings stand cannot be read.
+    """A killed device process does not end, so nobody knows how far it has served its guest's
+    virtqueues.
 
-    For its VMM this has the same effect as unusable state of another balloond.
+    Its VMM's connection is closed, as for unusable state that another balloond stored.
     """
 
 

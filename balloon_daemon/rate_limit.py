@@ -1,15 +1,15 @@
-"""Limits how often something is published: per second, from a saved-up budget, or once each.
+"""Limits how often something is published: per second, by a token bucket, or once each.
 
 Pure. The controller limits its events with these classes, and a device its reports.
 """
 
 
 class LineBudget:
-    """Lets through as many lines as have been saved up, and counts the others.
+    """A token bucket: each line that is let through uses up one token; the others are counted.
 
     Args:
-        most: lines that can be saved up.
-        per_second: lines that are saved up in a second.
+        most: the size of the bucket, in lines.
+        per_second: how many lines' tokens are added in a second.
     """
 
     def __init__(self, most: int, per_second: float) -> None:
@@ -21,7 +21,7 @@ class LineBudget:
         """Lines left out since the last line that was let through."""
 
     def has_one(self, now_s: float) -> bool:
-        """Uses up one saved-up line; False where none is saved up."""
+        """Uses up one line's token; False: the bucket is empty."""
         earned = (now_s - self._at_s) * self._per_second
         self._saved, self._at_s = min(self._most, self._saved + earned), now_s
         if self._saved < 1:

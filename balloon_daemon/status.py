@@ -19,21 +19,22 @@ from balloon_daemon.units import VmId
 
 
 class PolicyStatus(NamedTuple):
-    """The balloon policy's state for one VM.
+    """The state of one VM's ``BalloonPolicy``, which steps its balloon up and down.
 
     Attributes:
         vm_mem_bytes: the VM's size that the policy uses; 0: there can be no balloon.
         max_balloon_bytes: the balloon's greatest size.
-        level: 0 to ``steps``.
-        steps: the number of steps.
+        level: in how many of the ``steps`` the balloon is wanted; 0: an empty balloon.
+        steps: the number of steps from an empty balloon to the greatest size.
         target_bytes: the balloon's wanted size.
         counters: counted since this balloond began to serve the VM.
         recheck_in_s: in how many seconds the policy reacts to low memory again; None: it reacts
             now.
         release_in_s: in how many seconds a step down is tried; None: there is nothing to release.
-        needed_mib: what has to be available for a step down, in MiB, where no VM of a higher
-            priority has a balloon; None: the margin is not known.
-        aim_mib: of an adaptive VM: with less available than this, guests are asked for memory.
+        needed_mib: how much the host must have available for a step down, in MiB, while no VM of a
+            higher priority has a balloon; None: the margin is not known.
+        aim_mib: of an adaptive VM: while the host has less available than this, guests are asked
+            for memory.
     """
 
     vm_mem_bytes: int
@@ -71,7 +72,7 @@ class ProtectionStatus(NamedTuple):
         signs: what showed that the guest needs memory, if it is left alone because of that.
         left_alone_s: for how many seconds more the guest is left alone; 0: it is not left alone.
         stats_age_s: how old the guest's statistics are; None: it has sent none.
-        missing_bytes: how many bytes of the balloon the host has not got back; 0: all is well.
+        missing_bytes: how many bytes of the balloon are still allocated on the host; 0: none.
     """
 
     objection: Reason | None
@@ -126,8 +127,8 @@ class SourceStatus(NamedTuple):
         name: ``chromeos`` or ``meminfo``.
         last_error: why the last reading was unknown; "" where it was known.
         reads: how many readings there were.
-        unknown: how many readings were unknown.
-        wakeups: how often the kernel woke balloond.
+        unknown: how many readings found no figures.
+        wakeups: how often the kernel's low-memory alarm woke balloond.
         seen: the last reading; None: its figures are unknown.
         age_s: how many seconds ago the source was read; None: it was not read yet.
     """
@@ -142,12 +143,12 @@ class SourceStatus(NamedTuple):
 
 
 class ReclaimStatus(NamedTuple):
-    """Memory that an operator wants from guests now.
+    """A ``Reclaim`` that goes on: an operator wants memory from guests now.
 
     Attributes:
-        wanted_bytes: how much.
-        came_bytes: how much has come.
-        left_s: for how many seconds more it is tried.
+        wanted_bytes: how much memory.
+        came_bytes: how much of it the balloons hold by now.
+        left_s: for how many seconds more guests are asked.
     """
 
     wanted_bytes: int
@@ -156,8 +157,8 @@ class ReclaimStatus(NamedTuple):
 
 
 class HostStatus(NamedTuple):
-    """The host, without its VMs: a reader asks for those one by one, so that nobody else waits for
-    the status of a thousand of them.
+    """The host, without its VMs. A reader asks for each VM's status by itself, so that the event
+    loop can serve VMs in between, even where there are a thousand.
 
     Attributes:
         source: the low-memory source.
@@ -167,10 +168,10 @@ class HostStatus(NamedTuple):
         dry_run: whether no VM's balloon is changed (``--dry-run``).
         paused_s: for how many seconds more nothing is taken from any VM, because an operator has
             paused all; None: they are not paused.
-        reclaims: what operators want from guests now.
-        reserves: what operators want to be available above the margin: each reserve's size, in
-            bytes, and for how many seconds more.
-        reserved_mib: what all reserves add up to, in MiB.
+        reclaims: the reclaims that go on.
+        reserves: for each ``Reserve`` in force, its size in bytes, and for how many seconds more
+            it is in force.
+        reserved_mib: the sum of all reserves, in MiB.
     """
 
     source: SourceStatus
@@ -209,7 +210,7 @@ class OwnFigures(NamedTuple):
         cpu_s: processor time, in user and kernel mode, without that of its children.
         started_s: when it was started, in seconds since the epoch.
         open_fds: how many descriptors it has open; the kernel tells it from 6.2 on.
-        most_fds: how many it may have open.
+        most_fds: how many it may have open (RLIMIT_NOFILE).
     """
 
     resident_bytes: int | None

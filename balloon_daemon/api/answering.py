@@ -70,7 +70,7 @@ class _Job(NamedTuple):
 
     Attributes:
         parts: makes the parts.
-        take: takes each part.
+        take: called with each part.
         done: called after the last part.
         clients: the clients that get the answer.
     """
@@ -87,9 +87,9 @@ class Answering:
     Args:
         routes: gives the answer to a request.
         recent: the last events.
-        traces: the clients that record.
+        traces: the clients that record a trace.
         server: sends the answers.
-        publish: takes events.
+        publish: called with each event to be published.
     """
 
     def __init__(
@@ -164,7 +164,8 @@ class Answering:
         self._tickets[client] = None
 
         def ended(parts: Parts) -> None:
-            # The controller is in the middle of a step: nothing is made or sent now.
+            # ``Governor`` calls this while it carries out the results of a step, for which VMs
+            # wait: so only queue the answer's making here.
             if client in self._tickets:
                 del self._tickets[client]
                 self._make(client, parts)
@@ -217,8 +218,8 @@ class Answering:
         for each in [each for each in self._held if not self._waits(each)]:
             del self._held[each]
         while sum(dict(self._held.values()).values()) > MOST_HELD_BYTES:
-            # The clients with the fewest rights first; of these, the client whose answer is
-            # oldest.
+            # Drop clients with the fewest rights first; of these, the client that got its answer
+            # first (``min`` returns the first of several, and ``_held`` is in that order).
             slowest = min(self._held, key=lambda each: each.rights)
             self._server.drop(slowest)
             suppressed = self._too_slow.admit(monotonic())
@@ -278,8 +279,8 @@ class Answering:
         self._jobs.append(_Job(worded, lambda part: None, done, [client]))
 
     def _streamed(self, client: Client, stream: Stream) -> None:
-        """Sends the events that were kept; then ends the stream, unless the client follows later
-        events."""
+        """Sends the events that ``Recent`` has kept; then ends the stream, unless the client has
+        asked for later events too."""
         if self._server.serves(client):
             lines = [line for name, line in self._recent.lines() if stream.vm in (None, name)]
             kept = b"".join(map(_chunk, lines))

@@ -23,8 +23,8 @@ MAX_HEAD_BYTES = 8192
 RECEIVED_AT_ONCE = 16 * 1024
 
 MOST_WAITING_BYTES = 1 << 20
-"""How much of a stream may wait for its client: some 3,000 events, one for each of 1,024 VMs in
-each of three steps. The lines themselves are shared by all streams."""
+"""How much of a stream may wait for its client: some 3,000 events, as many as three steps of the
+sizing policy publish for 1,024 VMs. All streams share the lines themselves."""
 
 
 class Phase(Enum):
@@ -53,7 +53,8 @@ class Client:
 
     Attributes:
         phase: how far it is.
-        deadline_s: until when it has to make progress; infinity: it may take its time.
+        deadline_s: until when it has to send its request, or receive more of its answer; infinity:
+            nothing is expected of the client.
         wanted: the VM whose events alone it gets; None: all events.
     """
 

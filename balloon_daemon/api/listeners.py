@@ -25,7 +25,8 @@ class Listener(Protocol):
         """A connected client's user, -1 where it is not known, and what it may do."""
 
     def close_to_group(self) -> None:
-        """Lets nobody ask any more but those who may change something or read the metrics."""
+        """Refuses clients that have only the right to read, from now on; a TCP socket, which has
+        no such clients, stays as it is."""
 
     def close(self) -> None:
         """Closes the socket."""

@@ -92,7 +92,8 @@ class Whole(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The answer is these parts, joined. To make a part is to carry out the request for one VM.
+    """The answer is these parts, joined. The request is carried out for one VM as each part is
+    made.
 
     Attributes:
         parts: makes the parts.

@@ -363,7 +363,7 @@ class Statuses(Protocol):
     """The questions of ``commands.Desk`` that the metrics ask."""
 
     def host_status(self) -> HostStatus:
-        """The present state of the source and of the policy."""
+        """The host's last memory reading, and the present state of the sizing policy."""
 
     def vm_ids(self) -> Sequence[VmId]:
         """The VMs, in the order in which they came."""
@@ -399,8 +399,8 @@ class Metrics:
 
         Args:
             openmetrics: as OpenMetrics; else in Prometheus' own format.
-            own: with this process's figures. Another exporter that takes the text in has figures
-                of its own by these names.
+            own: True: with this process's figures (``process_…``). Not for node_exporter's
+                textfile collector: node_exporter has samples of its own with the same names.
         """
 
         def text(family: Family, lines: str) -> bytes:
@@ -459,7 +459,7 @@ def _unique(vm: VmId, names: set[str]) -> str:
 
     Args:
         vm: the VM.
-        names: those that were given; the new one is added.
+        names: the names that other VMs have got; this VM's name is added.
     """
     name = _encodable(vm.name)
     while name in names:

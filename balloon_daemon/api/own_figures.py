@@ -1,8 +1,9 @@
 """This process's own figures, as process exporters of Prometheus have them.
 
-Runs in the controller. Its files in /proc are open from the start on: the kernel looks up a name
-that it has not cached under the lock of the directory, and anybody may list /proc/PID, and so hold
-that lock, for ever.
+Runs in the controller. Its files in /proc stay open from the start on. To open one anew, the
+kernel might have to look its name up in /proc/PID (where no dentry is cached), for which it takes
+that directory's lock (inode->i_rwsem). getdents64(2) holds the same lock, and anybody may list
+/proc/PID, and so keep the lookup waiting for ever.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Who of the API's clients has a place, and who makes room for another one.
+"""How many clients the API's server serves at a time, and which one is dropped for a new one.
 
-Root and this process's user are not counted: they may change balloond in other ways, too.
+Clients of root and of this process's user are never refused: these users can harm balloond in
+other ways, too.
 """
 
 from collections.abc import Iterable
@@ -9,29 +10,31 @@ from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.messages import Rights
 
 MOST, MOST_READERS, MOST_SCRAPERS = 256, 192, 8
-"""How many clients are served at a time, how many of them may be clients that may only read, and
-how many of them such as may read the metrics alone. Further connections wait to be accepted; a
-further client that may only read is refused."""
+"""The most clients that are served at a time: of all kinds together; of those over the Unix socket
+that change nothing (``READERS``); and of those over TCP, which may read only the metrics. Beyond
+the first limit connections wait to be accepted; beyond the others a new client is refused, unless
+an older one is dropped for it (``makes_room``)."""
 
 MOST_OF_USER = 64
-"""How many of the clients that may only read may be one user's."""
+"""How many of the ``READERS`` that are served may belong to one user."""
 
 TAKE_WITHIN_S = 10.0
 """How long a client may receive nothing while its answer waits."""
 
 STALLED_S = 2.0
-"""For so long a client has received nothing of its answer that makes room for another one."""
+"""A client over TCP that has received nothing of its answer for this time may be dropped, to serve
+a new client."""
 
 READERS = {Rights.NOTHING, Rights.READ}
 """Clients over a Unix socket that change nothing."""
 
 
 def why_full(new: Client, clients: Iterable[Client]) -> str:
-    """Why a client is refused, a sentence; "": it has a place.
+    """Why a client is refused, as a sentence; "": it is served.
 
     Args:
-        new: the client, which came last.
-        clients: all clients, with it.
+        new: the client, which connected last.
+        clients: all clients, ``new`` among them.
     """
     if new.rights is Rights.CHANGE:
         return ""
@@ -45,11 +48,13 @@ def why_full(new: Client, clients: Iterable[Client]) -> str:
 
 
 def makes_room(new: Client, clients: Iterable[Client], now_s: float) -> Client | None:
-    """Who goes so that a client can be served that came over TCP: the one that has not sent its
-    request for the longest time, or else not taken its answer; None: all are at work.
+    """The client over TCP to drop, so that a new one over TCP can be served: the client that has
+    been connected for the longest time without having sent its whole request; if there is none,
+    the one whose answer has not moved for the longest time; None: no client is to be dropped.
 
-    Over TCP the kernel tells no user, so nobody could have a share there: whoever connects and
-    waits would keep Prometheus out.
+    SO_PEERCRED tells the user of a Unix socket's client, but not of a TCP client. So there is no
+    limit for each user over TCP, and somebody who connects and sends nothing would shut Prometheus
+    out.
     """
     if new.rights is not Rights.SCRAPE:
         return None

@@ -2,9 +2,9 @@
 
 The event loop belongs to the VMs. All the API's descriptors are in one epoll instance, which the
 loop watches as one descriptor (epoll(7)): however many clients come at once, they get ``TURN_S``
-of a turn of the loop, and then rest seven times as long. asyncio's own streams would handle every
-readable connection in the same turn, and 200 clients would keep a VM waiting for 20 ms. A process
-that is busy for long is also made to wait by the scheduler, where the processors have much to do.
+of a turn of the loop, and are then not served for seven times as long. asyncio's own streams would
+handle every readable connection in the same turn, and 200 clients would keep a VM waiting for 20
+ms. On busy processors the kernel's scheduler also makes a process wait that has run for long.
 
 What a client may cost is bounded: its request in bytes and in time, what waits for it in bytes,
 and the number of clients.
@@ -57,7 +57,7 @@ class Records(NamedTuple):
 
     Attributes:
         recent: the last events.
-        traces: the clients that record.
+        traces: the clients that record a trace.
         counters: how many faults and decisions there were.
     """
 
@@ -72,7 +72,7 @@ class Server:
     Args:
         sockets: where clients connect.
         records: the readers of events that the server asks.
-        publish: takes events.
+        publish: called with each event to be published.
     """
 
     def __init__(self, sockets: Sequence[Listener], records: Records, publish: Publish) -> None:
@@ -188,7 +188,7 @@ class Server:
         except BlockingIOError:
             return
         except OSError:
-            self._accept_later()  # No descriptor is free, perhaps.
+            self._accept_later()  # accept(2) has failed, perhaps with EMFILE.
             return
         sock.setblocking(False)
         uid, rights = listener.rights_of(sock)
@@ -213,7 +213,7 @@ class Server:
         sent descriptors too often (``MOST_MISUSES``)."""
         return client.rights in READERS and self._misuses >= MOST_MISUSES
 
-    # --- the answering's calls ----------------------------------------------------------------
+    # --- what ``Answering`` calls -------------------------------------------------------------
 
     def serves(self, client: Client) -> bool:
         """Whether a client's connection is open."""
@@ -286,8 +286,8 @@ class Server:
             self._accept_later()
 
     def drop(self, client: Client) -> None:
-        """Ends a client's connection. A reader's connection in which descriptors wait stays
-        open."""
+        """Ends a client's connection; but leaves it open where a client of ``READERS`` has sent
+        descriptors, which wait in its queue."""
         if not self.serves(client):
             return
         self._epoll.unregister(client.sock)
@@ -302,8 +302,8 @@ class Server:
             self._keep(client)
 
     def _keep(self, client: Client) -> None:
-        """Leaves a connection with descriptors in its queue open for good: their close may never
-        end."""
+        """Leaves a connection with descriptors in its queue open for good: close(2) would also
+        close those descriptors, and the close of a file (on FUSE, for example) may never end."""
         client.sock.detach()
         self._misuses += 1
         if self._misuses <= MOST_MISUSES:

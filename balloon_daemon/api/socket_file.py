@@ -1,4 +1,4 @@
-"""The API's socket: bound in a directory that nobody else may write, and who may use it."""
+"""The API's socket, in a directory that nobody else may write to; and its clients' rights."""
 
 import contextlib
 import grp
@@ -100,8 +100,8 @@ class ApiSocket:
     def close(self) -> None:
         """Closes the socket and removes its file, unless another socket has replaced it."""
         if self._is_handed_over:
-            # systemd has it open: this close ends no connection that waits, and no shutdown(2) may
-            # end the listening of the socket that both share.
+            # systemd has the same socket open: so this close(2) ends no connection in its queue.
+            # A shutdown(2) would end the listening for systemd, too.
             self.sock.close()
             return
         try:
@@ -129,7 +129,7 @@ class ApiSocket:
         except BlockingIOError:
             self.sock.close()
         except OSError:
-            self.sock.detach()  # No descriptor is free, perhaps.
+            self.sock.detach()  # accept(2) has failed, perhaps with EMFILE.
 
 
 def _bind(sock: socket.socket, path: Path) -> str:

@@ -32,10 +32,10 @@ class MetricsFile:
     """The writing of metrics to a file: a ``Service``.
 
     Args:
-        scribe: writes the file.
+        scribe: hands texts to the program that writes the file.
         recent: knows the VMs whose balloons cannot be driven.
-        counters: what was counted.
-        publish: takes events.
+        counters: how many faults and decisions there were.
+        publish: called with each event to be published.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class MetricsFile:
             self._publish(MetricsFileEnded(why))
             return
         self._next_s = asyncio.get_running_loop().time() + EVERY_S
-        # Without this process's figures: node_exporter fails for samples that it has itself.
+        # Without this process's figures: node_exporter fails if a textfile has samples with the
+        # names of its own (``process_…``).
         self._parts, self._made = self._metrics.parts(openmetrics=False, own=False), []
         self._make()
 
@@ -84,8 +85,9 @@ class MetricsFile:
         if self._scribe.send(b"%d\n%b" % (len(text), text)):
             self._is_behind = False
         elif not self._is_behind and self._scribe.why_ended() is None:
-            # Too large for the writer, or its disk takes nothing: said once, until a text is taken
-            # again. The file keeps the text before, and with it the time of that.
+            # The text is larger than the writer program takes, or its disk is stuck. Publish that
+            # once, and again only after a later text was written. Meanwhile the file keeps its
+            # older text and mtime.
             self._is_behind = True
             self._publish(MetricsNotWritten(len(text), MOST_BYTES))
         self._flush()

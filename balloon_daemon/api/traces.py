@@ -1,7 +1,8 @@
-"""The clients that record: each gets a trace of the events that the policy is told, as they come.
+"""The clients that record: each gets a trace of the events that the sizing policy handles, as they
+come.
 
-A trace begins with the present state, and its lines are those of ``balloond --record``. While no
-client records, tracing costs one check for each event.
+A trace begins with the policy's present state, and its lines are those of ``balloond --record``.
+While no client records, tracing costs one check for each event.
 
 Publishing the present state takes 30 µs for each VM. The bus delivers it, outside the time that
 clients get (``server.TURN_S``). So it is published once for all clients that wait for it, and at
@@ -49,7 +50,7 @@ class Traces:
         self._tracing: Tracing
         self._later: Later
         self._next_s = 0.0
-        """When a trace may begin."""
+        """The earliest time at which the next trace may begin (``REST_S``)."""
         self._lost = 0
 
     def start(
@@ -62,10 +63,11 @@ class Traces:
         """Takes clients from now on.
 
         Args:
-            tracing: publishes what the policy is told.
+            tracing: publishes the events that the sizing policy handles.
             serves: whether a client's connection is open.
             send_soon: sends what waits for a client, in the client's turn.
-            later: calls a function after so many seconds, unless it is to be called already.
+            later: calls a function after a number of seconds; does nothing where a call of that
+                function is planned already.
         """
         self._tracing, self._serves, self._send_soon = tracing, serves, send_soon
         self._later = later
@@ -113,7 +115,8 @@ class Traces:
             case Stepped() | Surveyed():
                 takers = [client for client, begun in self._clients.items() if begun]
             case EventsLost(lost):
-                # Nobody knows whether these events would have been recorded.
+                # The bus has dropped these events, and does not tell whether traces would have
+                # had lines for them: count them all.
                 self._lost += lost
                 return
             case _:
