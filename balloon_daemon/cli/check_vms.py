@@ -29,7 +29,7 @@ _LACKS = {
     Ability.DEFLATE_ON_OOM: "not known to deflate on OOM",
     Ability.DISK_READS: "its disk reads are not to be seen",
 }
-"""What is said of a careful VM that lacks an ability."""
+"""What is said of a VM of the profile careful or adaptive that lacks an ability."""
 
 
 def check_vms(config: Config, low: Low) -> Iterator[str]:
@@ -58,8 +58,8 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
 
 
 def _remarks(vm: Looked) -> str:
-    """Remarks on a VM: on what else its limits depend, and which abilities for the guest's
-    protection it lacks; "" where there are none."""
+    """Remarks on a VM: on a balloon that it had before balloond, on its guest's state, and on
+    abilities that it lacks for the guest's protection; "" where there are none."""
     said = []
     if vm.base_bytes:
         said.append(f"a balloon of {format_size(vm.base_bytes)} is there already, and stays")

@@ -17,8 +17,8 @@ def make_default_directory(config: Config) -> Path | None:
         The directory; None where there was one before, or none is needed.
 
     Raises:
-        ConfigError: the directory cannot be made, and a vhost-user socket belongs there. Without
-            the other files there balloond can run.
+        ConfigError: the directory cannot be made, and a vhost-user socket belongs there. If only
+            other files belong there, balloond runs without them, and None is returned.
     """
     default = default_socket()
     own = [Path(vm.address).parent for vm in config.own_sockets]

@@ -1,5 +1,5 @@
-"""Chooses the user as which devices run if balloond is root: best a user that runs nothing
-else."""
+"""Chooses the user as which device processes run if balloond is root: preferably a user that runs
+no other program."""
 
 import os
 import pwd
@@ -12,8 +12,8 @@ OWN_USER, SHARED_USER = "balloond", "nobody"
 
 
 def default_user() -> str:
-    """``balloond`` if that user exists, else ``nobody``: any program of a device's user may kill
-    the device, so a user of the devices' own is better."""
+    """``balloond`` if that user exists, else ``nobody``. Any process of a device's user may
+    kill(2) the device; other programs often run as ``nobody``, but not as ``balloond``."""
     try:
         return pwd.getpwnam(OWN_USER).pw_name
     except KeyError:
@@ -21,8 +21,8 @@ def default_user() -> str:
 
 
 def identity_of(user: str) -> Identity | None:
-    """The identity that devices take on; None where balloond is not root: devices then keep its
-    user.
+    """The user and groups that device processes change to; None if balloond is not root: devices
+    then run as balloond's own user.
 
     Raises:
         ConfigError: there is no such user, or it is root.

@@ -1,5 +1,5 @@
-"""Delays the end of a balloond that cannot start, so that systemd's file descriptor store keeps
-the VMs in it until a balloond starts."""
+"""Delays the exit of a balloond that cannot start, so that systemd goes on restarting the unit and
+keeps its file descriptor store, with the connections and memory of VMs."""
 
 import signal
 from collections.abc import Callable
@@ -20,8 +20,8 @@ setting, systemd does not (RestartPreventExitStatus=)."""
 
 
 def started(start: Callable[[], int]) -> int:
-    """Starts balloond. If that fails while VMs are in systemd's store, waits ``AGAIN_AFTER_S``
-    before returning ``STATUS``.
+    """Starts balloond. If that fails while systemd's file descriptor store holds VMs' descriptors,
+    waits ``AGAIN_AFTER_S`` before returning ``STATUS``.
 
     A signal that is to end balloond (``systemctl stop``, ``systemctl restart``) ends the wait.
 
@@ -31,7 +31,7 @@ def started(start: Callable[[], int]) -> int:
     Returns:
         The exit status.
     """
-    has_stored = has_stored_fds()  # Before ``start`` takes them.
+    has_stored = has_stored_fds()  # Asked first: ``start`` takes these descriptors.
     try:
         status = start()
     except SystemExit as err:  # argparse raises it for a wrong flag.

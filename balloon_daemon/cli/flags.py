@@ -334,8 +334,8 @@ def read_settings(args: argparse.Namespace, *, with_origins: bool = False) -> Se
         with_origins: True: finds where each key is set, as for ``--check``.
 
     Raises:
-        ConfigFileError: a file cannot be read, or has mistakes: all of them.
-        ConfigError: flags and file cannot both be obeyed.
+        ConfigFileError: a file cannot be read, or has mistakes; it names all mistakes.
+        ConfigError: a flag contradicts another flag or the file.
     """
     file = read_named_config(args.config, with_origins=args.check or with_origins)
     if file is None:
@@ -371,7 +371,7 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         file: the settings of the configuration file; None: there is none.
 
     Raises:
-        ConfigError: flags and file cannot both be obeyed.
+        ConfigError: a flag contradicts another flag or the file.
     """
     base = Config(socket=None) if file is None else file
     if args.profile is not None:

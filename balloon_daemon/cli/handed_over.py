@@ -1,4 +1,5 @@
-"""The listening sockets that systemd's socket units hand over, until somebody serves them."""
+"""The listening sockets that systemd's socket units hand over, until a part of balloond takes and
+serves them."""
 
 import os
 import socket
@@ -41,7 +42,7 @@ class HandedOver:
         return None if found is None else found.sock
 
     def close(self) -> Iterator[SocketUnitNotServed]:
-        """Closes the sockets that nobody has taken, and tells of each of them."""
+        """Closes the sockets that no ``take`` has returned, and yields an event for each."""
         for path, (unit, sock) in self._sockets.items():
             sock.close()
             yield SocketUnitNotServed(unit, path)

@@ -1,9 +1,10 @@
 """Modules that a running balloond comes to need: a child reads their code, the controller runs it.
 
-To import a module is to look names up, which whoever may list their directory can keep waiting,
-and to read files. The child that reads a configuration anew does that for the drivers which the
-configuration needs, and hands over the code of each module. The controller runs that code a module
-at a time, and rests in between.
+To import a module, Python looks names up in directories and reads files. A lookup can wait for the
+directory's lock (inode->i_rwsem), which another user holds by listing the directory, and VMs would
+wait with it. So the child that reads a configuration anew imports the drivers that the
+configuration needs, and sends the code of each module. The controller runs that code a module at a
+time, and serves VMs in between.
 """
 
 import base64
@@ -20,18 +21,18 @@ from types import CodeType, ModuleType
 from balloon_daemon.cli.asyncio_lean import asyncio
 
 SHARE = 1 / 8
-"""The part of the event loop's time that modules may take, as the API's clients: a driver's are
-there after half a second. The largest takes some 2 ms at once."""
+"""The share of the event loop's time that running modules may use, the same as the API's clients
+may: all modules of a driver have run after half a second. The largest one takes 2 ms at once."""
 
 
 def carried_modules(load: Callable[[], object]) -> Iterator[list[object]]:
-    """Imports modules, and tells the code of each, those that others need before these.
+    """Imports modules, and yields the code of each; a module comes after those that it imports.
 
     Args:
-        load: imports them.
+        load: imports the modules.
 
     Raises:
-        ValueError: they cannot be imported; says which and the remedy.
+        ValueError: a module cannot be imported; says which one, and the remedy.
     """
     before = set(sys.modules)
     try:
@@ -51,10 +52,11 @@ def carried_modules(load: Callable[[], object]) -> Iterator[list[object]]:
 
 
 async def run_modules(carried: Sequence[object]) -> None:
-    """Imports modules whose code was told; those that there are already stay as they are.
+    """Imports modules from what ``carried_modules`` yielded in the child; modules that are loaded
+    already stay as they are.
 
     Raises:
-        OSError: they are no such modules, or fail.
+        OSError: ``carried`` is not of that form, or a module's code raised an error.
     """
     modules = _Modules()
     try:
@@ -74,7 +76,7 @@ async def run_modules(carried: Sequence[object]) -> None:
 
 
 class _Carried(SourceFileLoader):
-    """The loader of a module whose code was told: it opens no file."""
+    """The loader of a module whose code came from the child: it opens no file."""
 
     def __init__(self, name: str, path: str, code: bytes, *, is_package: bool) -> None:
         super().__init__(name, path)
@@ -90,7 +92,7 @@ class _Carried(SourceFileLoader):
 
 
 class _Modules:
-    """Finds modules whose code was told: a finder of ``sys.meta_path``."""
+    """Finds modules whose code came from the child: a finder of ``sys.meta_path``."""
 
     def __init__(self) -> None:
         self.loaders: dict[str, _Carried | ExtensionFileLoader] = {}
@@ -105,7 +107,8 @@ class _Modules:
                     raise ValueError(f"{name}: {err}") from err
                 self.loaders[name] = _Carried(name, path, content, is_package=is_package)
             case ["extension", str(name), str(path)]:
-                # Its file is opened here, by its whole name, which the child has just looked up.
+                # The controller opens an extension's file itself, by its whole path: the child has
+                # just looked that path up, so its dentries are cached and no lookup waits.
                 self.loaders[name] = ExtensionFileLoader(name, path)
             case _:
                 raise ValueError("what was told is no module")

@@ -1,4 +1,5 @@
-"""Opens the vhost-user sockets and the store of VMs, before balloond serves."""
+"""Opens the vhost-user sockets, and the store that keeps VMs' descriptors for the next balloond,
+before balloond serves."""
 
 import contextlib
 import socket
@@ -22,8 +23,8 @@ class Opened(NamedTuple):
 
     Attributes:
         sockets: the vhost-user sockets.
-        store: keeps VMs for another balloond.
-        lost: why an earlier keeper's VMs are lost; "" where none are.
+        store: keeps VMs' descriptors for the next balloond: systemd's, or a keeper process.
+        lost: why the VMs in an earlier balloond's keeper cannot be served; "": there are none.
         failed: the named VMs whose sockets cannot be opened.
     """
 
@@ -42,16 +43,17 @@ def open_all(
 ) -> Opened:
     """Opens the vhost-user sockets and the store that keeps VMs for another balloond.
 
-    The store is systemd's, else a keeper's if one is wanted. If an earlier keeper does not answer,
-    balloond runs all the same: the VMs in that keeper are lost, but new VMs can be served. If a
-    named VM's socket cannot be opened, balloond also runs: only that VM has no balloon.
+    The store is systemd's file descriptor store, else, with ``--keep-fds``, a keeper (a process
+    that holds descriptors). If an earlier keeper does not answer, balloond runs all the same: the
+    VMs in that keeper are lost, but new VMs can be served. If a named VM's socket cannot be
+    opened, balloond also runs: only that VM has no balloon.
 
     Args:
         config: the settings.
         undo: gets the steps that undo the opening if the start fails later: they remove the
             sockets' files, and end a keeper that holds no VM.
         handed: gives sockets that systemd hands over.
-        keep_fds: a keeper is wanted.
+        keep_fds: True: use a keeper where systemd has no store (``--keep-fds``).
 
     Raises:
         ConfigError: the store or the socket for VMs without a name cannot be opened.

@@ -26,7 +26,8 @@ NOWHERE = Path("none")
 """The value of --api with which there is no API, not even a service's."""
 
 _MOST_PATH_BYTES = 107
-"""sockaddr_un.sun_path has 108 (linux/un.h), with the zero at its end."""
+"""The longest path of a Unix socket: sockaddr_un.sun_path has 108 bytes (linux/un.h), the zero at
+its end included."""
 
 
 def open_api(
@@ -43,7 +44,7 @@ def open_api(
 
     Args:
         named: the socket's path that the flag gives; None: the default applies.
-        settings: the policies' numbers.
+        settings: the numbers of ChromeOS's balloon policy, for the first line of traces.
         bus: gives the API its events.
         undo: gets the steps that undo the opening, should the start fail.
         metrics: where metrics go; None: nowhere but to the API's socket.
@@ -183,8 +184,8 @@ def _server(sockets: Sequence["Listener"], settings: PolicySettings, bus: Bus) -
     from balloon_daemon.records.recorder import header_now
     from balloon_daemon.records.trace import encode_header
 
-    # The first line of a trace that begins now. No module is loaded while VMs are served: whoever
-    # may list a directory of modules can keep an import waiting.
+    # Make the first line of a trace from modules that are loaded here: an import while VMs are
+    # served could wait for the lock of a directory that another user lists (inode->i_rwsem).
     traces = Traces(lambda: encode_header(header_now(settings)))
     records = Records(Recent(), traces, Counters())
     for reader in records:

@@ -80,15 +80,16 @@ class OwnDevice(NamedTuple):
         *,
         keep_fds: bool,
     ) -> VhostUserGuests:
-        """Opens sockets and store, and publishes what an operator should know.
+        """Opens the vhost-user sockets and the store of VMs' descriptors (``opening``), and
+        publishes what an operator should know.
 
         Args:
             config: the settings.
-            bus: takes events.
+            bus: publishes events.
             undo: gets the steps that undo the opening.
             ask: has a child look at VMMs' processes.
             handed: gives sockets that systemd hands over.
-            keep_fds: a keeper is wanted.
+            keep_fds: True: use a keeper process where systemd has no store (``--keep-fds``).
 
         Raises:
             ConfigError: the store or the socket for VMs without a name cannot be opened.

@@ -1,4 +1,4 @@
-"""Opens what serves clients and what writes metrics to a file, as the settings say."""
+"""Opens the API's server, and starts the writing of metrics to a file, as the settings say."""
 
 import contextlib
 import os
@@ -45,7 +45,8 @@ def open_services(
         config: the settings.
         bus: delivers events.
         undo: gets the steps that undo the opening, should the start fail.
-        low: gives the numbers with which a file's writer is started.
+        low: gives the low descriptor numbers that are needed to start the program which writes the
+            file (``LowNumbers``).
         handed: gives the listening socket that systemd hands over for a path; None: there is none.
 
     Raises:

@@ -50,7 +50,7 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
 
     Args:
         path: the trace's file.
-        settings: the policies' numbers.
+        settings: the numbers of ChromeOS's balloon policy, for the trace's first line.
         bus: delivers events.
         low: starts the program that writes the file; closed once the program has begun.
 

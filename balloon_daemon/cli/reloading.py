@@ -1,8 +1,8 @@
 """Reads the configuration anew for a balloond that runs, and hands it to the drivers.
 
-Runs in the controller; the files are read by a child, as a file system may let its readers wait
-for ever. The child also compares what it has read with the settings in force, and finds the lines
-of mistakes: for a file of a megabyte that takes a second.
+Runs in the controller. A child reads the files, because a file system (FUSE or NFS, for example)
+may let read(2) wait for ever. The child also compares what it has read with the settings in force,
+and finds the lines of mistakes: for a file of a megabyte that takes a second.
 """
 
 import argparse
@@ -32,24 +32,26 @@ READ_WITHIN_S = 10.0
 """How long the files may take to read; the largest, with a mistake in each line, takes 2 s."""
 
 REAPED_WITHIN_S = 1.0
-"""How long to wait for a child that was killed; one that hangs in the kernel stays until later."""
+"""How long to wait until a killed child has ended. A child that hangs in a system call is reaped
+at a later reload, when it has ended."""
 
 MOST_MISTAKES = 1000
-"""How many mistakes are told, as at a start: no file that was written by hand has more."""
+"""The most mistakes that are reported, as many as at a start: no file that was written by hand has
+more."""
 
 _PARTS_AT_ONCE = 16
-"""How many parts of the child's answer are taken in one turn of the event loop."""
+"""How many parts of the child's answer are handled in one turn of the event loop."""
 
 _MOST_CHARACTERS = 4096
-"""How much of a mistake is told: it may show a path of any length."""
+"""How much of a mistake's text is reported: the text may show a path of any length."""
 
 
 class ConfigFiles:
-    """The files of the configuration, and whom their settings concern: ``Files``.
+    """The files of the configuration, and the drivers that their settings concern: a ``Files``.
 
     Args:
-        args: the flags, which count more than the files.
-        low: makes a ``LowNumbers``, which forks the children.
+        args: the flags, which override the files.
+        low: makes a ``LowNumbers``, with which the children are forked.
         drivers: the drivers of VMs that have a balloon of their own.
         own_vms: the VMs on balloond's own device; None: there is no such device.
     """
@@ -105,7 +107,7 @@ class ConfigFiles:
         return self._drivers.open(config)
 
     async def _reap(self) -> None:
-        """Waits for the child that was ended last, for a moment."""
+        """Waits for the child that was killed last, ``REAPED_WITHIN_S`` at most."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + REAPED_WITHIN_S
         while not self._ended[-1].is_gone():
@@ -125,7 +127,7 @@ async def _read(child: AskedChild, present: Config) -> Reread:
     Raises:
         OSError: the child has failed or ended.
     """
-    await _parts(child, lambda part: None)  # The first message: the child takes orders.
+    await _parts(child, lambda part: None)  # Its first message says that it can be asked.
     child.began()
     child.ask(["read"])
     mistakes, changed, settings = list[str](), list[str](), list[object]()
@@ -150,7 +152,7 @@ async def _read(child: AskedChild, present: Config) -> Reread:
 
 
 async def _parts(child: AskedChild, take: Callable[[object], None]) -> None:
-    """Takes the parts of a child's answer, to its end; raises OSError: the child has failed."""
+    """Calls ``take`` with each part of a child's answer. Raises OSError: the child has failed."""
     for count in itertools.count(1):
         try:
             part = child.part()

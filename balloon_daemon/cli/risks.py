@@ -1,4 +1,5 @@
-"""How other users could harm VMs, or this balloond, by the directories of its files."""
+"""What other users could do to VMs, or to this balloond, if they may write to the directories of
+its sockets, or list the directories of its sockets and files."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -66,16 +66,18 @@ has written."""
 
 
 def _check_platform() -> None:
-    """Refuses machines on which a ring in shared memory cannot be served from Python."""
+    """Refuses machines on which Python cannot serve a virtqueue's rings in shared memory."""
     system, machine = os.uname().sysname, os.uname().machine
     if (system, machine) != ("Linux", "x86_64"):
-        # A ring in shared memory needs the interpreter's stores to arrive in their order, which
-        # x86-64 guarantees and other architectures do not (virtio/split_queue.py).
+        # The guest must see the stores to a used ring in program order. Python has no memory
+        # barriers; x86-64 keeps stores in order, other architectures do not
+        # (virtio/split_queue.py).
         raise ConfigError(f"balloond runs on x86-64 Linux, not on {machine} {system}")
 
 
 def _first_mistakes(err: PolicyFileError, args: argparse.Namespace) -> str:
-    """The first mistakes of a policy file; a file of another kind has a mistake in each line."""
+    """The first mistakes of a seccomp policy file. Only the first, because a file that was never
+    meant to be one has a mistake in each line."""
     shown = [str(problem) for problem in err.problems[:MISTAKES_SHOWN]]
     if (more := len(err.problems) - len(shown)) > 0:
         python = args.policy_dialect == Dialect.PYTHON.value
@@ -141,8 +143,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
     with Interruptible():
         settings = read_settings(args)
         config = settings.config
-        # Descriptors that systemd stored are VMs of an earlier balloond. They are served on,
-        # whatever the configuration says now.
+        # Descriptors in systemd's file descriptor store belong to VMs that an earlier balloond
+        # served. This balloond goes on to serve them, whatever the configuration says now.
         own, handed = None, taken_over_sockets()
         if config.own_sockets or has_stored_fds():
             # Imported here: a balloond that only drives the balloons of VMMs does not need it.

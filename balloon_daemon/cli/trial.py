@@ -1,11 +1,11 @@
-"""Runs one real device through its whole work, jailed like every device, for ``--check``.
+"""Runs one real device process through its whole work, jailed like every device, for ``--check``.
 
-Whether a device can run on this host under this policy depends on more than the policy's text: on
-the kernel's clock source, which the vDSO may not serve, on the C library, on the namespaces and
-ids that are allowed. So a trial device is forked with memory of our own, gets a target and one
-buffer of pages, and the kernel is asked whether the pages are free. At the end the device makes
-CPython allocate each kind of memory that a long life may take (``device/rehearsal.py``), because
-Python versions differ in the system calls by which they allocate it.
+Whether a device can run on this host under this seccomp policy depends on more than the policy's
+text: on the kernel's clock source, which the vDSO may not serve, on the C library, on the
+namespaces and ids that are allowed. So a trial device is forked with a memfd of ours as guest
+memory, gets a target and one buffer of pages, and the kernel is asked whether the pages are free.
+At the end the device makes CPython allocate each kind of memory that it may need in a long life
+(``device/rehearsal.py``), because Python versions differ in the system calls for that.
 """
 
 import os
@@ -57,7 +57,8 @@ CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocks
 
 _CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time"}
 _VDSO_CLOCKS = {"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"}
-"""arch/x86: the clock sources that have a vdso_clock_mode."""
+"""The clock sources that the vDSO of x86 can read without a system call: those with a
+vdso_clock_mode in arch/x86."""
 
 # The layout of the guest's memory: the pages that the guest gives, a page for its ring, and a page
 # for its buffer of PFNs.
@@ -162,7 +163,7 @@ class _Trial:
         stack.callback(self._end)
 
     def run(self) -> Outcome:
-        """Takes the device through its work, in the order in which a guest would.
+        """Has the device do each part of its work, in the order in which a guest would ask for it.
 
         Raises:
             TrialError: the device ended, or did not do its work.

@@ -1,6 +1,7 @@
-"""Carries what may change in a configuration from the process that has read it, in JSON's types.
+"""Turns the settings that may change while balloond runs into values of JSON, and back.
 
-Each part is small, as a packet to another process is: a file may name thousands of VMs.
+The child that has read a configuration sends them to the controller. They are split into small
+parts, because each part is one packet of a socket, and a file may name thousands of VMs.
 """
 
 from collections.abc import Iterable, Iterator

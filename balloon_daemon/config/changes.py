@@ -1,5 +1,5 @@
 """Compares a configuration that was read anew with the one in force: which settings differ, and
-which of them a balloond that runs cannot change."""
+which of those balloond cannot change while it runs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -34,9 +34,9 @@ def takes_restart(
 
     Args:
         present: the settings in force.
-        wanted: those that were read.
-        origins: where each key of them is set.
-        file: the configuration file, which is named for a key that is not set any more.
+        wanted: the settings that were read anew.
+        origins: the file and line that set each of their keys.
+        file: the configuration file's path; the line about a key that is no longer set names it.
     """
     keys = {key: origins.get(key) for key in _fixed_keys(present, wanted)}
     set_here = [(places[-1], key) for key, places in keys.items() if places]

@@ -87,7 +87,7 @@ class Gathered:
 
     Attributes:
         origins: where each key was set; the last place of several counts.
-        is_complete: False: some statement could not be parsed, so it is unknown what it sets.
+        is_complete: False: some statement could not be parsed, so nobody knows which key it sets.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Gathered:
         return [f"{where}: {what}" for where, what in found]
 
     def take(self, entries: Iterable[Entry], file: str, order: int) -> None:
-        """Takes what is in a file; its values count more than those of files before it.
+        """Takes the tables and keys of a file; its values override those of files before it.
 
         Args:
             entries: the file's tables and keys.
@@ -125,7 +125,8 @@ class Gathered:
                 case ("vm", name) if isinstance(value, dict):
                     self._name(name, where)
                 case ("host" | "discover" as table, _) | ("vm" as table, _, _):
-                    # A key that is twice in one file is a mistake of the language, and noted.
+                    # TOML forbids a key that is twice in one file: ``statements`` has noted the
+                    # mistake already, and the first value stays.
                     self._key(path, _TABLES[table], value, where, again=path in here)
                 case (table,) if table not in _TABLES:
                     self._unknown(path, value, where, _TABLES)

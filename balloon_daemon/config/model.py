@@ -56,22 +56,23 @@ class Config:
         vm_mem_bytes: size of a VM at that socket; None: the size of its memory table.
         policy_file: the device's seccomp policy.
         low_mem_dir: directory of the files ``available`` and ``margin``; None: the host's own
-            source.
-        margin_bytes: overrides the source's own margin.
-        policy: the balloon policy's numbers.
-        poll_s: how often to read the source where the kernel cannot wake us, in seconds.
+            low-memory source.
+        margin_bytes: with less available memory is low; overrides the low-memory source's margin.
+        policy: the numbers of ChromeOS's balloon policy.
+        poll_s: how often to read the low-memory source while the kernel cannot wake balloond, in
+            seconds.
         page_reporting: let guests report free memory (VIRTIO_BALLOON_F_REPORTING).
         vms: the VMs that the configuration names.
         discover: where more VMs are found.
-        profile: the rules for the VMs at ``socket``.
-        found_profile: the rules for VMs that are discovered.
+        profile: the rules by which the balloons of the VMs at ``socket`` are sized.
+        found_profile: the same for VMs that are discovered.
         unprofiled: the named VMs for which the configuration names no profile.
-        is_default_socket: True: no setting names ``socket``: it is the default path, opened
-            because nothing else says where VMs are.
+        is_default_socket: True: ``socket`` is the default path: it is opened because neither a
+            socket, nor a VM, nor a place to discover VMs was named.
         api: where clients of the API connect; ``none``: nowhere; None: where a service has it.
         dry_run: decide, and change no VM's balloon.
         history: the SQLite file of the last day; None: none is kept.
-        record: where to write a trace of what the policy sees and decides; None: nowhere.
+        record: where to write a trace of what the sizing policy sees and decides; None: nowhere.
         metrics: where metrics go beside the API's socket; None: nowhere.
     """
 
@@ -130,16 +131,19 @@ class Config:
 
     @property
     def main_socket(self) -> Path:
-        """The path beside which this balloond's keeper and files are. The path does not depend on
-        the VMs that are named, nor on whether a socket is opened there."""
+        """The path whose name, with different endings, the keeper's socket and balloond's other
+        files have. It does not depend on the VMs that are named, nor on whether a socket is opened
+        there."""
         return default_socket() if self.socket is None else self.socket
 
     @property
     def bases_socket(self) -> Path:
-        """The path beside which the files of driven VMs' bases are.
+        """The path whose name, with other endings, the files of driven VMs' bases have.
 
-        By such a file, what an earlier balloond has taken is given back first of all. A dry run
-        has a file of its own, which nobody writes: every balloon that it finds stays.
+        A base is the balloon that a VM had before balloond changed it. From its file, balloond
+        knows how much of a balloon an earlier balloond has taken, and gives that back at first.
+        For a dry run the path is another one, where no such file is ever written: so a dry run
+        takes every balloon that it finds for a base, and leaves it as it is.
         """
         main = self.main_socket
         return main.with_name(f"{main.name}.dry-run") if self.dry_run else main

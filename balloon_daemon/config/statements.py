@@ -23,7 +23,7 @@ from balloon_daemon.errors import printable
 from balloon_daemon.named_tuple import NamedTuple
 
 MOST_FAULTS = 100
-"""Reading ends after so many faults of the language: the file is of another kind then."""
+"""Reading ends after this many violations of TOML's syntax: such a file is of another kind."""
 
 _SHOWN = 60
 """How many characters of a line a message shows at most."""
@@ -55,7 +55,7 @@ _BARE = re.compile(r"[^\"'\[{#]*[^\"'\[{#\d\s+._-][^\"'\[{#]*")
 
 
 class Fault(NamedTuple):
-    """A mistake in the language.
+    """A violation of TOML's syntax.
 
     Attributes:
         line: counted from 1.
@@ -73,8 +73,8 @@ class Statements(NamedTuple):
 
     Attributes:
         entries: all tables and keys, in the order of the text.
-        faults: what is wrong with the language, in the same order.
-        is_complete: False: a statement was refused, and it is unknown what it was meant to set.
+        faults: all violations of TOML's syntax, in the same order.
+        is_complete: False: a statement was refused, so nobody knows which key it was meant to set.
     """
 
     entries: list[Entry]
@@ -129,8 +129,8 @@ class _Reader:
             self._fault(0, f"{MOST_FAULTS} mistakes up to here: is this TOML? Mend those first")
 
     def _end(self, start: int) -> int:
-        """The end of the statement that starts there: of its line, unless brackets or a string
-        are open."""
+        """The index at which the statement that begins at ``start`` ends: the end of its line, or
+        of a later line while brackets or a string are open."""
         is_header, depth = None, 0
         for token in _TOKEN.finditer(self._text, start):
             if is_header is None and token[0].strip():

@@ -2,7 +2,7 @@
 
 The reference is ``docs/config.md``. Reading is strict: an unknown key is a mistake, not a hint for
 a later version. A mistake is one line that names file, line, table, key and value, and the remedy;
-all of them are found in one go. Of two files the later one counts, key by key.
+all mistakes are found in one go. A key that two files set has the value of the later file.
 
 Each text is parsed whole by tomllib, which is fast, tells no lines and stops at the first mistake.
 Only after a mistake, and where lines are asked for, it is read once more by ``statements``.
@@ -49,7 +49,7 @@ def parse_texts(
     """The settings in the texts of a configuration file and its drop-ins.
 
     Args:
-        texts: the texts, the one that counts most last.
+        texts: the texts; where two set the same key, the later one's value is used.
         unread: why other files could not be read, a line each.
         with_origins: True: finds where each key is set, too.
 

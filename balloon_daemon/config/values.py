@@ -21,7 +21,7 @@ _SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """A value for a message, as the configuration file writes it; cut where it is long."""
+    """A value for a message, as the configuration file writes it; a long one is shortened."""
     match value:
         case str():
             text = f'"{printable(value)}"'

@@ -24,7 +24,7 @@ class VmConfig(NamedTuple):
         name: its name; for libvirt also the domain's.
         kind: how it is reached.
         address: a socket's path; for libvirt a connection URI.
-        settings: how much of its memory may be taken, and when.
+        settings: how much of its memory may be taken, by which rules, and with what priority.
         vm_mem_bytes: its size, for ``VHOST_USER`` alone; None: the size of its memory table.
     """
 

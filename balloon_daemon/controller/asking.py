@@ -1,4 +1,5 @@
-"""Checks what an operator asks of a VM's balloon, before the policy is told."""
+"""Checks an operator's command about a VM's balloon, before the sizing policy gets it as an
+event."""
 
 from collections.abc import Callable
 
@@ -18,10 +19,10 @@ def checked(
     against_more: Callable[[VmId, int], Reason | None],
     now_s: float,
 ) -> Asked | NotDone:
-    """The event for the policy, or why the operator's command is refused.
+    """The event for the sizing policy, or why the operator's command is refused.
 
-    A balloon may always be made smaller. To make it larger is refused wherever the policy would
-    not ask for more either, for example of a guest whose statistics show that it is in need.
+    A balloon may always be made smaller. A command to make it larger is refused where the policy
+    itself would not make it larger, for example if the guest's statistics show that it is in need.
     """
     if not policy.governs(command.vm):
         return NotDone(Refusal.NO_SIZE)

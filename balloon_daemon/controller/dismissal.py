@@ -1,4 +1,5 @@
-"""VMs that a configuration has no more: each gets its memory back, and then its task ends."""
+"""VMs that the configuration no longer names and discovery no longer covers: each gets its memory
+back, and then its task ends."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,9 +14,9 @@ class Dismissals:
     """The VMs that are being let go.
 
     Args:
-        governor: decides for them until then.
-        tasks: the VMs' tasks.
-        publish: takes events.
+        governor: is told to decide nothing more for these VMs.
+        tasks: the tasks that serve VMs; a VM's task is cancelled once its balloon is empty.
+        publish: called with each event to be published.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ class Dismissals:
         return vm in self._under_way
 
     def begin(self, vm: VmId) -> None:
-        """Lets a VM go: nothing more is decided for it."""
+        """Begins to let a VM go: no target is decided for it any more, and its guest is told to
+        empty its balloon."""
         if vm not in self._under_way and vm in self._tasks:
             self._governor.change(vm, None)
             task = asyncio.get_running_loop().create_task(self._let_go(vm))

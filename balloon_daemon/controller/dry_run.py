@@ -1,10 +1,10 @@
-"""``--dry-run``: the policy decides about guests that only seem to obey; no balloon is changed.
+"""``--dry-run``: the sizing policy decides as always, but no guest gets a target.
 
-Runs in the controller, between the registry and the guests. A guest of a dry run gets no target.
-To the policy its balloon seems to have reached each target at once: with the balloon's true size
-the policy would find every guest stalled, and decide nothing after its first step. Memory of such
-a balloon does not come back to the host; so what a dry run decides is the most that would be asked
-for, and the host's figures in its log are the true ones.
+Runs in the controller, between the registry and the guests. The policy is told that each balloon
+has reached its target at once. If it were told the true size, which never changes, it would find
+every guest stalled, and decide nothing after its first step. The balloons free no host memory, so
+the host stays low for longer than it would, and a dry run shows the most that would be asked of
+guests. The host's figures in its log are the true ones.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ class DryGovernor(Governor):
     """The governor of a dry run: its status says that it is one."""
 
     def host_status(self) -> HostStatus:
-        """The present state of the source and of the policy."""
+        """The host's last memory reading, and the sizing policy's present state, marked as of a
+        dry run."""
         return super().host_status()._replace(dry_run=True)
 
 
@@ -38,8 +39,8 @@ class DryRun:
     """The guests of a dry run.
 
     Args:
-        report: takes reports to the governor.
-        publish: takes events.
+        report: passes a guest's report to the governor.
+        publish: called with each event to be published.
     """
 
     def __init__(self, report: ReportTo, publish: Publish) -> None:
@@ -54,7 +55,7 @@ class DryRun:
         return dry
 
     def report(self, vm: VmId, report: Report) -> None:
-        """Passes a guest's report on, but for its balloon's true size."""
+        """Passes a guest's report to the governor, except reports of its balloon's true size."""
         match report:
             case Actual() | Held():
                 return
@@ -70,8 +71,8 @@ class DryGuest:
 
     Args:
         guest: the guest that it stands for.
-        report: takes reports to the governor.
-        publish: takes events.
+        report: passes a guest's report to the governor.
+        publish: called with each event to be published.
     """
 
     def __init__(self, guest: Guest, report: ReportTo, publish: Publish) -> None:
@@ -100,8 +101,9 @@ class DryGuest:
         asyncio.get_running_loop().call_soon(self._seem_to_have, target_bytes)
 
     def keep(self, row: VmRow) -> None:
-        """Stores for another balloond what is true: the policy's row that an earlier balloond had
-        stored, else one with an empty balloon."""
+        """Stores for another balloond the row that an earlier balloond had stored, if there is
+        one, else a row with an empty balloon; not ``row``, which has the size that the balloon
+        only seems to have."""
         true = VmRow(row.vm_mem_bytes, 0, None, None)
         self._guest.keep(self.attached.row or true)
 

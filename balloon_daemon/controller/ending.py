@@ -18,26 +18,26 @@ from balloon_daemon.linux.systemd import notify
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId, format_size
 
 GIVE_BACK_WITHIN_S = 2.0
-"""A guest whose balloon has not shrunk for so long is no longer waited for."""
+"""balloond no longer waits for a guest whose balloon has not shrunk for this time."""
 
 LOOK_S = 0.1
 """How often to check whether the guests take memory back."""
 
 SAY_S = 5.0
-"""How often to publish how much is left."""
+"""How often to publish how much is left in the balloons (``StillToGiveBack``)."""
 
 END_WITHIN_S = 7.0
 """Longer than a guest's task can wait at its end: for a device of our own that does not stop (1
 s), or for an earlier controller's device (5 s)."""
 
 GONE_WITHIN_S = 12.0
-"""After this time SIGALRM kills a process that does not even notice that ``END_WITHIN_S`` are
-over."""
+"""After this time SIGALRM kills this process, if its event loop hangs and so does not notice that
+``END_WITHIN_S`` are over."""
 
 ASK_AGAIN_S = 1.0
 MORE_TIME_S = 20.0
-"""How often to ask the service manager for more time, and for how much: more than all times
-above."""
+"""How often to ask the service manager for more time (EXTEND_TIMEOUT_USEC=, sd_notify(3)), and for
+how much: more than the times above."""
 
 
 class _Return:
@@ -67,10 +67,10 @@ class _Return:
 
     @property
     def is_late(self) -> bool:
-        """Whether the guest's balloon is not empty, and nobody will empty it after balloond's end.
+        """Whether the guest's balloon is not empty, and will not be emptied after balloond's end.
 
-        A paused guest, or one whose driver does not listen yet, will empty its balloon on its own
-        if its VMM has taken the target and keeps it.
+        A paused guest, or one whose driver is not bound yet, empties its balloon later, without
+        balloond, if its VMM has accepted the target and keeps it.
         """
         kept = Ability.KEPT_BY_VMM in self.vm.can
         told = kept and self.task.done() and self.vm.state is not GuestState.RUNNING
@@ -85,7 +85,7 @@ async def give_back(
     Args:
         vms: whose balloons are to shrink to nothing.
         hurry: done when the operator does not want to wait any longer.
-        publish: takes events.
+        publish: called with each event to be published.
         ending: True: balloond ends, and the service manager is asked for the time that this takes.
     """
     loop = asyncio.get_running_loop()

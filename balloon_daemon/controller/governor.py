@@ -1,8 +1,8 @@
 """Governs every balloon of the host: gives HostPolicy a clock, one timer and readings of memory.
 
-Runs in the controller. Guests' reports and readings of the source go into ``HostPolicy``; its
-targets go out first, and all else after them, so that no VM waits while another VM's events are
-published or its state is stored.
+Runs in the controller. Guests' reports and readings of the low-memory source go into
+``HostPolicy``. Of the results of a step, the targets are sent first, so that no VM waits for its
+target while another VM's events are published or its state is stored.
 """
 
 import asyncio
@@ -59,7 +59,8 @@ MakePolicy = Callable[
 """Makes a policy of ``HostPolicy``'s arguments."""
 
 READ_AGAIN_S = 1.0
-"""When to wake again if reading the source raised, perhaps for lack of memory."""
+"""How long until the next try where reading the low-memory source raised an error, perhaps for
+lack of memory."""
 
 
 class Governor:
@@ -68,9 +69,9 @@ class Governor:
     Args:
         settings: the balloon policy's numbers.
         watch: reads the low-memory source.
-        publish: takes events.
-        loop: the controller's.
-        make: makes the policy.
+        publish: called with each event to be published.
+        loop: the controller's event loop.
+        make: makes the ``HostPolicy``.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Governor:
         if vm is None:
             return  # The VM has been removed, and its task may go on for a moment.
         match report:
-            case Actual() | Stats() | Held() | StateChanged():  # First: one comes with each MiB.
+            case Actual() | Stats() | Held() | StateChanged():  # First: most reports are these.
                 if vm.note(report) and vm.may_tell(report, self._loop, self.report):
                     self._tell_policy(vm_id, vm, report)
             case Attached():
@@ -151,7 +152,7 @@ class Governor:
                 assert_never(report)
 
     def host_status(self) -> HostStatus:
-        """The present state of the source and of the policy."""
+        """The host's last memory reading, and the sizing policy's present state."""
         wake_at_s = None if self._timer is None else self._timer.when()
         return host_status(self._policy, self._watch, self._last, wake_at_s, self._loop.time())
 
@@ -167,11 +168,11 @@ class Governor:
         return vm_status(self._policy, self._watch.status(), vm_id, vm, self._loop.time())
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
-        """Does what an operator asks of a VM's balloon."""
+        """Carries out an operator's command about a VM's balloon, or refuses it."""
         return self._operators.obey(command, uid)
 
     def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
-        """Pauses the policy, lets it go on, or ends all reserves; None: it is done."""
+        """Pauses or resumes the taking of memory, or ends all reserves; None: it is done."""
         return self._operators.steer(command, uid)
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
@@ -179,7 +180,7 @@ class Governor:
         return self._operators.want(command, uid, answer)
 
     def withdraw(self, ticket: int) -> None:
-        """Ends a command that ``want`` has begun, as nobody waits for it."""
+        """Ends a command that ``want`` has begun, because its client has gone."""
         self._operators.withdraw(ticket)
 
     # --- guests' reports ----------------------------------------------------------------------
@@ -204,8 +205,8 @@ class Governor:
     def _tell_policy(
         self, vm_id: VmId, vm: Vm, report: Actual | Stats | Held | StateChanged
     ) -> None:
-        """Tells the policy what a guest has reported. Of a VM of the profile seed the policy is
-        told only the balloon's size, and decides nothing at once."""
+        """Gives a guest's report to the sizing policy. Of a VM of the profile seed the policy gets
+        only the balloon's size, and decides nothing before its next step."""
         if not self._policy.governs(vm_id):
             return
         if vm.settings.profile is not Profile.SEED:
@@ -245,7 +246,7 @@ class Governor:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # An error here is a bug: let the VM be asked. Raised, it would stop HostPolicy's step.
+            # A driver's bug: let the guest be asked. If raised, it would end HostPolicy's step.
             self._failed(err)
             return None
 

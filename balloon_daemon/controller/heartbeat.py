@@ -3,10 +3,11 @@
 Runs in the controller, under a service manager with a watchdog (``WatchdogSec=``). It wakes the
 controller twice in each watchdog time, for both messages together; without a watchdog not at all.
 
-A device or a template that does not answer is no reason to withhold ``WATCHDOG=1``: a device that
-its guest has taken over could then end the service of all VMs. Each is looked after by itself: an
-order that a device does not read is published and the device named (``OrderWatch``), a template
-that does not answer is killed (``Forks``), and one that has ended is replaced at the next beat.
+``WATCHDOG=1`` is sent even while a device, or the template (the process that forks devices), does
+not answer: otherwise a device that its guest has taken over could have systemd kill balloond, and
+so end the service of all VMs. A device that does not read its orders is published by name
+(``OrderWatch``), a template that does not answer is killed (``Forks``), and a template that has
+ended is replaced at the next beat.
 """
 
 import asyncio
@@ -17,11 +18,12 @@ from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.decision import NeverLow, Reading
 
 AGAIN_S = 1.0
-"""When to tell the manager again where its queue is full: the next beat may be too late."""
+"""How soon to send the message again where the service manager's socket queue is full: at the next
+beat it might be too late for the watchdog."""
 
 
 class Figures(NamedTuple):
-    """What the status line is made of.
+    """The figures in the status line.
 
     Attributes:
         vms: how many VMs there are.

@@ -54,9 +54,9 @@ class Registry:
     """All VMs, and the numbers that VMs get: a ``VmRegistry``.
 
     Args:
-        governor: decides for the VMs.
-        publish: takes events.
-        dry_run: pass no target on to any guest.
+        governor: sizes the VMs' balloons.
+        publish: called with each event to be published.
+        dry_run: True: guests get no targets.
     """
 
     def __init__(self, governor: Governor, publish: Publish, *, dry_run: bool = False) -> None:
@@ -84,7 +84,7 @@ class Registry:
 
     def report(self, vm: VmId, report: Report) -> None:
         if isinstance(report, Attached) and vm in self.dismissals:
-            return  # The VM is being let go: its policy is not begun.
+            return  # The VM is being let go: the sizing policy must not begin to govern it.
         (self._dry_run or self._governor).report(vm, report)
 
     def serve(self, guest: Guest) -> None:
@@ -137,7 +137,7 @@ class Controller:
         config: the settings.
         source: the low-memory source.
         drivers: find the VMs, each those of one kind.
-        publish: takes events.
+        publish: called with each event to be published.
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
         service: runs beside the guests, from their start to their end; None: nothing does.
@@ -166,8 +166,8 @@ class Controller:
         self._watch: MemoryWatch
         self._hurry: asyncio.Future[None] | None = None
         self.listening = False
-        """Whether the controller has begun to serve; from then on even a failure leaves the VMs in
-        the store."""
+        """Whether the controller has begun to serve. If it fails after that, the VMs' descriptors
+        stay in the store for the next balloond."""
 
     async def run(self, heartbeat: Heartbeat | None = None) -> None:
         """Serves until SIGTERM or SIGINT; then gives the guests' memory back and ends.
@@ -315,7 +315,8 @@ class Controller:
         self._publish(CallbackFailed(what))
 
     async def _end(self, *, leaving: bool) -> bool:
-        """Ends all tasks; False where some do not end."""
+        """Gives guests' memory back, or leaves VMs to the next balloond, and ends all tasks; False
+        where some tasks do not end."""
         self._registry.dismissals.close()
         keeping = [driver for driver in self._drivers if leaving and driver.keeps]
         for driver in self._drivers:

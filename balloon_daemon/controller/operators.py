@@ -1,4 +1,4 @@
-"""What operators ask of the policy: checked, carried out, and published.
+"""Operators' commands to the sizing policy: checked, carried out, and published.
 
 Runs in the controller.
 """
@@ -58,15 +58,15 @@ from balloon_daemon.units import VmId
 
 
 class Operators:
-    """The operators of a host's VMs.
+    """Carries out the commands of a host's operators.
 
     Args:
-        policy: decides.
+        policy: the sizing policy, asked only about its state.
         vms: the VMs.
         against_more: why a VM must not be asked for more just now.
-        step: gives the policy an event, and performs what it decides.
-        publish: takes events.
-        clock: the clock of the policy.
+        step: gives the policy an event, and performs what the policy decides.
+        publish: called with each event to be published.
+        clock: the clock whose times the policy is given.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Operators:
         self._waiting: dict[int, TakeAnswer] = {}
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
-        """Does what an operator asks of a VM's balloon."""
+        """Carries out an operator's command about a VM's balloon, or refuses it."""
         vm = self._vms.get(command.vm)
         if vm is None:
             return NotDone(Refusal.NO_SIZE)
@@ -103,7 +103,7 @@ class Operators:
         return Done(before_bytes, asked.balloon_bytes)
 
     def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
-        """Pauses the policy, lets it go on, or ends all reserves; None: it is done."""
+        """Pauses or resumes the taking of memory, or ends all reserves; None: it is done."""
         if self._policy.halted:
             return NotDone(Refusal.ENDING)
         if isinstance(command, Unreserve):
@@ -142,8 +142,8 @@ class Operators:
         return ticket
 
     def withdraw(self, ticket: int) -> None:
-        """Ends a command that ``want`` has begun, as nobody waits for it; does nothing once it has
-        ended."""
+        """Ends a command that ``want`` has begun, because its client has gone; does nothing if the
+        command has ended already."""
         if ticket in self._waiting:
             self._step(Withdrawn(ticket))
 
@@ -159,7 +159,8 @@ class Operators:
         return Refusal.TOO_MANY_RESERVES if reserves >= MOST_RESERVES else None
 
     def performed(self, step: HostStep) -> None:
-        """Publishes what is over, and answers who waits for it."""
+        """Publishes the pauses, reclaims and reserves that have ended in a step, and the waits for
+        reserves; answers the clients that wait for a reclaim or a reserve."""
         for over in step.over:
             match over:
                 case PauseOver(vm):

@@ -1,8 +1,8 @@
 """Applies a configuration that is read anew, or refuses it whole.
 
-Runs in the controller. The files are read by a process of their own (``Files``), as a read may
-wait for ever; meanwhile the settings before are in force. A request that comes during a reading
-causes another reading, as the files may have changed since.
+Runs in the controller. A child reads the files (``Files``), because read(2) may wait for ever on
+some file systems; the old settings stay in force meanwhile. A request to reload that comes during
+a reading causes another reading, because the files may have changed since.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ from balloon_daemon.linux.systemd import notify
 from balloon_daemon.named_tuple import NamedTuple
 
 MISTAKES_SAID = 100
-"""How many mistakes are published, a line each; whoever has asked by the API gets all."""
+"""How many mistakes are published, a line each; a client of the API that has asked for the reload
+gets all of them."""
 
 READY_AGAIN_S = 0.1
 """How soon to tell the service manager again where its queue is full."""
@@ -48,7 +49,7 @@ class Reread(NamedTuple):
 
 
 class Files(Protocol):
-    """Reads the files of the configuration, and makes drivers of it."""
+    """Reads the files of the configuration, and makes the drivers for the VMs in it."""
 
     async def read(self, present: Config) -> Reread:
         """Reads the configuration anew; changes nothing.
@@ -62,17 +63,17 @@ class Files(Protocol):
 
 
 Done = Callable[[Reloaded | NotReloaded], None]
-"""Takes the result of a reload."""
+"""Called with the result of a reload."""
 
 
 class Reloads:
-    """Reloads, one at a time.
+    """Reloads the configuration when asked, one reload at a time.
 
     Args:
         files: reads the files.
         present: the settings in force.
         apply: applies other settings.
-        publish: takes events.
+        publish: called with each event to be published.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Reloads:
         """Begins a reload, and returns before it is done.
 
         Args:
-            done: is called at its end; not where balloond ends before.
+            done: called with the result; never called if balloond ends before there is one.
         """
         self._waiting.append(done)
         if self._task is None or self._task.done():
@@ -112,11 +113,11 @@ class Reloads:
             try:
                 result = self._take(await self._files.read(self._present))
             except Exception as err:
-                # A bug: whoever waits is told, and VMs are served on.
+                # A bug: answer the clients that wait for the reload, and go on serving VMs.
                 self._publish(CallbackFailed(f"{type(err).__name__}: {err}"))
                 result = NotReloaded((FAILED,))
             finally:
-                # systemd takes the service for reloading until it hears this.
+                # After RELOADING=1, systemd shows the service as reloading until READY=1 comes.
                 while told and not notify("READY=1", within_s=0):
                     await asyncio.sleep(READY_AGAIN_S)
             for done in waiting:

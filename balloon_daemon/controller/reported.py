@@ -1,4 +1,5 @@
-"""Translates between what guests report, what the policy is told, and what is published."""
+"""Translates guests' reports into events for the sizing policy, and the policy's findings into
+events that are published."""
 
 from typing import assert_never
 
@@ -39,7 +40,7 @@ from balloon_daemon.units import VmId
 
 
 def attached(vm: Vm, report: Attached) -> Added | Restored:
-    """A VM's report of its size as an event for the policy."""
+    """A VM's report of its size as an event for the sizing policy."""
     vm_id, size, row = vm.guest.vm, report.vm_mem_bytes, report.row
     terms = Terms(vm.settings, Ability.STATS in vm.can, Ability.DEFLATE_ON_OOM in vm.can)
     if row is None:
@@ -49,7 +50,8 @@ def attached(vm: Vm, report: Attached) -> Added | Restored:
 
 
 def told_policy(vm: VmId, report: Actual | Stats | Held | StateChanged) -> Reported:
-    """A careful VM's report as an event for the policy."""
+    """The report of a guest of the profile careful or adaptive as an event for the sizing
+    policy."""
     match report:
         case Actual(balloon_bytes):
             return Moved(vm, balloon_bytes)

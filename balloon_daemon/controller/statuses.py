@@ -16,7 +16,7 @@ from balloon_daemon.status import (
 from balloon_daemon.units import VmId
 
 FRESH_S = 1.0
-"""The status shows no reading of the source that is older: the source is read anew then."""
+"""If the last reading of the low-memory source is older, the source is read again for a status."""
 
 
 def host_status(
@@ -29,11 +29,11 @@ def host_status(
     """The host's status.
 
     Args:
-        policy: decides for all VMs.
+        policy: the sizing policy.
         watch: reads the low-memory source.
-        last: the last decision of all, and when it was made.
+        last: the last decision about any VM, and when it was made.
         wake_at_s: when the policy's earliest deadline comes.
-        now_s: the clock of the policy.
+        now_s: the time on the policy's clock.
     """
     return HostStatus(
         watch.status(FRESH_S),
@@ -59,11 +59,11 @@ def vm_status(
     """One VM's status.
 
     Args:
-        policy: decides for the VM, once the VM's size is known.
+        policy: the sizing policy, which governs the VM once the VM's size is known.
         source: the low-memory source, for its margin.
         vm_id: the VM.
-        vm: what is known of it.
-        now_s: the clock of the policy.
+        vm: the VM's guest and its last reports.
+        now_s: the time on the policy's clock.
     """
     governed = policy.governs(vm_id)
     guard = policy.guard(vm_id) if governed else None

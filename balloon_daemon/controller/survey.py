@@ -1,8 +1,8 @@
-"""Reads the low-memory source at regular times, for a record: decisions alone are too rare.
+"""Reads the low-memory source at regular times, for traces and the history.
 
-Runs in the controller, with ``--record`` and ``--history``, and while somebody records over the
-API. Without it the source is read only when the policy wants to know, and the record would not
-tell for how long memory was low.
+Runs in the controller, with ``--record`` and ``--history``, and while a client records a trace
+over the API. Otherwise the low-memory source is read only when the sizing policy needs a reading,
+and a trace would not show for how long memory was low.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.status import PolicyStatus, VmStatus
 
 POLLS = 5
-"""The source is read after so many times ``Config.poll_s``: each 5 s, at the usual speed."""
+"""The low-memory source is read each ``POLLS`` times ``Config.poll_s``: each 5 s by default."""
 
 
 class Survey:
-    """Publishes readings, and what the VMs have, at regular times.
+    """Publishes readings of the host's memory, and the VMs' figures, at regular times.
 
     Args:
-        watch: reads the source.
+        watch: reads the low-memory source.
         every_s: the time between two readings.
-        look_at_vms: gives the present state of the VMs.
-        publish: takes events.
-        loop: the controller's.
+        look_at_vms: gives the VMs' present figures.
+        publish: called with each event to be published.
+        loop: the controller's event loop.
     """
 
     def __init__(
@@ -43,12 +43,13 @@ class Survey:
         self._timer: asyncio.Handle | None = None
 
     def begin(self) -> None:
-        """Publishes a reading at once, and others from then on, unless it does already."""
+        """Publishes a reading at once, and one each ``every_s`` from then on; does nothing if it
+        was begun already."""
         if self._timer is None:
             self._timer = self._loop.call_soon(self._look)
 
     def close(self) -> None:
-        """Reads the source no more."""
+        """Stops the readings."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

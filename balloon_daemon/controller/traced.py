@@ -1,7 +1,7 @@
-"""A host's policy whose steps are published, so that they can be recorded and replayed.
+"""A sizing policy (``HostPolicy``) whose steps are published, to be recorded and replayed.
 
-Runs in the controller, with ``--record``, and where there is an API, over which they may be asked
-for at any time.
+Runs in the controller with ``--record``, and wherever there is an API, because a client of the API
+may ask for a trace at any time.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,13 +20,14 @@ from balloon_daemon.units import VmId
 
 
 class TracedPolicy(ResumablePolicy):
-    """A host's policy that publishes all that it is told, draws and decides, while ``publishes``.
+    """A ``HostPolicy`` that publishes, while ``publishes`` is true, each event that it handles,
+    with the random numbers that it draws and what it decides.
 
     Args:
-        settings: the policies' numbers.
+        settings: the numbers of ChromeOS's balloon policy.
         draw: gives a uniform number of [0, 1).
         against_more: why a VM must not be asked for more just now.
-        publish: takes events.
+        publish: called with each event to be published.
         clock: the clock whose times ``step`` is given.
     """
 
@@ -57,7 +58,7 @@ class TracedPolicy(ResumablePolicy):
         self._publish = publish
         self._clock = clock
         self.publishes = True
-        """Whether it publishes; what it decides does not depend on it."""
+        """Whether the steps are published; the decisions are the same either way."""
 
     def ignores(self, seen: Seen) -> bool:
         return not self.publishes and super().ignores(seen)
@@ -79,13 +80,13 @@ class TracedPolicy(ResumablePolicy):
 
 
 class Traced:
-    """Has the steps of a policy published while somebody records them: a ``Tracing``.
+    """Has the sizing policy's steps published while a client records a trace: a ``Tracing``.
 
     Args:
-        publish: takes events.
+        publish: called with each event to be published.
         clock: the clock whose times the policy's ``step`` is given.
-        watch: reads the source.
-        always: whether they are published all the time, as with ``--record``.
+        watch: reads the low-memory source.
+        always: whether the steps are published all the time, as with ``--record``.
     """
 
     def __init__(
@@ -117,16 +118,17 @@ class Traced:
         return self._policy
 
     def serve(self, vms: Callable[[], Iterable[Vm]], survey: Survey | None) -> None:
-        """Takes what ``begin`` needs; called once, before the first ``begin``.
+        """Sets what ``begin`` needs; called once, before the first ``begin``.
 
         Args:
             vms: gives the VMs.
-            survey: is begun and ended with the recording; None: it goes on all the time.
+            survey: the ``Survey`` that ``begin`` begins and ``end`` closes; None: the survey goes
+                on all the time.
         """
         self._vms, self._survey = vms, survey
 
     def begin(self) -> None:
-        """Publishes the present state, and all steps from now on."""
+        """Publishes the sizing policy's present state, and all of its steps from now on."""
         self._number += 1
         seen, now_s = self._watch.look(), self._clock()
         self._publish(TraceBegun(now_s, self._number, seen))
@@ -147,7 +149,7 @@ class Traced:
 
 
 def _last_reports(vm: Vm) -> tuple[Reported, ...]:
-    """A careful VM's last reports, as its policy was told them."""
+    """A careful VM's last reports, as the events by which the sizing policy got them."""
     reports = [report for report in (vm.stats, vm.held) if report is not None]
     told = [told_policy(vm.guest.vm, report) for report in reports]
     if vm.state is not GuestState.RUNNING:

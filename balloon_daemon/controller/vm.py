@@ -28,12 +28,13 @@ SIZES_A_SECOND = 2
 
 ASK_AGAIN_S = 30.0
 """How often a guest of the profile seed is asked for statistics while the same decision about it
-repeats itself: its own total may change, and the VM's size with it (``BalloonLimits``)."""
+repeats itself. The total memory that the guest reports (VIRTIO_BALLOON_S_MEMTOT) may change, and
+the VM's size with it (``BalloonLimits``)."""
 
 MOVES, MOVES_A_SECOND = 256, 4
-"""How many sizes of its balloon the policy is told at once, and a second in the long run: a driver
-may write ``actual`` as fast as it can, and each size takes the policy a step, and a trace a line.
-The policy looks once a second."""
+"""How many reports of a VM's balloon size the sizing policy gets in one burst, and how many a
+second in the long run (a token bucket). A driver may write ``actual`` as fast as it can, and each
+report costs a step of the policy and a line of a trace. The policy checks sizes once a second."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,8 +57,9 @@ class Vm:
         asked_at_s: when a guest of the profile seed was last asked for statistics.
         was_new: whether its last decision was another one than before.
         sizes: limits the rate of the events about its size.
-        moves: limits the rate at which the policy is told of its balloon's size.
-        told_later: will tell the policy of the balloon's size; None: the policy knows it.
+        moves: limits the rate at which the sizing policy gets reports of its balloon's size.
+        told_later: the timer at which the policy gets the balloon's latest size; None: the policy
+            has got it already.
     """
 
     guest: Guest
@@ -96,10 +98,10 @@ class Vm:
     def is_to_ask(self, now_s: float, *, new: bool) -> bool:
         """Whether its guest is to be asked for statistics after a decision.
 
-        It is asked after a new decision, and once more after the next, so that the log shows the
-        effect on the guest. A decision that repeats itself has none: a host that stays low makes
-        one each second for each VM at its maximum, and an answer wakes device, guest and
-        controller. A VM of another profile than seed is watched anyway.
+        It is asked after a new decision, and after the decision that follows, so that the log
+        shows the effect on the guest. Later repetitions have no effect on it: while the host stays
+        low, there is one each second for each VM at its maximum, and each answer would wake
+        device, guest and controller. Guests of other profiles are asked regularly anyway.
 
         Args:
             now_s: the loop's time.
@@ -119,12 +121,13 @@ class Vm:
         loop: asyncio.AbstractEventLoop,
         again: Callable[[VmId, Report], None],
     ) -> bool:
-        """Whether the policy is to be told of a report now.
+        """Whether the sizing policy is to get a report now.
 
         Args:
             report: the report.
-            loop: the controller's.
-            again: reports the balloon's last size, after a while, if the policy is not told now.
+            loop: the controller's event loop.
+            again: called after a while with the balloon's latest size, if the policy does not get
+                this report now.
         """
         if not isinstance(report, Actual) or self.moves.has_one(loop.time()):
             return True

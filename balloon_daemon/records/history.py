@@ -47,7 +47,7 @@ class History:
 
     Args:
         scribe: writes the file.
-        publish: takes events.
+        publish: called with each event to be published.
     """
 
     def __init__(self, scribe: Scribe, publish: Publish) -> None:

@@ -45,7 +45,7 @@ class Recorder:
     Args:
         scribe: writes the file.
         header: the trace's first line.
-        publish: takes events.
+        publish: called with each event to be published.
     """
 
     def __init__(self, scribe: Scribe, header: Header, publish: Publish) -> None:
