@@ -67,7 +67,7 @@ class BalloonSettings(NamedTuple):
 
 
 def _ask_nobody(_target_bytes: int) -> None:
-    """Takes the targets of a dry run's ``Sounding``."""
+    """The ``set_target`` of a dry run's ``Sounding``: sends nothing to the driver."""
 
 
 class Balloon:
