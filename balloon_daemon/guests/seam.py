@@ -23,7 +23,7 @@ from balloon_daemon.units import VmId
 
 
 class VmRow(NamedTuple):
-    """The part of a VM's policy that is stored for another balloond.
+    """The part of a VM's balloon policy that is stored for another balloond.
 
     Attributes:
         vm_mem_bytes: the VM's size that the policy uses.
