@@ -1,11 +1,11 @@
 """Slows down a guest that keeps its device busy for nothing.
 
 Pure arithmetic on a clock that the caller reads. Kicks without work and chains that break a rule
-cost a guest next to nothing, but the device a core of the host; so do inflating, deflating and
-reporting the same pages over and over. The device charges such work to an allowance of CPU time
-that refills at a fixed share of a core. While an allowance is overdrawn, the queue that caused the
-work is not served; the other queues are, so a guest that reports much free memory still has its
-balloon served.
+cost a guest next to nothing, but they can keep the device busy on a whole core of the host; so can
+inflating, deflating and reporting the same pages over and over. The device charges such work to an
+allowance of CPU time that refills at a fixed share of a core. While an allowance is overdrawn, the
+queue that caused the work is not served; the other queues are, so a guest that reports much free
+memory still has its balloon served.
 """
 
 from balloon_daemon.errors import RingError

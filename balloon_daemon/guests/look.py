@@ -42,9 +42,9 @@ class Looked(NamedTuple):
 
     Attributes:
         vm: its configuration.
-        vm_mem_bytes: its size, without the base.
-        max_balloon_bytes: the most that its balloon may take, beyond the base.
-        base_bytes: the balloon that was there before balloond, and stays.
+        vm_mem_bytes: its size less ``base_bytes``.
+        max_balloon_bytes: the most that its balloon may take, beyond ``base_bytes``.
+        base_bytes: the size of the balloon that it had before balloond, and keeps.
         state: its guest's state.
         can: its abilities.
         closed_pid: its VMM's process, if balloond may not see the files that the process has open;
@@ -70,8 +70,8 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
 
     Args:
         config: the configuration.
-        low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
-            descriptors.
+        low: makes a ``LowNumbers``, which starts libvirt's client so that the client inherits no
+            descriptor that came from a VMM.
     """
     others = [vm.address for vm in config.others if vm.kind is not Kind.LIBVIRT]
     search = await search_all(config.discover.qmp, others)
@@ -91,7 +91,8 @@ class _Look:
     """Looks at VMs, at ``AT_ONCE`` of them at a time.
 
     Args:
-        main_socket: the path beside which the files of the VMs' bases are.
+        main_socket: balloond's main socket, beside which are the files that store the balloons
+            that VMs had before balloond.
     """
 
     def __init__(self, main_socket: Path) -> None:
@@ -128,7 +129,7 @@ class _Look:
 
 
 def _bases(path: Path) -> Bases:
-    """The bases in a file; for reading only."""
+    """The balloons that VMs had before balloond first changed them, from a file; never stored."""
     return Bases(path, lambda event: None)
 
 

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from balloon_daemon.guests.libvirt.driver import LibvirtVms
 
 Low = Callable[[], LowNumbers]
-"""Makes a ``LowNumbers``, which starts a process without any VMM's descriptors."""
+"""Makes a ``LowNumbers``, whose child processes inherit no descriptor that came from a VMM."""
 
 NEW_LOW: Low = LowNumbers
 """For a balloond without devices of its own; otherwise the template shares its ``LowNumbers``."""
 
 
 def asker(low: Low) -> Ask:
-    """Makes the ``Ask`` of VMs on balloond's own device: the children are those of driven VMs.
+    """Makes the ``Ask`` of VMs on balloond's own device. It uses the same child processes as the
+    lookups for driven VMs do.
 
     Args:
         low: makes a ``LowNumbers``, which forks the children.
@@ -130,8 +131,8 @@ class Drivers:
         return self._libvirt
 
     def _shared_claims(self) -> "Claims":
-        """The claims that both drivers share. For the first driver they are made, and so is what
-        forks the children that look up names."""
+        """The ``Claims`` that both drivers share. The first driver's call makes them, and the
+        ``LowNumbers`` that forks the children which look up names."""
         from balloon_daemon.guests.driven.claims import Claims
         from balloon_daemon.guests.driven.lookups import LOOKUPS
         from balloon_daemon.guests.driven.memory_files import MEMORY_FILES

@@ -1,4 +1,4 @@
-"""The seam between the controller and every kind of guest: a Protocol, and its reports as values.
+"""The interface of the controller to every kind of guest: a Protocol, and its reports as values.
 
 Pure. A *guest* is one VM whose balloon can be moved, in whatever way its driver does that. The
 controller sets the balloon's size and knows nothing of the way; the guest reports the results.
@@ -23,15 +23,15 @@ from balloon_daemon.units import VmId
 
 
 class VmRow(NamedTuple):
-    """The part of a VM's policy that is stored for another balloond.
+    """The part of a VM's balloon policy that is stored for another balloond.
 
     Attributes:
         vm_mem_bytes: the VM's size that the policy uses.
-        level: the policy's level.
+        level: the policy's level, 0 where the balloon is empty (``sizing/balloon_policy.py``).
         recheck_at_s: when the policy reacts to low memory again, on CLOCK_MONOTONIC; None: it does
             now.
-        release_at_s: when to try a step down, on CLOCK_MONOTONIC; None: there is nothing to give
-            back.
+        release_at_s: when to try to lower the level by one, on CLOCK_MONOTONIC; None: there is
+            nothing to give back.
     """
 
     vm_mem_bytes: int
@@ -318,7 +318,7 @@ class VmRegistry(Protocol):
         """Runs an added guest's ``serve`` as a task until it ends."""
 
     def change(self, vm: VmId, settings: VmSettings) -> None:
-        """Has an added guest's balloon decided on by other settings from now on."""
+        """Sizes an added guest's balloon by other settings from now on."""
 
     def dismiss(self, vm: VmId) -> None:
         """Gives an added guest its memory back, and then ends its ``serve``; waits for nothing."""

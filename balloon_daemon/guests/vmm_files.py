@@ -28,10 +28,10 @@ that gets the parts of the answer, and the socket to connect or -1. Raises OSErr
 
 
 async def user_of(pid: int, ask: Ask) -> int:
-    """The user who is charged for looks at a process; -1: there is no such process.
+    """The user whose allowance of time pays for looks at a process; -1: there is no such process.
 
-    This is the effective user. But a program with the set-user-ID bit has root as its effective
-    user, so where that is root the real user is charged, who has started the program.
+    This is the process's effective user. But a program with the set-user-ID bit may have root as
+    its effective user, so where that is root the real user pays, who has started the program.
 
     Raises:
         OSError: the kernel's reason.

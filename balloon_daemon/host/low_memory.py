@@ -130,7 +130,7 @@ class ChromeosLowMemory(SourceNotices):
         self._available = FigureFile(f"{directory}/available")
         self._margin = FigureFile(f"{directory}/margin")
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
-        # What the file of the margin held, and what that says: it seldom changes.
+        # The margin file's last content and its parsed value, kept as the content seldom changes.
         self._margin_read: tuple[bytes, int | NeverLow] = (b"", 0)
         self._alarm = None if device is None else DeviceAlarm(device)
 

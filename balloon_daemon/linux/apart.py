@@ -85,8 +85,8 @@ class LowNumbers:
             if len(self._fds) > 1:
                 os.dup2(self._fds[0], self._duplicate, inheritable=False)
             else:
-                # The duplicate has the only number: no other one has the socket that would have to
-                # occupy it again.
+                # The duplicate has the only low number of this object, so no other number refers
+                # to the socket with which to occupy it again. Occupy all free low numbers anew.
                 os.close(self._duplicate)
                 self._fds.clear()
                 self.fill()

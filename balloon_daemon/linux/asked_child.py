@@ -57,8 +57,8 @@ class AskedChild:
 
     Args:
         answers: carries out an order, in the child.
-        low: forks the child, without any VMM's descriptors; forks no other one before ``began`` or
-            ``end``.
+        low: forks the child, which inherits no descriptor that came from a VMM; must fork no other
+            child before ``began`` or ``end`` was called.
 
     Raises:
         OSError: the kernel allows no process or no descriptor.
@@ -116,7 +116,9 @@ class AskedChild:
         packet, ancillary, *_ = self._ours.recvmsg(
             MAX_PACKET_BYTES, socket.CMSG_LEN(MOST_FILES * _FD.size), socket.MSG_CMSG_CLOEXEC
         )
-        # These are files in /proc that the child has opened: whoever may read them may lock them.
+        # These are files in /proc that the child has opened. Any user who may read them may put
+        # many locks (fcntl(2)) on them, and close(2) looks at all locks of its file: ``lockable``
+        # leaves slow closes to another process.
         files = [lockable(fd) for *_, data in ancillary for (fd,) in _FD.iter_unpack(data)]
         if not packet:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))

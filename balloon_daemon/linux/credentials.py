@@ -48,8 +48,8 @@ def groups_of(sock: socket.socket) -> frozenset[int]:
 
 
 def living_peer_of(sock: socket.socket) -> int:
-    """The process that SO_PEERCRED names; 0 where it has ended, is in another PID namespace, or
-    cannot be told from one that has ended, as no descriptor is to be opened now.
+    """The process that SO_PEERCRED names; 0 where it has ended or is in another PID namespace, or
+    where too many descriptors wait for their close to open its pidfd, which shows whether it has.
 
     The kernel goes on naming a process that has ended, by a process id that another process may
     have by now: a user who forks often enough could so have a connection that seems to be somebody

@@ -1,7 +1,7 @@
-"""Tells who could replace a socket of ours, or keep us waiting in its directory.
+"""Tells who could replace a socket of ours, or block us by listing its directory.
 
-Every user who may write to a directory above a socket can replace it.
-
+Every user who may write to a directory above a socket can replace the socket. Every user who may
+list the directory can hold the directory's lock, for which a bind(2) or unlink(2) there waits.
 A VMM hands its guest's memory to whichever process listens at a path, and a balloond hands all
 guests' memory to its keeper. Both trust the path alone, so no other user may be able to change it.
 """
@@ -44,8 +44,8 @@ def others_may_write(directory: Path) -> str:
 def others_may_list(directory: Path) -> str:
     """Why other users than root and this process's may list a directory; "" if none may.
 
-    Whoever lists a directory (getdents64(2)) has its lock meanwhile. Whoever makes, renames or
-    removes a file there waits for the lock, and no signal ends that wait.
+    A process that lists a directory (getdents64(2)) holds the directory's lock meanwhile. Whoever
+    makes, renames or removes a file there waits for the lock, and no signal ends that wait.
     """
     try:
         place = Path(os.path.realpath(directory))

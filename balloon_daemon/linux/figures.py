@@ -55,8 +55,9 @@ class Closes:
 
     @property
     def is_behind(self) -> bool:
-        """Whether too many descriptors wait for their close; if so, has a child close them where
-        that is possible now: while nothing is opened, there may be no later close that would."""
+        """Whether too many descriptors wait for their close. If so, starts a child that closes
+        them, where that is possible now: callers then open no further file, so there may be no
+        later ``close`` that would start it."""
         if len(self._left) >= MOST_LEFT:
             self.close_left()
         return len(self._left) >= MOST_LEFT

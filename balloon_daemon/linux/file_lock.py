@@ -1,7 +1,7 @@
 """Locks on whole files (flock(2)): whether a running process uses a file.
 
-The lock belongs to the open file, and the kernel drops it when the last descriptor of that is
-closed, however its process ends. SQLite's own locks (fcntl(2)) know nothing of it.
+The lock belongs to the open file. The kernel drops the lock when the open file's last descriptor
+is closed, however the process ends. SQLite's own locks (fcntl(2)) are independent of it.
 """
 
 import contextlib

@@ -21,7 +21,7 @@ _CREATE_RULESET_VERSION = 1
 _MAKE_CHAR, _MAKE_FIFO, _MAKE_BLOCK, _MAKE_SYM = 1 << 6, 1 << 10, 1 << 11, 1 << 12
 _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 _SCOPES_SINCE = 6
-"""The first version of Landlock that has scopes."""
+"""The first version of Landlock with scopes, by which it can forbid signals to other processes."""
 
 _WIDER = capabilities.DAC_READ_SEARCH | capabilities.SYS_PTRACE | capabilities.SYS_ADMIN
 

@@ -33,8 +33,8 @@ class MeasuringChild:
     """A child that measures one file at a time.
 
     Args:
-        low: forks the child, without any VMM's descriptors; forks no other one before ``answer``
-            was called successfully once, or ``end``.
+        low: forks the child, which inherits no descriptor that came from a VMM; must fork no other
+            child before ``answer`` has returned once, or ``end`` was called.
 
     Raises:
         OSError: the kernel allows no process or no descriptor.
@@ -100,8 +100,8 @@ class MeasuringChild:
             return True
 
     def _began(self) -> None:
-        # Not earlier: a child that has not begun shares this process's table of descriptors, and
-        # this close would close its end of the socket, too.
+        # Close the duplicate of the child's end of the socket only now. A child that has not begun
+        # shares this process's table of descriptors, so an earlier close would close its end, too.
         if self._low is not None:
             self._low.close_duplicate()
             self._low = None

@@ -75,7 +75,7 @@ def host_memory(
         OSError: the file cannot be read; the kernel's reason.
         ValueError: the file lacks MemTotal, or both MemAvailable and MemFree.
     """
-    # Look up the few fields that count: to parse all fifty takes half of a poll.
+    # Look up the few fields that count: parsing all fifty would take half of a poll's time.
     meminfo = b"\n" + read_figures(os.fspath(path), content=one_read_of)
     total = _kib(meminfo, b"MemTotal") * KIB
     if not total:

@@ -28,10 +28,10 @@ class ProcessFiles:
 
     Attributes:
         pid: the process id.
-        user: who is charged for the time that reading takes: the effective user, or where that is
-            root the real one, who has started the program. -1: unknown.
+        user: the user to whose allowance the time of reading counts: the effective user, or where
+            that is root the real one, who has started the program. -1: unknown.
         started: when the process started, in clock ticks since boot.
-        identity: for whom io is read; None: for this process's own user.
+        identity: the user and group as whom io is read; None: this process's own.
         statm: its file statm.
         io: its file io; None: it may not be opened.
     """
@@ -51,7 +51,7 @@ class ProcessFigures:
         files: the process's files; None: its figures are unknown.
 
     Attributes:
-        has_failed: whether a reading has failed since, other than by being late.
+        has_failed: whether a reading has failed for another reason than being late.
     """
 
     def __init__(self, files: ProcessFiles | None) -> None:

@@ -122,7 +122,7 @@ def opened(pid: int, user: int) -> ProcessFiles | None:
 
     Args:
         pid: the process.
-        user: who is charged for the time that reading the files takes.
+        user: the user to whose allowance the time of reading the files counts.
 
     Returns:
         The files; None: the process is gone, or may not be looked at.

@@ -52,8 +52,8 @@ one user, before the controller reads no more files of that user's processes; an
 allowance, in seconds, comes back in each second."""
 
 IDLE_S = 3.0
-"""A child that has read nothing for so long is ended: it keeps old copies of its parent's
-pages."""
+"""A child that has read nothing for so long is ended: while it lives, each page that its parent
+has written since the fork exists twice."""
 
 MOST_BYTES = 1 << 16
 """The longest reading, in bytes."""
@@ -111,8 +111,8 @@ class _Child:
         self._reading[0] = 0
         self._ours.send(_ORDER.pack(fd, most_bytes, *(identity or _OWN)))
         for _ in range(2 * (1 + BUSY_TIMES)):
-            # A child that is in the kernel's read before this wait and after it waits there; any
-            # other has no processor.
+            # If the child is in read(2) both before and after this wait, that read waits, and the
+            # loop ends. If not, the child may have got no processor: wait again.
             was_reading = self._reading[0]
             ready = poller.poll(WITHIN_S / 2 * 1000)
             if ready or (was_reading and self._reading[0]):

@@ -13,7 +13,8 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """SIGHUP ends balloond where its terminal has hung up; else the configuration is read anew."""
 
 HANGS_AFTER_S = 2.0
-"""How long after a signal the guarded code may go on before KeyboardInterrupt ends it."""
+"""How long after a signal code inside ``Interruptible`` may go on before KeyboardInterrupt ends
+it."""
 
 
 def hold_end_signals() -> None:

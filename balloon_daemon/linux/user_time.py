@@ -14,7 +14,8 @@ class UserTime:
     def __init__(self, most_s: float, regained: float) -> None:
         self._most_s, self._regained = most_s, regained
         self._taken: dict[int, tuple[float, float]] = {}
-        """By user: the seconds that were taken, and when that was reckoned."""
+        """By user: the seconds that were taken, less what has come back, and when that number was
+        computed."""
 
     def is_used_up(self, user: int, now_s: float) -> bool:
         """Whether nothing of a user's allowance is left."""

@@ -1,27 +1,28 @@
 """Sizes the balloons of all adaptive VMs of a host at once. Pure.
 
 Theory of operation
-    Each second the host is read. What it has *available* is to be the margin and some headroom,
-    the *aim*: the headroom is what available memory will fall by until balloons have grown, by how
-    it has fallen in the last seconds (``outlook``).
+    Each second the host's memory is read. Its available memory is to be the *aim*: the margin and
+    a headroom. The headroom is how far available memory will fall until balloons have grown, if it
+    goes on falling as in the last seconds (``outlook``).
 
     ============  =================================================================================
-    less          the shortage is asked of guests, once the memory that was asked for already and
-                  is still to come is counted in: free memory first, then page cache, of VMs of the
-                  lowest priority that have some to spare, each as fast as its balloon was seen to
-                  grow (``spare``, ``asking``)
-    not plenty    guests are asked for memory that they do not use
-    more          for ``CALM_S``: what there is room for goes back, to VMs of the highest priority
+    below aim     guests are asked for what is missing, less what they were asked for before and
+                  will still give: free memory first, then page cache, of VMs of the lowest
+                  priority that have some to spare, each as fast as its balloon was seen to grow
+                  (``spare``, ``asking``)
+    not plenty    guests are asked for memory that they do not use (``UNUSED_HEADROOM``)
+    above aim     for ``CALM_S``: what there is room for goes back, to VMs of the highest priority
                   first, and of these to the guest with the least available memory
     low for long  the targets' sum rises with the time, whatever guests can spare, and is the sum
                   of the maximums 16 looks after low memory began: the promise of each profile
     unknown       nothing is asked for, and nothing given back
     ============  =================================================================================
 
-    A guest whose statistics do not say what it has available gives what the seed's rule takes: up
-    to a sixteenth of its maximum a second. ``protection`` treats a guest in need, stalled or
-    contested as it treats a careful VM's. A target that went down is not raised for ``TURN_S``,
-    and one that went up not lowered, except for a guest in need.
+    A guest whose statistics do not say what it has available gives what the profile seed would
+    take: up to a sixteenth of its balloon's maximum a second. ``protection`` treats a guest that
+    is in need, stalled or contested as it does with the profile careful. A target that went down
+    is not raised for ``TURN_S``, and one that went up is not lowered for as long, except for a
+    guest in need.
 
     It remembers only the last seconds: when balloond starts, or a VM becomes adaptive, it begins
     with the VMs' present targets.
@@ -68,12 +69,12 @@ ROOM_KEPT = 1 / 8
 """So much more than the aim stays available when memory goes back, in margins."""
 
 SOONEST = 0.9
-"""A reading that comes before this share of a look's time has passed is ignored, unless memory has
-just become low."""
+"""A reading is ignored if less than this share of the time between two looks has passed since the
+last look, unless memory has just become low."""
 
 FAR, SELDOM = 3.0, 5.0
-"""With more available than three times the margin, and all balloons empty, ``Adaptive`` asks for
-one reading in the time of five looks; the source may be polled more often."""
+"""With more available than three times the margin, and all balloons empty, ``Adaptive`` looks five
+times as seldom; the low-memory source may be polled more often."""
 
 
 class Aim(NamedTuple):
@@ -141,12 +142,13 @@ class Adaptive:
 
     @property
     def listens(self) -> bool:
-        """Whether it must be told at once when memory becomes low: it need not where its last look
-        found memory low."""
+        """Whether ``look`` must be called at once when memory becomes low. It need not be where
+        the last look found memory low."""
         return bool(self._vms) and not self._low
 
     def look(self, seen: Seen, outcome: Outcome) -> None:
-        """Takes a reading, where it is time for one or memory is low of a sudden."""
+        """Takes a reading, and sizes the balloons by it if the next look is due or memory has just
+        become low."""
         now_s = outcome.now_s
         low = isinstance(seen, Reading) and seen.is_low
         passed_s = now_s - self._looked_at_s

@@ -13,8 +13,9 @@ from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 
 FIRST_RATE = 256.0 * MIB
 LEAST_RATE = 16.0 * MIB
-"""How fast a balloon is taken to grow, in bytes a second, until it was seen to, and at least. A
-guest that has only a tenth of a CPU gives 30 MiB a second; one below 15 is stalled (``stall``)."""
+"""The rate at which a balloon is assumed to grow, in bytes a second, until its growth was
+measured, and the least rate assumed afterwards. A guest that has only a tenth of a CPU gives 30
+MiB a second; one below 15 is stalled (``stall``)."""
 
 AHEAD_S = 2.0
 """A target exceeds the balloon's size by what the guest gives in so many seconds: one until the
@@ -33,7 +34,7 @@ second. Less cannot be told from the error of adding statistics to a balloon's s
 at another time."""
 
 OWN_S = 0.5
-"""Statistics that follow each other more closely show no trend."""
+"""Statistics that follow others in less time are not compared with them (``falls``)."""
 
 BACKED = 0.25
 """If the host backs a smaller share of a guest's free memory than this, other guests are asked
@@ -110,8 +111,8 @@ class AdaptiveVm:
         if self.told_bytes > self.actual_bytes and grown_bytes >= 0 and 0 < passed_s < LONG_S:
             rate = grown_bytes / passed_s
             if actual_bytes < self.told_bytes:
-                # The guest had more to give all the time. Take two looks' mean: of two reports
-                # one may be late, and the other one early.
+                # The guest has not reached its target, so it gave as fast as it could. Take the
+                # mean with the rate before: of two reports one may be late, and the other early.
                 self.rate = max(LEAST_RATE, (self.rate + rate) / 2)
             else:
                 self.rate = max(self.rate, rate)
@@ -135,7 +136,7 @@ class AdaptiveVm:
         policy, spare = self.row.policy, self.spare
         left = policy.max_bytes - self.row.told_bytes
         if spare is None:
-            # Unknown: what the seed's rule takes in a second.
+            # Unknown: take what the profile seed would take in a second.
             step = -(-policy.max_bytes // policy.settings.steps)
             self.spares = (_pages(min(step, left)) if low else 0, 0, 0)
             return

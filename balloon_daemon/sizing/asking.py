@@ -17,7 +17,7 @@ than 2 ms."""
 
 
 class Kind(Enum):
-    """What a guest can spare, in the order in which it is asked for it."""
+    """The kinds of memory that a guest can spare, in the order in which it is asked for them."""
 
     BACKED = 0
     """Free memory, most of which the host backs."""

@@ -8,7 +8,7 @@ MOST_S = 1800.0
 
 
 class BackOff:
-    """Waits that double as long as the next failure comes soon after the end of each wait."""
+    """Waits. A wait is twice as long as the last one if the failure comes soon after that one."""
 
     def __init__(self) -> None:
         self.until_s = -math.inf

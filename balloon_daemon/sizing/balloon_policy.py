@@ -133,7 +133,7 @@ class Timer(Enum):
 
 
 class LowMemory(NamedTuple):
-    """The source, while listened to, reports that the host is low on memory."""
+    """The low-memory source reports that the host is low on memory, while the policy listens."""
 
     reading: Reading
 
@@ -145,7 +145,7 @@ class LowMemoryTimer(NamedTuple):
 
 
 class AvailableMemoryTimer(NamedTuple):
-    """The release timer fired; ``reading`` is the source's present reading, None: unknown."""
+    """The release timer fired; ``reading`` is the low-memory source's now, None: unknown."""
 
     reading: Reading | NeverLow | None
 
@@ -175,7 +175,7 @@ class DisarmTimer(NamedTuple):
 
 @fact
 class PauseLowMemory(NamedTuple):
-    """Stop listening to the source: send no LowMemory until ResumeLowMemory."""
+    """Stop listening to the low-memory source: send no LowMemory until ResumeLowMemory."""
 
 
 @fact

@@ -70,13 +70,13 @@ class Removed(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """The source was read, because of a poll or the kernel's wake-up."""
+    """The low-memory source was read, because of a poll or the kernel's wake-up."""
 
     seen: Seen
 
 
 class Woke(NamedTuple):
-    """``wake_at_s`` was reached, and the source was read."""
+    """``wake_at_s`` was reached, and the low-memory source was read."""
 
     seen: Seen
 

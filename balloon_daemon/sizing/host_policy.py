@@ -15,7 +15,7 @@ Theory of operation
     ``Restored``  a VM that another balloond governed goes on from its level and deadlines
     ``Resized``   a VM has another size: its maximum follows
     ``Removed``   a VM is gone
-    ``Looked``    the source was read: low memory is told to every policy that listens
+    ``Looked``    host memory was read: low memory is told to every policy that listens
     ``Woke``      ``wake_at_s`` has come: every deadline that is due fires, the earliest first;
                   where a VM listens again the reading counts as ``Looked``, too
     ``Moved`` …   a careful VM's guest reports: ``protection`` may give its memory back, or ask it

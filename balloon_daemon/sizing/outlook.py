@@ -19,7 +19,7 @@ FALL_S = 3.0
 steepest fall counts. A surge of a second is not to be averaged away."""
 
 NEXT_S = 0.5
-"""Readings that follow each other more closely do not show a fall."""
+"""Readings that follow others in less time are not compared with them to find a fall."""
 
 
 USED_AFTER_S, USED_FOR_S = 3.0, 30.0
@@ -86,8 +86,9 @@ class Outlook:
         them; 0: not at all.
 
         A VMM may report a balloon's size a second late. What such a balloon has given is available
-        already, and counts as a rise before the report and as a fall with it. Against the targets
-        it counts as a rise only. So a fall must show in both.
+        already: bare memory rises by it before the report, and falls back at the report.
+        ``owed_bytes``, with targets in place of sizes, does not fall then. So only a fall of both
+        counts.
         """
         last, most = self._seen[-1], 0.0
         for each in reversed(self._seen):

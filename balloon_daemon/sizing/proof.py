@@ -27,7 +27,7 @@ class Proof:
         self.missing_bytes = 0
         """How many bytes of the balloon the host has not got; 0: none are missing."""
         self.untouched_bytes = 0
-        """How much of the VM's memory outside its balloon the host had not to back at the last
+        """How much of the VM's memory outside its balloon occupied no host memory at the last
         figures, as the guest had not used it yet; 0: none, or unknown."""
         self.most_bytes = MOST_MEMORY_BYTES
         """The largest size of the balloon that the host memory which the VM occupied at the last

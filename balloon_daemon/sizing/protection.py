@@ -2,7 +2,8 @@
 
 ``guard`` makes findings about one guest; ``Protection`` applies them to the guest's policy. It
 also has each guest's figures read each second while the guest is squeezed, and while the host is
-about to be low on memory. VMs of ``Profile.SEED`` are not protected.
+about to be low on memory. A *careful* VM is one with any profile but ``Profile.SEED``; VMs with
+that profile are not protected.
 """
 
 import math
@@ -41,7 +42,7 @@ SOON, NOT_SOON = 2.5, 3.0
 
 
 class Protection:
-    """Protects all VMs of a host whose profile is careful."""
+    """Protects all VMs of a host but those with ``Profile.SEED``."""
 
     def __init__(self) -> None:
         self._rows: dict[VmId, Row] = {}
@@ -52,7 +53,8 @@ class Protection:
         self._is_far = True
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Begins to protect a VM, if it is a careful one, before it is sent any target."""
+        """Begins to protect a VM before it is sent any target; one of ``Profile.SEED`` it leaves
+        alone."""
         if row.terms.is_careful:
             row.guard = Guard(sends_stats=row.terms.sends_stats)
             row.guard.moved(row.actual_bytes, outcome.now_s)

@@ -1,4 +1,4 @@
-"""Takes so much memory from guests, now, for operators that wait for the answer. Pure.
+"""Takes an amount of memory from guests at once, for operators that wait for the answer. Pure.
 
 Theory of operation
     A *reclaim* asks in rounds, one each ``recheck_s``, as the policy does while memory is low: of
@@ -62,23 +62,23 @@ class _Part:
     most_bytes: int = 0
 
     def trim(self, told_bytes: int) -> None:
-        """Forgets what is above the target: it was given back."""
+        """Forgets the parts of spans above the target: this memory was given back."""
         if self.spans and self.spans[-1][1] > told_bytes:
             self.spans = [(low, min(high, told_bytes)) for low, high in self.spans]
             self.spans = [span for span in self.spans if span[0] < span[1]]
 
     @property
     def spanned_bytes(self) -> int:
-        """How much it is asked for."""
+        """How much the VM is still asked for: the sum of its spans."""
         return sum(high - low for low, high in self.spans)
 
     def came_bytes(self, row: Row) -> int:
-        """How much of it is in the balloon."""
+        """How much of the spans is in the balloon."""
         have_bytes = min(row.actual_bytes, row.told_bytes)
         return sum(max(0, min(have_bytes, high) - low) for low, high in self.spans)
 
     def due_bytes(self, row: Row, still_s: float, now_s: float) -> int:
-        """How much of it may still come."""
+        """How much of the spans may still come into the balloon."""
         if row.actual_bytes > self.most_bytes:
             self.grew_at_s, self.most_bytes = now_s, row.actual_bytes
         if now_s - self.grew_at_s >= still_s:
@@ -243,7 +243,7 @@ class Reclaims:
                 del givers[vm]
         sum_bytes = sum(left[vm] for vm in givers)
         if not sum_bytes:
-            # Another reclaim has had all of this round.
+            # An earlier reclaim has asked these VMs for all that they may give in this round.
             return bool(givers)
         for vm, row in givers.items():
             share_bytes = min(left[vm], -(-left[vm] * missing_bytes // sum_bytes))

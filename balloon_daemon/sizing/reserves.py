@@ -2,8 +2,8 @@
 
 While there are reserves, the policy goes by a margin that is larger by all of them: with less
 available than that, memory is low, and balloons are given back only with more. So a reserve needs
-no rules of its own for what is taken from whom. Who asked is answered once that much is available,
-or why not.
+no rules of its own for what is taken from whom. The operator is answered once that much is
+available, or once it is known why it will not be.
 
 The source's own alarm knows the margin alone: while there are reserves the source is read each
 ``recheck_s``, and more often as long as somebody waits.
@@ -100,7 +100,8 @@ class Reserves:
 
     def pass_time(self, outcome: Outcome) -> None:
         """Answers who waits, and ends reserves whose time is over."""
-        # Whether a reserve is met, only a reading of this moment shows.
+        # Go on only with a reading of this very moment: an earlier one does not show whether
+        # enough is available for a reserve.
         if self.next_s > outcome.now_s or self._seen_at_s != outcome.now_s:
             return
         seen = self._seen

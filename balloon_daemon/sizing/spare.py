@@ -9,9 +9,9 @@ from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.need import Figures, least_available_bytes
 
 FREE_KEPT_SHARE = 0.08
-"""So much of a VM's free memory does not count as free: what Linux keeps free anyway (66 MiB of 1
-GiB in the recordings), below which it drops page cache, and what is taken while statistics are on
-their way."""
+"""This share of a VM does not count as free memory: what Linux keeps free anyway (66 MiB of 1 GiB
+in the recordings of real guests, docs/judgement.md), below which it drops page cache, and what is
+taken while statistics are on their way."""
 
 UNUSED_KEPT_SHARE = 0.15
 """So much of a VM stays free if memory is asked for only because the guest does not use it: with

@@ -294,7 +294,7 @@ class Connection:
         try:
             content, _, flags, _ = self._socket.recvmsg(MOST_BYTES, 0, socket.MSG_PEEK)
         except OSError:
-            return b""  # ``receive`` finds the same, and says so.
+            return b""  # ``receive`` meets the same error, and raises it.
         return b"" if flags & socket.MSG_CTRUNC else content
 
     def take_short(self, size: int) -> None:

@@ -12,7 +12,7 @@ Features and rings are set up in rounds, in an order that differs between VMMs. 
 for the same vring begins another round; requests after the inflateq's base in a round are no sign
 of a reset.
 
-``poison_val`` is a driver's word for as long as that driver lives: it writes the value before
+``poison_val`` is valid only for the driver that wrote it. A driver writes the value before
 DRIVER_OK, so before any ring runs, and must not write it afterwards (virtio 1.3, 5.5.6.6). The
 write comes before the inflateq's base, and therefore before it is known that this driver is new.
 Linux's driver does not write the value again after a suspend (its ``restore``), so the value of a
@@ -44,8 +44,8 @@ class DriverState:
         balloon_unknown: the balloon may hold pages that ``config.actual`` does not count.
         set_up_so_far: what was set up in this round, as (request, vring).
         settled: the inflateq's base was set in this round.
-        poison_is_new: ``config.poison_val`` was written since the inflateq was stopped, so it is
-            the word of the driver for which the inflateq is set up next.
+        poison_is_new: ``config.poison_val`` was written since the inflateq was stopped, that is,
+            by the driver for which the inflateq is set up next.
     """
 
     config: BalloonConfig = field(default_factory=BalloonConfig)

@@ -37,7 +37,7 @@ class FdAccount:
         occupy no number of this process."""
         self.closed_here_s, self._at_s = 0.0, 0.0
         """Seconds that this process itself has spent on closing descriptors (``close_here``), less
-        what is regained, and up to when that is reckoned."""
+        what has come back of them, and when that number was last computed."""
 
     @property
     def debt(self) -> int:

@@ -3,8 +3,9 @@
 Pure. A guest reads its target and writes ``actual`` once for each MiB that it gives, and a VMM
 sends the same bytes each time, but for ``actual``. Between two accesses the guest works for
 milliseconds, so the controller's code and data have left the processor's caches, and each object
-and function that an access takes costs several times what it costs in a loop. So what an answer
-begins with is kept by the request's first 24 bytes, once ``Backend.handle`` has answered one.
+and function that an access takes costs several times what it costs in a loop. So once
+``Backend.handle`` has answered a request, the bytes with which its answer begins are kept in a
+dictionary, under the request's first 24 bytes.
 """
 
 from balloon_daemon.named_tuple import NamedTuple
@@ -18,7 +19,7 @@ from balloon_daemon.vhost_user.messages import (
 from balloon_daemon.vhost_user.vring import Vring
 
 HEAD_BYTES = HEADER.size + CONFIG_HEADER.size
-"""Of a request, and of GET_CONFIG's reply: the rest is content of the config space."""
+"""The bytes before the config space's content, in a request and in GET_CONFIG's reply."""
 
 MOST_BYTES = 64
 """The longest request that is kept: QEMU sends the whole config space of 16 bytes, other VMMs

@@ -28,7 +28,7 @@ def replay(backend: Backend) -> list[ReplayMessage]:
 def replay_features(backend: Backend) -> list[ReplayMessage]:
     """The first messages: features, status, channel and ``poison_val``.
 
-    The last is a write by a driver whose rings are not set up yet, as it was at first.
+    ``poison_val`` is sent before the vrings, as a driver writes it before its rings run.
     """
     messages = [
         _message(Request.SET_PROTOCOL_FEATURES, wire.U64.pack(backend.protocol_features)),

@@ -87,8 +87,8 @@ class BalloonConfig:
     Attributes:
         num_pages: 4 KiB pages that the device wants in the balloon.
         actual: 4 KiB pages that the driver says are in it.
-        poison_val: the u32 with which the guest fills free pages, by the driver's word; None: this
-            driver has not written it, and it reads as 0.
+        poison_val: the u32 with which the guest fills free pages, as the driver has written it;
+            None: this driver has not written it, and it reads as 0.
     """
 
     __slots__ = ("actual", "num_pages", "poison_val")

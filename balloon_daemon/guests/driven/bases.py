@@ -7,8 +7,9 @@ before the VM's first target is sent.
 
 An entry is valid for one process of a VMM (its id and its start time): a VM that was started anew
 has another balloon. Only a VM that was saved and restored has the same balloon in the next
-process; its entry moves to that process, where the VMM tells of it. A file that is missing,
-truncated or corrupt counts as empty, and a VM without an entry keeps the balloon that it has.
+process: if the VMM tells that it has restored the VM, the entry moves to that process. A file that
+is missing, truncated or corrupt counts as empty, and a VM without an entry keeps the balloon that
+it has.
 """
 
 import contextlib
@@ -32,8 +33,8 @@ _MOST_BYTES = 4 * MIB
 VM is named by its socket's path and all of the path's 108 bytes are escaped."""
 
 _MOST_ENTRIES, _AT_ONCE = 4096, 256
-"""The most entries, and how many are dropped together when there are more: to find out which ones
-takes some milliseconds."""
+"""The most entries, and how many are dropped together when there are more: it takes some
+milliseconds to find out which ones to drop, so that is not done for each new entry."""
 
 
 def bases_path(main_socket: Path, kind: Kind) -> Path:
@@ -47,7 +48,7 @@ class BaseKey(NamedTuple):
     """Identifies a VM for as long as its VMM's process lives.
 
     Attributes:
-        name: its name; its UUID where its VMM tells of restored VMs.
+        name: the VM's name, or its UUID where its VMM tells whether the VM was restored.
         pid: its VMM's process; 0: unknown.
         start_time: when that process started, in clock ticks since boot; 0: unknown.
     """
@@ -192,7 +193,8 @@ class Bases:
 
 def _is_taken(path: Path) -> bool:
     """Whether something else than a regular file is at the path. An administrator may have put a
-    directory, a link or a FIFO there; a rename(2) or unlink(2) would remove what is no directory.
+    directory, a link or a FIFO there; rename(2) to the path, or unlink(2), would remove the link
+    or the FIFO.
 
     Raises:
         OSError: the kernel's reason why that cannot be told.
@@ -226,7 +228,7 @@ def _exists(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        return True  # It is another user's.
+        return True  # EPERM: it is another user's process.
     return True
 
 

@@ -136,8 +136,8 @@ class CloudHypervisorControl:
 
 
 def _read(info: object) -> _Info:
-    """Reads ``vm.info``, of which nothing else is kept while another call is waited for: CPython
-    takes up to 30 bytes for each byte of JSON.
+    """Reads the answer of ``vm.info``. While the caller waits for another call it keeps only this
+    result, not the parsed answer: CPython takes up to 30 bytes for each byte of JSON.
 
     Raises:
         ControlError: the VM has no balloon, or may not be driven, or the answer makes no sense.

@@ -201,8 +201,13 @@ class CrosvmControl:
         return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
 
     def _read(self, answer: object, now_s: float) -> tuple[GuestState, int | None, Stats | None]:
-        """Reads an answer with statistics, of which nothing else is kept: state, balloon and
-        statistics; None: there is no answer."""
+        """Reads an answer with statistics: the guest's state, its balloon's size and its
+        statistics, of which only these are kept.
+
+        Args:
+            answer: the parsed JSON; None: crosvm has not answered in time.
+            now_s: when it came.
+        """
         if answer is None:
             return (GuestState.PAUSED if self._answered else GuestState.NO_DRIVER), None, None
         self._answered = _has_driver(answer)

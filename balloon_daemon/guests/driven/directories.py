@@ -31,7 +31,7 @@ class _Seen:
         mtime_ns: its mtime; None: it does not exist (yet).
         nearest: as in ``path_orders.Watched``.
         nearest_ns: the mtime of ``nearest`` before the directory was looked at.
-        look: the look that is under way.
+        look: the task of the last look, done where no look is under way.
     """
 
     mtime_ns: int | None = None

@@ -64,7 +64,7 @@ class UserShares:
         self._budgets: dict[tuple[int, bool], LineBudget] = {}
 
     def admits(self, user: int, now_s: float, *, again: bool = False) -> bool:
-        """Whether one more socket of a user may be looked at, which then counts.
+        """Whether one more socket of a user may be looked at; if so, it counts against the share.
 
         Args:
             user: the user.

@@ -192,8 +192,10 @@ class DrivenVms:
             if os.path.dirname(finder.config.address) in changed:
                 finder.wake()
         if self._wanted.qmp:
-            # Search even if only a named VM's socket may have come: the search must know of that
-            # socket, to leave it out.
+            # Begin a search even if only the directory of a VM that the configuration names has
+            # changed: the VM's path may be a new symbolic link to a socket that a pattern has
+            # found before. The search then leaves that socket out, and ``_searched`` dismisses the
+            # VM that the pattern has found.
             self._searches.begin()
 
     def _new_search(self, ask: Ask) -> Search:

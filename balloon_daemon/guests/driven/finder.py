@@ -3,8 +3,8 @@
 Runs in the controller. A finder connects, makes a ``DrivenVm`` if a VMM answers, waits until the
 ``DrivenVm`` has ended, and connects again: after 1 s, then after twice as long each time, up to
 30 s. The pause is 1 s again for a VM that has been driven for a while, and for a VM whose socket
-has just appeared (``discovery.py``). Of several failures in a row for the same reason, all but the
-first are ``quiet``.
+has just appeared (``discovery.py``). Of several failures in a row for the same reason, the events
+of all but the first are ``quiet`` (logged at level DEBUG).
 """
 
 import asyncio

@@ -121,8 +121,8 @@ class FirecrackerControl:
         return can
 
     def _take_config(self, config: object) -> frozenset[Ability]:
-        """Reads /vm/config, of which nothing else is kept while another call is waited for:
-        CPython takes up to 30 bytes for each byte of JSON."""
+        """Reads the answer of /vm/config. Only the figures read are kept while another call is
+        waited for, not the parsed answer: CPython takes up to 30 bytes for each byte of JSON."""
         balloon, machine = member(config, "balloon"), member(config, "machine-config")
         if balloon is None:
             raise ControlError(Fault.NO_BALLOON)

@@ -1,9 +1,9 @@
 """What the host's kernel says of a VMM's process: the memory and the disk reads of its VM.
 
 Runs in the controller. All figures are None, and all answers "no", for a process that is gone or
-may not be examined, and for one that keeps its readers waiting: that is for a moment only
-(``reading_child.py``). Children look names up in /proc/PID (``vmm_process.py``): they open what
-the controller reads here, and list what the process has open.
+may not be examined. They are so for a while, too, if reads of the process's files in /proc are
+late or slow (``reading_child.py``). Children look names up in /proc/PID (``vmm_process.py``): they
+open the files that the controller reads here, and list what the process has open.
 """
 
 from balloon_daemon.events.driven import Fault
@@ -48,7 +48,7 @@ class HostSide:
 
     @property
     def user(self) -> int:
-        """The user who is charged for the time that reading the figures takes; -1: unknown."""
+        """The user to whose allowance the time of reading the figures counts; -1: unknown."""
         return -1 if self._process is None else self._process.user
 
     @property

@@ -76,7 +76,8 @@ class HttpAnswerParser:
 
     def _parse(self) -> Generator[None, None, HttpAnswer]:
         for _ in range(1 + _MAX_INTERIM):
-            # Another protocol's server may greet, and then wait for us: do not wait for it.
+            # Refuse the first bytes that no HTTP answer begins with, without waiting for more: a
+            # server of another protocol may send a greeting, and then wait for this client.
             while not self._bytes.startswith(_BEGINNING):
                 if not _BEGINNING.startswith(self._bytes):
                     raise nonsense("status line", bytes(self._bytes[:64]))

@@ -1,4 +1,4 @@
-"""Work for driven VMs, so much of it in one turn of the event loop.
+"""Limits the time that one turn of the event loop spends on work for driven VMs.
 
 Runs in the controller. Each parsed answer (``parsing``) wakes its VM's task in the next turn: a
 user of hundreds of VMs whose VMMs answer at once would keep that turn for tens of ms, and with it
@@ -34,7 +34,7 @@ class InTurn:
         """The loop that calls ``_next`` in its next turn; None: none does."""
 
     def do(self, user: int, work: Work) -> None:
-        """Does work for a user's VM: now, or in a later turn, after what the user had done before.
+        """Does work for a user's VM: now, or in a later turn, after the user's earlier work.
 
         Args:
             user: the user; -1: unknown.
@@ -42,7 +42,8 @@ class InTurn:
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            # The first work of this turn, or of this loop: what waited in another one is lost.
+            # The first work of this turn, or of this event loop. If another loop ran before, the
+            # work that still waited there is dropped.
             self._loop, self._spent_s = loop, 0.0
             self._waiting.clear()
             loop.call_soon(self._next, loop)
@@ -98,4 +99,4 @@ class InTurn:
 
 
 IN_TURN = InTurn()
-"""Of this process's event loop."""
+"""The work of this process's event loop."""

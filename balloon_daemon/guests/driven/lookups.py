@@ -38,9 +38,10 @@ QUICK_S = 0.005
 than this: 500 descriptors take as long."""
 
 TAKEN_S, REGAINED = 1.0, 1 / 50
-"""Seconds of processor time that looks which are not quick may take for one user's processes; when
-they are used up, none of that user's is looked at. ``REGAINED`` of a second comes back in each
-second. A look at 4,096 descriptors takes 35 ms at most."""
+"""How many seconds of processor time looks at one user's processes that take more than ``QUICK_S``
+may take together, before no process of that user is looked at any more; and how much of that
+allowance, in seconds, comes back in each second. A look at 4,096 descriptors takes 35 ms at
+most."""
 
 MOST_CHILDREN, MOST_OF_ONE_OWNER = 16, 4
 """The most children, with those that are late; and the most late children in directories of one
@@ -68,7 +69,7 @@ class _Request:
 
     Attributes:
         order: what a child is to do.
-        place: the directory that a name is looked up in, or all processes of ``user``.
+        place: the directory that a name is looked up in, all processes of ``user``, or /proc.
         user: whose process is looked at; None: no process is.
         take: takes the answer's parts.
         fd: the socket to connect; -1: none.
@@ -91,7 +92,7 @@ class _Turn:
         request: the request; None: the child is being started.
         began_s: when the child began.
         heard_s: when the child began, or last sent a message.
-        overdue: ends the child.
+        overdue: the timer that kills the child if it sends no message for ``WITHIN_S``.
     """
 
     request: _Request | None
@@ -235,8 +236,8 @@ class Lookups:
             for turn in self._turns.values()
             if turn.request is not None and now_s - turn.heard_s >= LATE_S
         }
-        # This loop is short: at most ``MOST_CHILDREN`` places are slow, and each other place that
-        # is passed over loses its requests.
+        # This loop passes over few places. At most ``MOST_CHILDREN`` are slow, and each other
+        # place that it passes over leaves ``_queue``: its requests are done, or are refused here.
         for place in tuple(self._queue):
             requests = self._queue[place]
             while requests and requests[0].done.done():

@@ -2,11 +2,11 @@
 
 Runs in the controller. The file is another process's, so its descriptor's name in /proc/PID/fd
 has to be looked up for each figure: the controller does not hold the file open, as its last close
-frees all of the VM's memory. Each sample has such a figure. So the controller waits for the
-answer, as for readings (``linux/reading_child.py``), 50 ms at most: that costs a tenth of what it
-costs to come back to the event loop for it (``lookups.py``). A child that is late is killed, and
-may live on, as a lookup that waits ends for no signal; until it has ended, its user's files are
-not asked for.
+frees all of the VM's memory. Each sample has such a figure. So the controller blocks until the
+child answers, as for readings (``linux/reading_child.py``), 50 ms at most: that takes a tenth of
+the time of a return to the event loop that waits for the answer there (``lookups.py``). A child
+that is late is killed, and may live on, as no signal ends the kernel's wait for a directory's
+lock; until that child has ended, no file of the user for whom it was late is asked for.
 """
 
 import asyncio

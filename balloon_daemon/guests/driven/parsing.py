@@ -29,10 +29,11 @@ class Turns:
         self._timer: asyncio.TimerHandle | None = None
 
     def has_room(self, n_bytes: int) -> bool:
-        """Whether a message of so many bytes may be parsed now, which then counts."""
+        """Whether a message of so many bytes may be parsed now; if so, its bytes are counted."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            # What another loop has left does not count.
+            # This is another event loop than at the last call: begin anew with the whole share,
+            # and drop what waited in the other loop.
             self._loop, self._timer = loop, None
             self._left, self._at_s = float(BYTES_AT_ONCE), 0.0
             self._waiting.clear()
@@ -45,7 +46,7 @@ class Turns:
         return True
 
     async def room(self, user: int, n_bytes: int) -> None:
-        """Waits until a message of so many bytes may be parsed, which then counts.
+        """Waits until a message of so many bytes may be parsed, and counts its bytes.
 
         Args:
             user: whose VMM it is.
@@ -91,14 +92,14 @@ def _ring(bell: "asyncio.Future[None]") -> None:
 
 
 TURNS = Turns()
-"""The turns of this process's VMMs."""
+"""Shares this process's time for parsing among the users of all VMMs."""
 
 
 class Lines:
     """What has come from a monitor, as lines.
 
     Attributes:
-        waits: whether a complete line waits for room.
+        waits: whether a complete line waits until ``TURNS`` lets it be parsed.
     """
 
     def __init__(self) -> None:

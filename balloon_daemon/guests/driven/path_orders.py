@@ -29,8 +29,9 @@ MOST_NAMES = 1 << 20
 """The most names of one directory that are looked at."""
 
 _BATCH_BYTES = 16 * 1024
-"""A batch of matches with paths of more bytes than this is answered at once. JSON makes up to six
-bytes of one: of a character of four, such as an emoji, twelve. A path has up to 4,096."""
+"""A batch of matches is answered as soon as its paths have more bytes than this, so that it fits
+into one message (``linux/asked_child.py``). JSON makes up to six bytes of each byte, as of a
+control character (``\\u0001``). A path has up to 4,096 bytes."""
 
 Enters = Callable[[int], None]
 """Called before a name is looked up in a directory that belongs neither to root nor to this
@@ -113,7 +114,8 @@ def _batches(matches: Iterator[Match | None]) -> Iterator[list[Match]]:
 def _matches(directory: str, pattern: str, enters: Enters) -> Iterator[Match | None]:
     """The files of a directory whose name matches, and None for each name that does not.
 
-    The kernel lists some 1,000 names at a time, so that the limit holds before all are listed.
+    The kernel lists some 1,000 names with each getdents64(2), so that reading stops soon after
+    ``MOST_NAMES``, however many names the directory has.
     """
     with WalkedPath(enters) as walked:
         try:

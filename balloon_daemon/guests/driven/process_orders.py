@@ -18,7 +18,7 @@ from balloon_daemon.linux.libc import inode_of, size_of
 from balloon_daemon.linux.process_lookups import as_user_of, files_of
 
 MOST_FOUND = 64
-"""How many descriptors are told of one process."""
+"""The most descriptors of one process that an answer lists."""
 
 MAX_THREADS = 256
 """How many threads are looked at, oldest first: the first virtual CPU's is among the oldest."""

@@ -272,8 +272,8 @@ class Monitor(asyncio.BufferedProtocol):
     def _parse(self) -> None:
         """Takes the lines that are complete, as far as ``TURNS`` has room for them."""
         while (line := self._lines.take()) is not None:
-            # The collector would look at all of a line's values, which are soon dropped, up to
-            # several times: that takes as long again as to parse some lines.
+            # Python's garbage collector would look at all of a line's values, which are soon
+            # dropped, up to several times: for some lines that takes as long as parsing them.
             gc.disable()
             try:
                 self._take(line)

@@ -8,8 +8,8 @@ and taken again in steps of a sixteenth of the VM's memory, each when the guest 
 before.
 
 If the balloon stops moving before a step is reached, the steps end and the VMM is told the whole
-target. During the steps (``GuestState.RETAKING``) the policy does not judge the balloon's
-movements; after them it treats a balloon that stands still as stalled, as it does any other.
+target. During the steps (``GuestState.RETAKING``) the balloon policy does not judge the balloon's
+movements; after them it treats this balloon, if it stands still, as stalled like any other.
 """
 
 from balloon_daemon.guests.driven.target import BalloonTarget

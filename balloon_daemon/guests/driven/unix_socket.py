@@ -15,7 +15,9 @@ _FAULTS = {
     errno.ENOTSOCK: Fault.NOT_A_SOCKET,
     errno.EPROTOTYPE: Fault.NOT_A_SOCKET,
     errno.EAGAIN: Fault.HANGS,
-    # The child answers EDQUOT where the socket's owner is one of ``LEFT.refused()``.
+    # The child answers EDQUOT instead of connecting where too many earlier connections to sockets
+    # of this owner, over which descriptors may have come, still wait for their close
+    # (``LeftSockets.refused``).
     errno.EDQUOT: Fault.NONSENSE,
     errno.EMFILE: Fault.NO_FDS,
     errno.ENFILE: Fault.NO_FDS,
@@ -36,7 +38,7 @@ async def connect(
         identity: the device and inode numbers that the socket must have; None: any.
 
     Returns:
-        The connected socket, non-blocking, made by ``fdless_socket``.
+        The connected socket, non-blocking; it receives no descriptors (``fdless_socket``).
 
     Raises:
         ControlError: the socket cannot be connected.

@@ -34,7 +34,7 @@ class OpenFiles(NamedTuple):
 
     Attributes:
         are_seen: whether balloond may look.
-        found: the descriptors that were looked for, some at most.
+        found: the descriptors that were looked for, 64 at most (``process_orders.MOST_FOUND``).
     """
 
     are_seen: bool

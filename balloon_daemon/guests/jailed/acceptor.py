@@ -62,7 +62,7 @@ class Acceptor:
 
     @property
     def key(self) -> str:
-        """The socket's name in a store."""
+        """The socket's name in the store of descriptors, systemd's or a keeper's."""
         return listener_key(self.vm.name, self.vm.address)
 
     @property

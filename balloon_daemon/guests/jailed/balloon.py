@@ -50,7 +50,7 @@ class BalloonSettings(NamedTuple):
 
     Attributes:
         vm_mem_bytes: the VM's size; None: the size of its memory table.
-        poll_s: the policy's poll interval, in seconds.
+        poll_s: the balloon policy's poll interval, in seconds.
         vmm_pid: its VMM's process; 0: unknown.
         dry_run: never ask the driver for the balloon's size, as that changes the size.
         charge: charges the seconds that measuring the VM takes to its user; returns whether it may
@@ -67,7 +67,7 @@ class BalloonSettings(NamedTuple):
 
 
 def _ask_nobody(_target_bytes: int) -> None:
-    """Takes the targets of a dry run's ``Sounding``."""
+    """The ``set_target`` of a dry run's ``Sounding``: sends nothing to the driver."""
 
 
 class Balloon:

@@ -291,8 +291,9 @@ class _Queue:
         """Puts descriptors of the ``_PARKED`` kinds into a lot, without numbers; returns the
         others, which keep their numbers.
 
-        Freeing a number takes long where its file has many locks: so once that has taken all of
-        the user's time (``FdAccount.close_here``), numbers are kept.
+        This process then closes the numbers, which takes long where a file has many locks
+        (fcntl(2)). Once such closes have used up the user's allowance (``FdAccount.close_here``),
+        nothing is parked, and all descriptors keep their numbers.
         """
         if not self.account.closes_here:
             return list(fds)

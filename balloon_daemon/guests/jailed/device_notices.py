@@ -31,8 +31,8 @@ from balloon_daemon.vhost_user.effects import ReadyVring
 from balloon_daemon.virtio.balloon import BalloonQueue
 
 STARTS_A_SECOND = 2
-"""How many events of started devices a second are not ``quiet``: a guest may reset its device in a
-loop."""
+"""How many events of started devices a second are logged at level INFO; the others are ``quiet``
+(DEBUG). A guest may reset its device in a loop."""
 
 POISON_VALUES = 4
 """How many different values of ``poison_val`` are published, each of them once: a guest can write

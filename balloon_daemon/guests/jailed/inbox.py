@@ -164,8 +164,8 @@ class Inbox:
 
     def _answer_again(self) -> bool:
         """Answers a config access like an earlier one, if nothing but one such access waits: most
-        accesses are answered here. What ``receive`` guards against needs descriptors, or more
-        messages behind this one."""
+        accesses are answered here. The checks of ``receive`` are left out: they are for a message
+        with descriptors, and for a VMM that has hung up and left many messages unread."""
         request = self._connection.peek_short()
         if not self._accesses.knows_access(request):
             return False

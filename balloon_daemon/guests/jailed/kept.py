@@ -1,4 +1,5 @@
-"""Decides when a guest's state is put into the store for another controller."""
+"""Decides when a guest's state is put into the store (systemd's file descriptor store, or a keeper
+process), from which another controller can take it."""
 
 import asyncio
 from collections.abc import Callable

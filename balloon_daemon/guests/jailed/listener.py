@@ -109,7 +109,7 @@ class VhostUserGuests:
             self._publish(Listening(acceptor.vm.address))
 
     def change(self, config: Config) -> None:
-        """Has VMs' balloons decided on by other settings from now on; sockets and rings stay.
+        """Sizes VMs' balloons by other settings from now on; sockets and rings stay.
 
         Args:
             config: has the same vhost-user sockets, for the same VMs.

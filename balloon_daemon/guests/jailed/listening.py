@@ -23,8 +23,8 @@ class Listener:
         sock: the socket, listening and non-blocking; owned by the listener from here on.
         path: the path to which it is bound.
         kept_as: its name in the store; "": it is not there.
-        handed_over: True: systemd holds it, too, and hands it to the next balloond; so its file
-            stays when this balloond ends, and the store does without it.
+        handed_over: True: a socket unit of systemd's holds it, too, and hands it to the next
+            balloond; so its file stays when this balloond ends, and it is not put into the store.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ def handed_listener(sock: socket.socket, path: Path) -> Listener:
     Raises:
         ConfigError: its file is gone.
     """
-    # Call listen() again in this process, as for a kept socket: SO_PEERCRED names who serves it.
+    # Call listen() again in this process: by SO_PEERCRED the kernel tells each client which
+    # process called listen(2) last, and until now that is systemd.
     sock.listen(BACKLOG)
     sock.setblocking(False)
     try:

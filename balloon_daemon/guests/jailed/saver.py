@@ -1,4 +1,4 @@
-"""Puts one guest into a store, so that another controller can go on with it.
+"""Puts one guest into a store (systemd's, or a keeper process), for another controller to go on.
 
 Each descriptor is stored once, under its number (``keys.FdKey``). Each state is stored as a new
 sealed memfd, under its serial number (``keys.StateKey``), and then replaces the state before it:

@@ -20,7 +20,7 @@ class Sounding:
 
     Args:
         set_target: sets the driver's target in bytes.
-        poll_s: the policy's poll interval, in seconds.
+        poll_s: the balloon policy's poll interval, in seconds.
     """
 
     def __init__(self, set_target: Callable[[int], None], poll_s: float) -> None:

@@ -54,10 +54,10 @@ DEMOTED_FOR_S = 10.0
 """How long a connection that used too much time is served in turns, like a new one."""
 
 _SPARE: list[select.epoll] = []
-"""Empty epoll instances, of users without a connection, for the next users: any user of the host
-may put many locks (fcntl(2)) on the one file that all epoll instances have, each close looks at
-all of them, and a VMM may connect and hang up over and over. Only what ``close_here`` leaves open
-comes here; no child can close an epoll object of Python's."""
+"""Empty epoll instances that users without a connection have left, for the next users. All epoll
+instances of the host have one inode: any user may put many locks (fcntl(2)) on it, the close(2) of
+each instance looks at all of them, and a VMM may connect and hang up over and over. So instances
+that ``close_here`` has left open are kept here: no child can close an epoll object of Python's."""
 
 Ready = Callable[[], None]
 """Handles one message of a connection."""

@@ -19,8 +19,8 @@ MOST_TOTAL_BYTES = 1 << 50
 KERNEL_BYTES, KERNEL_SHARE, KERNEL_MOST_BYTES = 128 * MIB, 64, 512 * MIB
 """A guest's kernel keeps some memory for itself (struct page alone is a 64th) and leaves it out of
 the total. So if the total is less than the size of the regions by at most this (128 MiB and a
-64th, 512 MiB at most), all regions count as RAM. 512 MiB is half of the GiB that the policy leaves
-to a large VM. If more is missing, a region may be no RAM."""
+64th, 512 MiB at most), all regions count as RAM. 512 MiB is half of the GiB that the balloon
+policy leaves to a large VM. If more is missing, a region may be no RAM."""
 
 NOISE_SHARE = 16
 """A guest's total that differs by less than this part changes nothing: ``actual`` and the

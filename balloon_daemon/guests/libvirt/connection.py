@@ -46,7 +46,7 @@ class Connection:
 
     Args:
         uri: libvirt's name for the connection, such as ``qemu:///system``.
-        low: starts the client's processes without any VMM's descriptors.
+        low: starts the client's processes, which inherit no descriptor that came from a VMM.
         heard: takes events of all domains, in the event loop, after the functions that ``listen``
             was given.
         command: makes the command that starts a client.

@@ -216,7 +216,7 @@ class Host:
                 self._pause = Pause()  # The next failure is published as new, not as ``quiet``.
 
     async def _list_now(self) -> None:
-        with contextlib.suppress(ControlError):  # ``_watch`` says why.
+        with contextlib.suppress(ControlError):  # ``_watch`` asks, too, and publishes the error.
             self._bring_up_to_date(await self._connection.domains())
 
     def _bring_up_to_date(self, running: Sequence[wire.Domain]) -> None:

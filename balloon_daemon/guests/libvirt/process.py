@@ -417,7 +417,7 @@ class Client:
             raise
 
     def _check_answers(self, handle: Any) -> None:
-        """Raises CallError where a call would hang."""
+        """Raises CallError where a call would hang, as QEMU's monitor does not answer libvirt."""
         state, _, busy_ms = _control_of(handle, self._libvirt)
         if state == self._libvirt.VIR_DOMAIN_CONTROL_ERROR:
             raise CallError("hangs", "libvirt has lost control of it")
@@ -426,7 +426,8 @@ class Client:
             raise CallError("hangs", f"its QEMU has not answered for {busy_ms // 1000} s")
 
     def _check_no_job(self, handle: Any) -> None:
-        """Raises CallError during a job for whose end libvirt lets a change wait up to 30 s."""
+        """Raises CallError while libvirt saves, dumps, snapshots or migrates the domain: it would
+        delay a change of the balloon until that job ends, for up to 30 s."""
         try:
             job = handle.jobStats()
         except self._libvirt.libvirtError:
@@ -435,7 +436,7 @@ class Client:
             raise CallError("refused", "libvirt saves or migrates the domain")
 
     def _reading_jobs(self) -> set[int]:
-        """Jobs that read all of a domain's memory and keep it from being changed."""
+        """The jobs of libvirt's that read all of a domain's memory and block changes to it."""
         names = ("SAVE", "MIGRATION_OUT", "SNAPSHOT", "DUMP")
         return {getattr(self._libvirt, f"VIR_DOMAIN_JOB_OPERATION_{name}") for name in names}
 
