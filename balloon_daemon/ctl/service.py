@@ -36,8 +36,8 @@ _OURS = "# Written by balloonctl install-service; balloonctl uninstall-service r
 _HIDDEN = ("/home", "/root", "/run", "/tmp", "/var/lib", "/var/tmp")
 """What the unit's ProtectHome=, PrivateTmp= and TemporaryFileSystem= keep from the service."""
 
-_INSTALL = "install balloond's wheel with pip (README: Install)"
-_ELSEWHERE = "install balloond elsewhere, as in /opt/balloond (README: Install)"
+_INSTALL = "install balloond's wheel with pip (docs/install.md)"
+_ELSEWHERE = "install balloond elsewhere, as in /opt/balloond (docs/install.md)"
 
 _PLAIN = re.compile(r"/[A-Za-z0-9/._+-]*")
 """What needs no quoting in a unit."""

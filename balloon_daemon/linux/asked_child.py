@@ -18,7 +18,7 @@ from typing import NoReturn
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.figures import lockable
+from balloon_daemon.linux.figures import forget_kept, lockable
 from balloon_daemon.named_tuple import NamedTuple
 
 NAME = "balloond-looks"
@@ -152,6 +152,7 @@ def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
         # would keep the connection open while this child waits.
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        forget_kept()
         # SCHED_BATCH, as in ``closing_child``: a child that an order wakes does not preempt the
         # controller.
         with contextlib.suppress(OSError):

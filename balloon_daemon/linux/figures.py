@@ -208,6 +208,11 @@ class FigureFile:
         self._fd.close()
         self._identity = (-1, -1)
 
+    def forget(self) -> None:
+        """Takes the file's descriptor for closed; the next reading opens the file again."""
+        self._fd.detach()
+        self._identity = (-1, -1)
+
 
 _kept: dict[str, FigureFile] = {}
 
@@ -229,6 +234,13 @@ def read_figures(path: str, content: Content = content_of) -> bytes:
         if len(_kept) > MOST_KEPT:
             _kept.pop(next(iter(_kept))).close()
     return file.read(content=content)
+
+
+def forget_kept() -> None:
+    """Takes all files that ``read_figures`` keeps open for closed, in a child that has closed what
+    it inherited: by their old numbers it would read nothing, or another file."""
+    for file in _kept.values():
+        file.forget()
 
 
 def read_once(path: str, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:

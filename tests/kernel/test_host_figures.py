@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -512,6 +513,25 @@ def test_check_in_a_cgroup_below_one_with_a_limit_says_which_counts(
 
 
 @fault("container or slice with a memory limit, that leaves less than the host")
+@fault("mistake in a configuration that is read anew")
+def test_margin_that_a_start_refuses_is_refused_by_a_reload(
+    start_on_own_figures: StartDaemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "balloond.toml"
+    file.write_text("[host]\nmargin = '1M'\n")
+    daemon = start_on_own_figures("--config", str(file))
+
+    file.write_text("[host]\nmargin = '9999G'\n")
+    os.kill(daemon.pid, signal.SIGHUP)
+    daemon.wait(
+        lambda: facts(daemon, "config-refused", "config-reloaded") != [], what="it is read"
+    )
+
+    (mistake,) = (str(fact["mistake"]) for fact in facts(daemon, "config-mistake"))
+    assert mistake.startswith("a margin of 9999 GiB on a host of ")
+    assert mistake.endswith(" would always be low memory; give a smaller one")
+
+
 @needs_root
 def test_check_in_a_cgroup_namespace_finds_its_limit_all_the_same(
     cgroup: MemoryCgroup, tmp_path: Path
