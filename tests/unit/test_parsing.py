@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
+import pytest
+
+from balloon_daemon.guests.driven import parsing, qmp_wire
 from balloon_daemon.guests.driven.http_answer import MAX_BODY_BYTES
 from balloon_daemon.guests.driven.parsing import BYTES_AT_ONCE, BYTES_PER_S, Turns
 from balloon_daemon.guests.driven.qmp_wire import MAX_EVENT_BYTES, Monitor
@@ -143,6 +146,55 @@ def test_large_answers_are_parsed_one_after_the_other() -> None:
     least_s = (MAX_BODY_BYTES - BYTES_AT_ONCE) / BYTES_PER_S
     assert len(at_s) == 8
     assert all(later - earlier >= least_s for earlier, later in pairwise(at_s))
+
+
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_small_answer_waits_behind_no_more_than_one_large_one_of_another_user() -> None:
+    async def run() -> list[float]:
+        loop, turns, waited_s = asyncio.get_running_loop(), Turns(), list[float]()
+
+        async def answer_without_end() -> None:
+            while True:
+                await turns.room(HOSTILE, MAX_BODY_BYTES)
+
+        hostile = [loop.create_task(answer_without_end()) for _ in range(8)]
+        for number in range(8):
+            await asyncio.sleep(number * 0.01)  # At each stage of a large answer.
+            began_s = loop.time()
+            await asyncio.wait_for(turns.room(OTHER, 100), 10)
+            waited_s.append(loop.time() - began_s)
+        for task in hostile:
+            task.cancel()
+        return waited_s
+
+    # Longest behind the rest of the answer that is parsed, and one more.
+    assert max(run_quickly(run())) <= 2.1 * MAX_BODY_BYTES / BYTES_PER_S
+
+
+@fault("a QEMU monitor hangs, sends garbage")
+def test_line_waits_behind_no_more_than_one_large_answer_of_another_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns = Turns()
+    monkeypatch.setattr(parsing, "TURNS", turns)
+    monkeypatch.setattr(qmp_wire, "TURNS", turns)
+
+    async def scene(peers: Peers) -> None:
+        async def answer_without_end() -> None:
+            while True:
+                await turns.room(HOSTILE, MAX_BODY_BYTES)
+
+        monitor, _ = peers.add(OTHER)
+        tasks = [asyncio.create_task(answer_without_end()) for _ in range(8)]
+        await asyncio.sleep(1)
+        for number in range(8):
+            feed(monitor, event(str(number), 100))
+            await asyncio.sleep(2.1 * MAX_BODY_BYTES / BYTES_PER_S)
+            assert peers.heard == [str(each) for each in range(number + 1)]
+        for task in tasks:
+            task.cancel()
+
+    play(scene)
 
 
 def test_monitor_that_has_ended_is_parsed_no_further() -> None:

@@ -26,10 +26,23 @@ class Turns:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left, self._at_s = float(BYTES_AT_ONCE), 0.0
         self._waiting: dict[int, deque[Callable[[], object]]] = {}
+        self._is_turn = False
+        """Whether ``_go_on`` has just chosen who parses its next message."""
         self._timer: asyncio.TimerHandle | None = None
 
     def has_room(self, n_bytes: int) -> bool:
-        """Whether a message of so many bytes may be parsed now; if so, its bytes are counted."""
+        """Whether a message of so many bytes may be parsed now; if so, its bytes are counted.
+
+        While others wait it may not, even if there is room: a user of many VMMs, one of which
+        always has a message, would leave no room to those who wait.
+        """
+        if not self._is_room() or (self._waiting and not self._is_turn):
+            return False
+        self._is_turn = False
+        self._left -= n_bytes
+        return True
+
+    def _is_room(self) -> bool:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # This is another event loop than at the last call: begin anew with the whole share,
@@ -40,10 +53,7 @@ class Turns:
         now_s = loop.time()
         passed = (now_s - self._at_s) * BYTES_PER_S
         self._left, self._at_s = min(BYTES_AT_ONCE, self._left + passed), now_s
-        if self._left <= 0:
-            return False
-        self._left -= n_bytes
-        return True
+        return self._left > 0
 
     async def room(self, user: int, n_bytes: int) -> None:
         """Waits until a message of so many bytes may be parsed, and counts its bytes.
@@ -52,11 +62,16 @@ class Turns:
             user: whose VMM it is.
             n_bytes: the message's length.
         """
-        loop = asyncio.get_running_loop()
-        while not self.has_room(n_bytes):
-            bell = loop.create_future()
-            self.wait(user, partial(_ring, bell))
+        if not self.has_room(n_bytes):
+            bell = asyncio.get_running_loop().create_future()
+            self.wait(user, partial(self._ring, bell, n_bytes))
             await bell
+
+    def _ring(self, bell: "asyncio.Future[None]", n_bytes: int) -> None:
+        """Wakes a task. Its message counts now: until the task runs, others may be chosen."""
+        if not bell.done():  # Else the task has been cancelled.
+            self._left -= n_bytes
+            bell.set_result(None)
 
     def wait(self, user: int, go_on: Callable[[], object]) -> None:
         """Has a VMM's message parsed once there is room, after ``has_room`` has said that there is
@@ -77,18 +92,18 @@ class Turns:
 
     def _go_on(self) -> None:
         self._timer = None
-        user = next(iter(self._waiting))
-        waiting = self._waiting.pop(user)
-        go_on = waiting.popleft()
-        if waiting:
-            self._waiting[user] = waiting  # Behind all other users.
-        go_on()
-        self._set_timer()
-
-
-def _ring(bell: "asyncio.Future[None]") -> None:
-    if not bell.done():
-        bell.set_result(None)
+        try:
+            while self._is_room() and self._waiting:
+                user = next(iter(self._waiting))
+                waiting = self._waiting.pop(user)
+                go_on = waiting.popleft()
+                if waiting:
+                    self._waiting[user] = waiting  # Behind all other users.
+                self._is_turn = True
+                go_on()
+        finally:
+            self._is_turn = False
+            self._set_timer()
 
 
 TURNS = Turns()

@@ -141,7 +141,7 @@ class Inbox:
         """
         if waiter.done():
             return
-        began_s = 0.0
+        began_s: float | None = None
         try:
             if self._answer_again():
                 return
@@ -156,7 +156,8 @@ class Inbox:
                 return
             self.access_config(received)
         except Exception as err:
-            self._charge(began_s)
+            if began_s is not None:
+                self._charge(began_s)
             # The event loop calls this method, and an error raised here would only be logged. Pass
             # every error to the guest's task, which waits for ``waiter`` and closes the
             # connection.

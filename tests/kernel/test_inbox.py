@@ -1,0 +1,53 @@
+"""What a VMM's messages are charged to its user, who may have other VMs."""
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from balloon_daemon.guests.jailed.inbox import Inbox
+from balloon_daemon.guests.jailed.peers import Peer, Peers
+from balloon_daemon.guests.jailed.turns import SAVED_S
+from balloon_daemon.handover.journal import NoJournal
+from balloon_daemon.vhost_user.connection import Connection, Received
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
+from tests.fakes.closes_at_once import closes_at_once
+from tests.harness.faults import fault
+
+
+class AllKnown:
+    """Answers whatever comes, as if it were an access to the config space like an earlier one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def access_config(self, received: Received) -> None:
+        raise AssertionError("all accesses are known")
+
+    def knows_access(self, waiting: bytes) -> bool:
+        return bool(waiting)
+
+    def access_again(self, request: bytes) -> None:
+        self._connection.send(request)
+
+
+@fault("one user has much to say, over however many connections")
+def test_vmm_that_is_gone_when_its_access_is_answered_costs_its_user_no_time() -> None:
+    async def scene() -> float:
+        peer = Peer(os.getuid(), Peers(1000))
+        theirs, ours = socket.socketpair()
+        connection = Connection(ours, ForeignFds(closes_at_once()))
+        inbox = Inbox(connection, peer, NoJournal(), AllKnown(connection))
+        inbox.join()
+        theirs.sendall(b"GET_CONFIG")
+        theirs.close()
+        with pytest.raises(BrokenPipeError):
+            await inbox.next()
+        # What the user's other connections may use now.
+        left_s = peer._allowances.in_turns.charge(0.0, asyncio.get_running_loop().time())
+        inbox.leave()
+        connection.close()
+        return left_s
+
+    assert asyncio.run(scene()) > SAVED_S / 2
