@@ -22,8 +22,8 @@ VERSION, APPLICATION_ID = 1, 0x626C6E64
 """The same values as in ``records/history_writer.py``, which writes them into the file."""
 
 MOST_BYTES, MOST_WAL_BYTES = 16 << 20, 256 << 20
-"""The largest history that is read, of which ``balloond`` keeps 8 MiB; and the largest file beside
-it, which grows for as long as another program reads the history."""
+"""The largest history that is read (``balloond`` keeps 8 MiB); and the largest write-ahead log
+beside it, which grows for as long as another program reads the history."""
 
 MOST_S = 1 << 37
 """No time of a history is later than the year 6325: later ones have no date on every platform."""

@@ -1,4 +1,4 @@
-"""``balloonctl``: flags to subcommands; the only exit codes."""
+"""``balloonctl``: parses the command line, runs the subcommand, and returns its exit status."""
 
 import argparse
 import errno

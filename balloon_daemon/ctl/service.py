@@ -1,7 +1,8 @@
 """``balloonctl install-service`` and ``uninstall-service``: for a balloond that pip has installed.
 
-The wheel has unit, sysusers file and example below its environment's ``share/doc/balloond``, as a
-unit must name the environment's programs. Debian's package and ``make install`` bring a unit.
+The wheel puts a unit, a sysusers.d file and an example of a configuration below its environment's
+``share/doc/balloond``. It cannot install the unit itself, because the unit must name that
+environment's programs. Debian's package and ``make install`` install a unit of their own.
 """
 
 import argparse
@@ -30,17 +31,19 @@ PACKAGES_UNITS = (
     "lib/systemd/system/balloond.service",
     "usr/local/lib/systemd/system/balloond.service",
 )
-"""Where Debian's package and ``make install`` have theirs; ours would hide it."""
+"""The units of Debian's package and of ``make install``. systemd would use a unit that
+``install-service`` writes in their place."""
 
 _OURS = "# Written by balloonctl install-service; balloonctl uninstall-service removes it.\n"
 _HIDDEN = ("/home", "/root", "/run", "/tmp", "/var/lib", "/var/tmp")
-"""What the unit's ProtectHome=, PrivateTmp= and TemporaryFileSystem= keep from the service."""
+"""The directories whose files the unit's ProtectHome=, PrivateTmp= and TemporaryFileSystem= hide
+from the service: programs there could not be started."""
 
 _INSTALL = "install balloond's wheel with pip (docs/install.md)"
 _ELSEWHERE = "install balloond elsewhere, as in /opt/balloond (docs/install.md)"
 
 _PLAIN = re.compile(r"/[A-Za-z0-9/._+-]*")
-"""What needs no quoting in a unit."""
+"""Matches a path that needs no quoting in a unit file."""
 
 Subparsers = Any  # argparse has no public name for it.
 
@@ -83,7 +86,7 @@ class Installed:
 
 
 def installed_here() -> Installed:
-    """Where the Python that runs this has its programs and its share."""
+    """The directories where this Python's environment has its programs and its ``share``."""
     return Installed(
         Path(sysconfig.get_path("scripts")), Path(sysconfig.get_path("data"), "share")
     )
@@ -151,8 +154,9 @@ def install(installed: Installed, root: Path | None, *, dry: bool) -> None:
     """Writes the files, and has systemd read them.
 
     Args:
-        root: what they are written below, with nothing run; None: this host.
-        dry: say what would be done, and do nothing.
+        root: a directory that takes the place of ``/``: files are written below it, and no program
+            is run; None: this host.
+        dry: True: print what would be done, and do nothing.
 
     Raises:
         ServiceError: this user may not, another unit is there, or the service could not run.
@@ -185,7 +189,7 @@ def uninstall(installed: Installed, root: Path | None, *, dry: bool) -> None:
     host.refuse_anothers_unit()
     if not host.path(UNIT).exists():
         raise ServiceError(f"{host.shown(UNIT)}: no such file; there is nothing to remove")
-    # Also without systemd: the links of systemctl enable would be left.
+    # Call this even where systemd does not run: it removes the links that systemctl enable made.
     host.call("systemctl", "disable", *(("--now",) if host.runs_systemd else ()), "balloond")
     for name in (UNIT, SYSUSERS):
         host.remove(name)
@@ -193,7 +197,7 @@ def uninstall(installed: Installed, root: Path | None, *, dry: bool) -> None:
 
 
 class _Host:
-    """What is written to: this host, or another root directory."""
+    """The root directory below which files are written and removed: this host's, or another."""
 
     def __init__(self, root: Path | None, *, dry: bool) -> None:
         if root is not None and not root.is_dir():
@@ -249,7 +253,8 @@ class _Host:
             )
         places = [str(path)]
         if self._is_this:
-            # An environment's programs run the Python that its links lead to.
+            # Check the interpreter too: a virtual environment's programs run the Python to which
+            # its symbolic links lead.
             places += [os.path.realpath(path), os.path.realpath(sys.executable)]
         for place in places:
             for hidden in _HIDDEN:

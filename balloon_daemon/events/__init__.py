@@ -44,4 +44,4 @@ Event = (
 """The union of all events."""
 
 Publish = Callable[[Event], None]
-"""Takes an event for all readers; never blocks."""
+"""Queues an event for all of its readers; never blocks."""

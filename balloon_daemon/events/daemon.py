@@ -26,7 +26,8 @@ class Stopping(NamedTuple):
 
     Attributes:
         signal: its name.
-        vms_stay: the VMs stay in the store for the next balloond; else their memory is given back.
+        vms_stay: True: the VMs keep their balloons for the next balloond; else all memory is given
+            back to them.
     """
 
     signal: str
@@ -83,7 +84,10 @@ class SocketUnitNotServed(NamedTuple):
 
 @fact
 class SocketNotPrivate(NamedTuple):
-    """Other users could put a socket of theirs where balloond listens, or keep it waiting there.
+    """Other users may write to a directory of balloond's sockets and files, or list it. Who may
+    write to it can put a socket of their own at balloond's path, and VMMs that connect there give
+    it their guests' memory. Who lists it (getdents64(2)) holds its lock (inode->i_rwsem), so that
+    balloond waits when it makes, renames or removes a file there.
 
     Attributes:
         risk: the harm that they could do, and the remedy.
@@ -125,12 +129,13 @@ class UserIgnored(NamedTuple):
     user: str
 
 
-# --- the store ----------------------------------------------------------------------------------
+# --- the store of VMs' descriptors --------------------------------------------------------------
 
 
 @fact
 class KeeperUnreachable(NamedTuple):
-    """An earlier balloond's keeper does not answer.
+    """An earlier balloond's keeper (the process that holds VMs' descriptors for the next balloond)
+    does not answer, so its VMs cannot be served.
 
     Attributes:
         why: the error's text.
@@ -141,7 +146,7 @@ class KeeperUnreachable(NamedTuple):
 
 @fact
 class StoreLost(NamedTuple):
-    """The store that keeps the VMs for a later balloond is gone."""
+    """The store that keeps the VMs' descriptors for the next balloond is gone."""
 
 
 # --- connections --------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ class Share(Enum):
     USERS_CONNECTIONS = "users-connections"
     CONNECTIONS = "connections"
     CLOSES = "closes"
-    """Descriptors whose close does not end."""
+    """Descriptors that one user's VMMs have sent, and whose close(2) has not returned."""
     USERS_DESCRIPTORS = "users-descriptors"
     DESCRIPTORS = "descriptors"
 
@@ -176,10 +181,10 @@ class ConnectionRefused(NamedTuple):
     Attributes:
         uid: the user who runs the VMM.
         share: which limit.
-        taken: how much of it is used.
+        taken: how many connections or descriptors count towards the limit now.
         most: the limit.
-        closing: for ``USERS_DESCRIPTORS``, how many descriptors wait for a close that does not
-            end.
+        closing: for ``USERS_DESCRIPTORS``, how many of the descriptors are those whose close(2)
+            has not returned.
     """
 
     uid: int
@@ -203,7 +208,7 @@ class SocketNotOpened(NamedTuple):
     why: str
 
 
-# --- the host, and us ---------------------------------------------------------------------------
+# --- the host, and balloond itself --------------------------------------------------------------
 
 
 @fact
@@ -234,7 +239,8 @@ class SourceKnown(NamedTuple):
 
 @fact
 class SourceOff(NamedTuple):
-    """The low-memory source is switched off: nothing is low, however little is available.
+    """The low-memory source is switched off: memory does not count as low, however little is
+    available.
 
     Attributes:
         why: what switched it off.
@@ -256,10 +262,11 @@ class SourceOn(NamedTuple):
 
 @fact
 class SourceTrouble(NamedTuple):
-    """The low-memory source uses second-best figures, or the kernel does not wake it.
+    """Something is wrong with the low-memory source, which still has figures: for example,
+    MemAvailable is missing and has to be estimated, or the kernel's alarm cannot wake balloond.
 
     Attributes:
-        what: what began or ended, in the source's words.
+        what: what is wrong, or that it is right again, in the source's words.
     """
 
     what: str
@@ -282,7 +289,7 @@ class TemplateLost(NamedTuple):
 
 @fact
 class TemplateStarted(NamedTuple):
-    """Another process forks devices from now on.
+    """A new template (the process that forks devices) was started in place of the one before.
 
     Attributes:
         what: the process, in the template's words.
@@ -372,7 +379,7 @@ class ConfigReloaded(NamedTuple):
     """The configuration was read anew, and is in force.
 
     Attributes:
-        changed: the settings that differ from those before, a line each; empty: none does.
+        changed: the settings that differ from those before, a line each; empty: all are the same.
     """
 
     changed: tuple[str, ...] = ()
@@ -391,7 +398,8 @@ class ConfigMistake(NamedTuple):
 
 @fact
 class ConfigRefused(NamedTuple):
-    """A configuration that was read anew is not applied: the one before stays in force, whole.
+    """A configuration that was read anew has mistakes: none of it is applied, and all settings
+    stay as they were.
 
     Attributes:
         mistakes: how many there are.

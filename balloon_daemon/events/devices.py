@@ -43,8 +43,9 @@ class ReportsNotFreed(NamedTuple):
     """A device answers its guest's reports of free pages without removing the pages.
 
     Attributes:
-        poison_val: the u32 with which the guest fills free pages and for which it may look there
-            again; None: its driver has not said what free pages hold.
+        poison_val: the u32 with which the guest fills free pages (VIRTIO_BALLOON_F_PAGE_POISON),
+            and which it may later expect to find there; None: its driver has not said what free
+            pages hold.
     """
 
     vm: VmId
@@ -142,7 +143,8 @@ class DeviceSendsGarbage(NamedTuple):
 
 @fact
 class DeviceStalled(NamedTuple):
-    """A device has read no order for seconds: it is stopped, or gets no processor time."""
+    """A device has for seconds read none of the controller's messages (its orders): its process is
+    stopped, or gets no processor time."""
 
     vm: VmId
     pid: int
@@ -150,7 +152,7 @@ class DeviceStalled(NamedTuple):
 
 @fact
 class DeviceTakesOrders(NamedTuple):
-    """A device that had stalled reads orders again."""
+    """A device that had stalled reads the controller's messages again."""
 
     vm: VmId
     pid: int

@@ -99,8 +99,8 @@ class VmNotSought(NamedTuple):
 
 @fact
 class VmNotWanted(NamedTuple):
-    """A configuration that was read anew has a VM no more: it gets its memory back, and is driven
-    no more then.
+    """A configuration that was read anew neither names nor discovers a VM any more. The VM gets
+    its memory back, and after that balloond no longer drives its balloon.
 
     Attributes:
         name: the VM's name.
@@ -131,8 +131,9 @@ class VmDriven(NamedTuple):
 
 @fact
 class ProcessNotSeen(NamedTuple):
-    """balloond may not see which files a VMM's process has open, nor how much it has read: so it
-    does not see a device assigned to the VM (VFIO), the VM's memory file, and its disk reads.
+    """The kernel does not let balloond list /proc/PID/fd of a VMM's process: that takes the same
+    user, or CAP_SYS_PTRACE. So balloond sees neither devices that are assigned to the VM (VFIO),
+    nor the VM's memory file, nor how much the process reads from disks.
 
     Attributes:
         pid: the process.
@@ -163,7 +164,8 @@ class VmLost(NamedTuple):
 
 @fact
 class VmLetGo(NamedTuple):
-    """A VM that a configuration has no more is driven no more."""
+    """A VM that the configuration no longer names or discovers has got its memory back, and
+    balloond no longer drives its balloon."""
 
     vm: VmId
 
@@ -240,7 +242,8 @@ class BasesNotStored(NamedTuple):
 
 @fact
 class BasesPathTaken(NamedTuple):
-    """Something else than a file is where the VMs' bases are to be stored.
+    """At the path where the VMs' bases (``BasesNotStored``) are to be stored there is something
+    else than a regular file.
 
     Attributes:
         path: the path.
@@ -275,7 +278,8 @@ class DirectoryHangs(NamedTuple):
 
 @fact
 class DirectoryNotListed(NamedTuple):
-    """No VM can be found in a pattern's directory; of use for ``--check``, as one may come.
+    """The directory of a pattern of ``[discover]`` does not exist or cannot be listed, so no VM is
+    found there. For ``--check`` only: a running balloond looks there again and again.
 
     Attributes:
         path: the directory.

@@ -173,7 +173,7 @@ class BalloonNotFreed(NamedTuple):
     """A VM's memory files still hold pages that its balloon holds: the VM is asked for no more.
 
     Attributes:
-        missing_bytes: how many bytes of the balloon the host has not got.
+        missing_bytes: how many bytes of the balloon are still allocated on the host.
     """
 
     vm: VmId

@@ -1,6 +1,7 @@
-"""Events about what the host's policy is told, for readers that record it. Pure.
+"""Events about each step of the sizing policy (``HostPolicy``), from which readers make traces.
+Pure.
 
-They are published only while somebody records them, and the log has no lines for them.
+They are published only while a trace is recorded, and the log has no lines for them.
 """
 
 from balloon_daemon.fact import fact
@@ -13,14 +14,14 @@ from balloon_daemon.units import VmId
 
 @fact
 class Stepped(NamedTuple):
-    """The host's policy has handled an event.
+    """The sizing policy has handled an event.
 
     Attributes:
-        at_s: the time that it was given, on CLOCK_MONOTONIC.
+        at_s: the time that the policy was given, on CLOCK_MONOTONIC.
         event: the event.
-        draws: the random numbers that it drew, in this order.
+        draws: the random numbers that the policy drew, in this order.
         objections: the VMs of which a driver said that they must not be asked for more, and why.
-        decisions: what it decided.
+        decisions: what the policy decided.
     """
 
     at_s: float
@@ -52,7 +53,8 @@ class VmFigures(NamedTuple):
 
 @fact
 class Surveyed(NamedTuple):
-    """The source was read for the record; the policy was not told.
+    """The low-memory source was read only for traces and the history; the sizing policy did not
+    get the reading.
 
     Attributes:
         at_s: when, on CLOCK_MONOTONIC.
@@ -67,13 +69,13 @@ class Surveyed(NamedTuple):
 
 @fact
 class TraceBegun(NamedTuple):
-    """A trace begins while balloond runs: all that the policy is told is published from now on.
+    """A trace begins while balloond runs: from now on each event that the sizing policy handles is
+    published.
 
     Attributes:
         at_s: when, on CLOCK_MONOTONIC.
-        number: tells this trace's beginning from others while balloond runs: later ones have
-            greater numbers.
-        seen: a reading of the source.
+        number: counts the beginnings of traces since balloond was started.
+        seen: a reading of the low-memory source.
     """
 
     at_s: float
@@ -83,12 +85,12 @@ class TraceBegun(NamedTuple):
 
 @fact
 class VmFound(NamedTuple):
-    """How the policy governed a VM when a trace began.
+    """How the sizing policy governed a VM when a trace began.
 
     Attributes:
         at_s: when the trace began.
-        number: which beginning: ``TraceBegun.number``.
-        found: the VM.
+        number: the ``TraceBegun.number`` of that trace's beginning.
+        found: the VM, and the policy's state for it.
         reports: what its guest reported last, oldest first.
     """
 
@@ -99,4 +101,4 @@ class VmFound(NamedTuple):
 
 
 PolicyEvent = Stepped | Surveyed | TraceBegun | VmFound
-"""The union of all events about what the host's policy is told."""
+"""The union of all events from which traces are made."""

@@ -11,7 +11,7 @@ class GuestInNeed(NamedTuple):
     """A guest needs the memory that its balloon holds: all of it is given back at once.
 
     Attributes:
-        signs: the signs that show the need, in the order of their words.
+        signs: the signs that show the need, sorted by the words that the log has for them.
         balloon_bytes: its balloon's size.
         left_alone_s: for how long the guest is asked for nothing.
     """
@@ -56,11 +56,12 @@ class BalloonContested(NamedTuple):
 
 @fact
 class BalloonMissing(NamedTuple):
-    """Much of the memory that a guest gave is still not free on the host after a long time.
+    """Much of the memory that a guest gave to its balloon is still allocated on the host after a
+    long time.
 
     Attributes:
         cause: why, as far as that can be told.
-        missing_bytes: how many bytes of its balloon the host has not got.
+        missing_bytes: how many bytes of its balloon are still allocated on the host.
         balloon_bytes: its balloon's size.
     """
 

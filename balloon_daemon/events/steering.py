@@ -1,4 +1,5 @@
-"""Events about what operators ask of the policy for a time. Pure."""
+"""Events about operators' commands that are in force for a time: pauses, reclaims and reserves.
+Pure."""
 
 from balloon_daemon.fact import fact
 from balloon_daemon.named_tuple import NamedTuple
@@ -8,10 +9,10 @@ from balloon_daemon.units import VmId
 
 @fact
 class TakingPaused(NamedTuple):
-    """An operator has paused the policy: it takes nothing more from VMs for a time.
+    """An operator's pause has begun: nothing more is taken from VMs for a time.
 
     Attributes:
-        vm: from this VM; None: from any VM.
+        vm: nothing is taken from this VM; None: from any VM.
         uid: the user who has asked.
         for_s: for how many seconds.
     """
@@ -40,9 +41,10 @@ class ReclaimBegan(NamedTuple):
 
     Attributes:
         uid: the user who has asked.
-        wanted_bytes: how much.
-        vms: the names of the VMs that it may come from, with commas between them; "": from any.
-        within_s: for how many seconds it is tried.
+        wanted_bytes: how much memory.
+        vms: the names of the VMs that the memory may come from, with commas between them; "": from
+            any.
+        within_s: for how many seconds guests are asked at most.
     """
 
     uid: int
@@ -72,11 +74,11 @@ class ReclaimEnded(NamedTuple):
 
 @fact
 class ReserveBegan(NamedTuple):
-    """An operator wants memory to be available above the margin.
+    """An operator wants more of the host's memory to stay available than the margin.
 
     Attributes:
         uid: the user who has asked.
-        size_bytes: how much.
+        size_bytes: how much more.
         for_s: for how many seconds.
     """
 
@@ -87,12 +89,12 @@ class ReserveBegan(NamedTuple):
 
 @fact
 class ReserveMet(NamedTuple):
-    """As much as the margin and all reserves is available.
+    """The host has as much available as the margin and all reserves add up to.
 
     Attributes:
         uid: the user who has asked.
         size_bytes: how much was reserved.
-        took_s: after how many seconds.
+        took_s: how many seconds after the command.
     """
 
     uid: int
@@ -102,13 +104,14 @@ class ReserveMet(NamedTuple):
 
 @fact
 class ReserveNotMet(NamedTuple):
-    """Less than the margin and all reserves is available, and nobody waits for it any more.
+    """The wait for a reserve has ended, and the host has less available than the margin and all
+    reserves add up to. The reserve stays in force.
 
     Attributes:
         uid: the user who has asked.
         size_bytes: how much was reserved.
         available_mib: what is available, in MiB; None: unknown.
-        needed_mib: what should be, in MiB; None: unknown.
+        needed_mib: the margin and all reserves, in MiB; None: unknown.
         why: why the wait has ended.
     """
 
@@ -121,7 +124,7 @@ class ReserveNotMet(NamedTuple):
 
 @fact
 class ReserveEnded(NamedTuple):
-    """A reserve is over.
+    """A reserve is no longer in force.
 
     Attributes:
         uid: the user who had asked.

@@ -100,7 +100,8 @@ class VmNotServed(NamedTuple):
 
 @fact
 class NoBackendChannel(NamedTuple):
-    """A VMM gives no back-end channel, so its guest cannot be told of a new target."""
+    """A VMM gives no back-end channel (VHOST_USER_SET_BACKEND_REQ_FD), so its guest cannot be told
+    of a new target (VHOST_USER_BACKEND_CONFIG_CHANGE_MSG)."""
 
     vm: VmId
 
@@ -192,7 +193,7 @@ class SizeAsked(NamedTuple):
     Attributes:
         uid: the user who has asked.
         balloon_bytes: the size; 0: all is given back.
-        for_s: for how many seconds nothing of it is to be given back.
+        for_s: for how many seconds none of the balloon is given back.
     """
 
     vm: VmId
@@ -207,7 +208,7 @@ class TargetReached(NamedTuple):
 
     Attributes:
         actual_bytes: the balloon's size, as the driver reports it.
-        missing_bytes: how many bytes of it the host has not got.
+        missing_bytes: how many bytes of the balloon are still allocated on the host.
     """
 
     vm: VmId
@@ -216,12 +217,12 @@ class TargetReached(NamedTuple):
     quiet: bool = False
 
 
-# --- the store ----------------------------------------------------------------------------------
+# --- the store of VMs' states and descriptors ---------------------------------------------------
 
 
 @fact
 class TakenOver(NamedTuple):
-    """A VM is served on from the state in which another balloond left it."""
+    """balloond goes on to serve a VM from the state that another balloond stored for it."""
 
     vm: VmId
 

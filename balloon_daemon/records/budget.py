@@ -11,13 +11,13 @@ from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.units import VmId
 
 LINES, LINES_A_SECOND = 10_000, 200
-"""For all VMs of one user: the lines allowed at once, and a second in the long run.
+"""A token bucket for all VMs of one user: its size in lines, and how many are added a second.
 systemd-journald accepts 10,000 in 30 s from a whole service by default. Sixteen decisions for each
 of 200 VMs fit."""
 
 FIRST_LINES, FIRST_LINES_A_SECOND = 1_000, 20
-"""How many of these lines may be about VMs younger than ``YOUNG_S``: a user can make any number of
-new connections at no cost."""
+"""A second, smaller bucket for the lines about a user's VMs that are younger than ``YOUNG_S``: a
+user can make any number of new connections at no cost."""
 
 YOUNG_S = 10.0
 

@@ -1,4 +1,4 @@
-"""Delivers events from publishers to readers, but not at once.
+"""Queues published events, and delivers them to their readers in later turns of the event loop.
 
 An event is stamped with the time and queued; readers get it after the present turn of the event
 loop. So all guests' targets leave before the first line about low memory is worded, and a flood of
@@ -21,7 +21,7 @@ Reader = Callable[[Event, float], None]
 """Called with an event, and with the time of its publishing in seconds since the epoch."""
 
 CallSoon = Callable[[Callable[[], None]], object]
-"""Schedules a function for after the present turn of the event loop."""
+"""Schedules a function for the next turn of the event loop (``loop.call_soon``)."""
 
 
 class Bus:

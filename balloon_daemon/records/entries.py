@@ -1,4 +1,4 @@
-"""The lines that an event has in a trace."""
+"""Turns a published event into its lines of a trace."""
 
 from balloon_daemon.events import Event, Stepped, Surveyed, TraceBegun, VmFound
 from balloon_daemon.records.trace import Decided, Entry, Read
@@ -6,7 +6,7 @@ from balloon_daemon.sizing.host_events import Looked
 
 
 def entries_of(event: Event) -> list[Entry]:
-    """The lines of an event in a trace; none where a trace does not have it."""
+    """The lines of an event in a trace; empty for an event of which a trace has no line."""
     match event:
         case Stepped():
             decided = tuple(

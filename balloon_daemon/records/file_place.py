@@ -1,6 +1,6 @@
-"""Whether a flag's file may be written by balloond, and by one balloond alone.
+"""Checks that balloond can write the file that a flag names, and locks it against other balloonds.
 
-What ``--record``, ``--history`` and ``--metrics`` have in common. Runs in the controller before it
+The common part of ``--record``, ``--history`` and ``--metrics``. Runs in the controller before it
 serves.
 """
 
@@ -40,7 +40,8 @@ def lock_place(flag: str, path: Path, taken: str) -> OwnedFd:
     Args:
         flag: the flag that names the file.
         path: the file.
-        taken: what another balloond does there, and the remedy.
+        taken: the error's text where another balloond has the lock: what it does with the file,
+            and the remedy.
 
     Returns:
         Holds the lock until it is closed.
@@ -61,7 +62,8 @@ def lock_place(flag: str, path: Path, taken: str) -> OwnedFd:
 
 
 def beside(path: Path, ending: str) -> Path:
-    """The file beside another one whose name has this ending more."""
+    """The path with an ending added to its last part: ``web.prom`` and ``-lock`` make
+    ``web.prom-lock``."""
     return path.with_name(f"{path.name}{ending}")
 
 

@@ -29,7 +29,8 @@ from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.units import MIB, VmId
 
 SURVEYS = 12
-"""One of so many surveys is kept: one a minute, at the usual speed."""
+"""The history keeps the first of each ``SURVEYS`` surveys (``Surveyed``): by default, one a
+minute."""
 
 ATTACHED_AT_ONCE, ATTACHED_A_SECOND = 1_000, 1 / 60
 """How many of one user's VMs enter the history as they attach: this many at first, then this many
@@ -46,7 +47,7 @@ class History:
     """Keeps decisions, findings of guest protection, and samples. A ``Reader``.
 
     Args:
-        scribe: writes the file.
+        scribe: hands rows to the program that writes the file.
         publish: called with each event to be published.
     """
 

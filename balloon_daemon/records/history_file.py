@@ -1,4 +1,5 @@
-"""The file of ``--history``: whether a history may be kept there, and by one balloond alone.
+"""Checks that a history can be kept in the file of ``--history``, and locks it against other
+balloonds.
 
 Runs in the controller before it serves, and loads no SQLite. ``history_writer`` opens the file.
 """

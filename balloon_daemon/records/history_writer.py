@@ -6,8 +6,8 @@ transaction. SQLite in the daemon would cost it 2 MiB, and each write may wait f
 
 In WAL mode a file survives the death of its writer at any moment. A history that is damaged or of
 another version is renamed, and a new one begun; the daemon has refused any file that is no
-history. If the disk is full, the oldest half of the rows is deleted, and what still cannot be
-written is dropped.
+history. If the disk is full, the oldest half of the rows is deleted, and rows that still cannot be
+written are dropped.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""The file of ``--metrics``: whether metrics may be written there, and by one balloond alone.
+"""Checks that metrics can be written to the file of ``--metrics``, and locks it against other
+balloonds.
 
 Runs in the controller before it serves; ``metrics_writer`` writes the file.
 """
@@ -16,8 +17,9 @@ BEGINNING = b"# HELP balloond_"
 """The first bytes of each file of metrics that balloond has written."""
 
 BESIDE = ("-lock", "-new")
-"""The endings of the names of the files beside it: a lock file, and the new text until rename(2)
-puts it in the place of the old one. node_exporter reads only files that end in ``.prom``."""
+"""The endings of the names of two files beside the metrics' file: a lock file, and the new text
+until rename(2) puts it in the place of the old one. node_exporter reads neither: it reads only
+files that end in ``.prom``."""
 
 _TAKEN = "another balloond that runs writes its metrics there; name another file"
 

@@ -35,15 +35,19 @@ _TAKEN = "another balloond that runs writes it; name another file"
 
 
 def header_now(settings: PolicySettings) -> Header:
-    """The first line of a trace that begins now, of policies with these numbers."""
+    """The first line of a trace that begins now.
+
+    Args:
+        settings: the numbers of ChromeOS's balloon policy.
+    """
     return Header(time(), settings)
 
 
 class Recorder:
-    """Writes what the host's policy was told and what it decided. A ``Reader``.
+    """Writes each event that the sizing policy handles, and what the policy decides. A ``Reader``.
 
     Args:
-        scribe: writes the file.
+        scribe: hands lines to the program that writes the file.
         header: the trace's first line.
         publish: called with each event to be published.
     """
@@ -70,7 +74,8 @@ class Recorder:
                 if isinstance(event, Surveyed):
                     self._look_for_end()
             case EventsLost(lost):
-                # Count all lost events: which of them would have been recorded is not known.
+                # Count all events that the bus has dropped: it does not tell which of them the
+                # trace would have had.
                 self._lost += lost
 
     def close(self) -> None:
@@ -141,7 +146,7 @@ def lock_trace(file: int, path: Path) -> OwnedFd:
 
 
 def _keep_earlier(path: Path) -> None:
-    """Renames a trace that is there, and those before it.
+    """Renames an existing trace FILE to FILE.1, and an existing FILE.1 to FILE.2, and so on.
 
     Raises:
         FileNotFoundError: there is no such trace.
@@ -189,7 +194,7 @@ def _taken(path: Path) -> ConfigError:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nothing is there, or an empty file, or a trace."""
+    """Whether a path is free for a trace: it does not exist, or is an empty file or a trace."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:

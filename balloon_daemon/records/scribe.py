@@ -112,7 +112,8 @@ class Scribe:
         return self._heard.decode(errors="replace") if self._ended else None
 
     def close(self) -> None:
-        """Gives the program what is kept for it, for a limited time, and lets it end."""
+        """Sends the program what is kept for it, for ``ENDS_WITHIN_S`` at most without progress,
+        and closes the socket, at which the program ends."""
         if self._ended:
             return
         poll = select.poll()
@@ -147,7 +148,8 @@ class Scribe:
             self._end()
 
     def _end(self) -> None:
-        """Reads what the program has said last, and kills and reaps it: it writes no more."""
+        """Reads what the program has sent last, which says why it writes no more; kills and reaps
+        it."""
         with contextlib.suppress(OSError):
             while said := self._sock.recv(4096, socket.MSG_DONTWAIT):
                 self._heard += said[: 4096 - len(self._heard)]

@@ -1,11 +1,11 @@
-"""A trace: everything that the host's policy was told, one JSON object a line. Pure.
+"""A trace: each event that the sizing policy (``HostPolicy``) handled, a JSON object a line. Pure.
 
 A daemon writes it (``recorder``), ``balloonctl simulate`` reads it (``trace_reader``). With the
 same events at the same times, the same random draws and the same objections of drivers,
 ``HostPolicy`` decides the same again. So times and draws are written with all their digits.
 
-The first line is the header: the version, when the recording began, and the policy's numbers. Each
-further line is an ``Entry``. ``docs/simulate.md`` lists its keys.
+The first line is the header: the version, when the recording began, and the numbers of ChromeOS's
+balloon policy. Each further line is an ``Entry``. ``docs/simulate.md`` lists its keys.
 """
 
 import json
@@ -57,7 +57,7 @@ class Header(NamedTuple):
 
     Attributes:
         began_s: when the recording began, in seconds since the epoch.
-        settings: the policies' numbers.
+        settings: the numbers of ChromeOS's balloon policy.
     """
 
     began_s: float
@@ -65,7 +65,8 @@ class Header(NamedTuple):
 
 
 class Read(NamedTuple):
-    """The source was read for the trace alone; the policy was not told."""
+    """The low-memory source was read only for the trace; the sizing policy did not get the
+    reading."""
 
     seen: Seen
 
@@ -84,12 +85,13 @@ Recorded = Event | Read | Lost | Found
 
 
 class Decided(NamedTuple):
-    """What a VM's policy decided; recorded for comparison.
+    """A decision of the sizing policy about a VM; recorded so that a replay can be compared with
+    it.
 
     Attributes:
         vm: the VM.
         reason: why.
-        level: the policy's level afterwards.
+        level: the balloon's level afterwards, in steps of the policy.
         target_bytes: the VM's target afterwards.
     """
 
@@ -104,7 +106,8 @@ class Entry(NamedTuple):
 
     Attributes:
         at_s: the time that the policy was given, on the daemon's CLOCK_MONOTONIC.
-        event: what the policy was told, or what only a trace has: ``Read``, ``Lost``, ``Found``.
+        event: the event that the policy handled, or one that only a trace has: ``Read``, ``Lost``,
+            ``Found``.
         draws: the random numbers that the policy drew in this step, in this order.
         objections: the VMs of which a driver said that they must not be asked for more.
         decided: the decisions of this step.

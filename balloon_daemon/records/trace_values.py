@@ -124,7 +124,7 @@ def or_none(parse: Callable[[object], T]) -> Callable[[object], T | None]:
 
 
 def rows_of(value: object, width: int) -> list[list[object]]:
-    """Lists of so many values each."""
+    """A list of lists that have ``width`` values each."""
     if not isinstance(value, list):
         raise TraceError("is no list")
     if not all(isinstance(row, list) and len(row) == width for row in value):
@@ -164,7 +164,7 @@ def parsed_profile(value: object) -> Profile:
 
 
 def parsed_settings(value: object) -> PolicySettings:
-    """The policies' numbers."""
+    """The numbers of ChromeOS's balloon policy."""
     names = [field.name for field in fields(PolicySettings)]
     if not isinstance(value, dict) or sorted(value) != sorted(names):
         raise TraceError(f"has not the keys {', '.join(names)}")
@@ -176,7 +176,7 @@ def parsed_settings(value: object) -> PolicySettings:
 
 
 def taken_seen(content: Content) -> Seen:
-    """A reading of the source, from the keys of a line."""
+    """A reading of the low-memory source, from the keys of a line."""
     if content.take("unknown", parsed_truth, False):
         return None
     if (why := content.take("never_low", or_none(parsed_text), None)) is not None:
@@ -189,7 +189,8 @@ def taken_seen(content: Content) -> Seen:
 
 
 def taken_size(content: Content) -> tuple[int, int, Terms]:
-    """A VM's size, its balloon's, and its terms, from the keys of a line."""
+    """A VM's size, its balloon's size, and its ``Terms`` (settings and abilities), from the keys
+    of a line."""
     settings = taken_vm_settings(content)
     stats = content.take("sends_stats", parsed_truth)
     deflates = content.take("deflates_on_oom", parsed_truth)
@@ -199,7 +200,7 @@ def taken_size(content: Content) -> tuple[int, int, Terms]:
 
 
 def taken_vm_settings(content: Content) -> VmSettings:
-    """What is configured of a VM, from the keys of a line."""
+    """A VM's settings, from the keys of a line."""
     return VmSettings(
         content.take("floor", or_none(parsed_integer)),
         content.take("ceiling", or_none(parsed_integer)),

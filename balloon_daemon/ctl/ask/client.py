@@ -58,8 +58,8 @@ class Client:
 
     @contextlib.contextmanager
     def understood(self) -> Iterator[None]:
-        """For what reads balloond's answers. Raises NoAnswerError: an answer is none of
-        balloond's."""
+        """A context for code that reads balloond's answers. Raises NoAnswerError where that code
+        fails because an answer has another form than balloond's."""
         try:
             yield
         except _NOT_UNDERSTOOD as err:

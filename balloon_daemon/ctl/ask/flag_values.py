@@ -11,10 +11,12 @@ MOST_HOLD_S = 86_400
 (``commands.MOST_HOLD_S``)."""
 
 MOST_WITHIN_S = 600
-"""The longest time for which the API tries (``commands.MOST_WITHIN_S``)."""
+"""The longest time for which a reclaim or a reserve may wait for memory
+(``commands.MOST_WITHIN_S``)."""
 
 LEAST_PAUSE_S = 0.05
-"""The shortest time between two looks of ``top``: each costs the controller some milliseconds."""
+"""The shortest time between two requests of ``top``: each costs the controller some
+milliseconds."""
 
 
 def size(text: str) -> int:
@@ -42,8 +44,8 @@ def recording(text: str) -> float:
 
 
 def pause(text: str) -> float:
-    """The time between two looks of ``top``, in seconds. Raises ArgumentTypeError: the text is no
-    time, or ``top`` takes no such time."""
+    """The time between two requests of ``top``, in seconds. Raises ArgumentTypeError: the text is
+    no time, or a shorter or longer one than ``top`` allows."""
     time_s = parsed_time(text)
     if not LEAST_PAUSE_S <= time_s <= MOST_HOLD_S:
         raise argparse.ArgumentTypeError(
@@ -54,7 +56,7 @@ def pause(text: str) -> float:
 
 def hold(text: str) -> float:
     """How long a size, a pause or a reserve is to hold, in seconds. Raises ArgumentTypeError: the
-    API takes no such time."""
+    API would refuse this time."""
     time_s = parsed_time(text)
     if not 1 <= time_s <= MOST_HOLD_S:
         raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
@@ -62,7 +64,8 @@ def hold(text: str) -> float:
 
 
 def within(text: str) -> float:
-    """How long to try, in seconds. Raises ArgumentTypeError: the API takes no such time."""
+    """How long a reclaim or a reserve may wait for memory, in seconds. Raises ArgumentTypeError:
+    the API would refuse this time."""
     time_s = parsed_time(text)
     if not 1 <= time_s <= MOST_WITHIN_S:
         raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_WITHIN_S // 60}m")

@@ -24,8 +24,8 @@ DEFAULT_API = Path("/run/balloond/api.sock")
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
 
 RELOADED_WITHIN_S = 30.0
-"""How long a reload may take: balloond gives up files that are not read within 10 s, and may have
-begun with another reload before."""
+"""How long to wait for a reload's answer: balloond gives up on files that are not read within 10
+s, and may have to end another reload first."""
 
 _EPILOG = (
     "exit status: 0 answered, 1 the output cannot be written, or less memory came than was asked "

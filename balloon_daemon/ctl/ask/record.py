@@ -1,4 +1,5 @@
-"""``balloonctl record``: a trace of what the policy of a balloond that runs is told."""
+"""``balloonctl record``: writes a trace of the events that a running balloond's sizing policy
+handles."""
 
 import contextlib
 import json
@@ -20,7 +21,7 @@ LIMIT_BYTES = 256 * MIB
 STANDARD_OUTPUT = Path("-")
 
 _ENDED = b'{"error":'
-"""How the line begins by which balloond says why a trace ends."""
+"""The first bytes of the line in which balloond says why it ends a trace."""
 
 
 def record(client: Client, path: Path | None, for_s: float | None) -> int:
@@ -49,7 +50,8 @@ def record(client: Client, path: Path | None, for_s: float | None) -> int:
     try:
         for line in client.lines("/v1/trace", follow=True, until_s=until_s):
             if file is None:
-                # Not before balloond answers: a mistake leaves no empty file.
+                # Make the file only when the first line has come: if balloond refuses the request,
+                # no empty file is left.
                 file = WholeLines(path)
                 if file.is_own:
                     until = "until Ctrl-C" if for_s is None else f"for {for_s:g} s"
@@ -87,7 +89,7 @@ def record(client: Client, path: Path | None, for_s: float | None) -> int:
 
 
 class WholeLines:
-    """A file that ends with a whole line, whatever has ended its writing.
+    """A file that always ends with a whole line, even if a write fails in the middle of one.
 
     Args:
         path: a file that is not there yet, or ``-``.
@@ -112,7 +114,8 @@ class WholeLines:
         self.lines += 1
 
     def end(self) -> None:
-        """Takes back what was written of a line that is not whole, and closes the file."""
+        """Cuts off the part of a line that was not written whole (ftruncate(2)), and closes the
+        file."""
         if self.is_own:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self.size_bytes)

@@ -1,5 +1,5 @@
-"""``balloonctl pause``, ``resume``, ``reclaim``, ``reserve`` and ``unreserve``: what operators ask
-of the policy.
+"""``balloonctl pause``, ``resume``, ``reclaim``, ``reserve`` and ``unreserve``: an operator's
+commands about what the sizing policy may take from VMs.
 """
 
 import argparse
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from balloon_daemon.ctl.ask.client import Client
 
 WITHIN_S, SPARE_S = 30.0, 10.0
-"""How long balloond tries where nobody says how long (``routes.WITHIN_S``), and how much longer
-its answer may take."""
+"""How long a reclaim or a reserve waits for memory without ``--within`` (``routes.WITHIN_S``), and
+how many seconds after that the answer may still come."""
 
 EXIT_LESS = 1
-"""Less has come than was asked for."""
+"""The exit status where less memory came than was asked for."""
 
 Add = Callable[[str, str, "Callable[[Client, Any], int | None]"], argparse.ArgumentParser]
-"""Adds a command: its name, a summary, and what it does."""
+"""Adds a command, by its name, a summary, and the function that carries it out."""
 
 
 def add_steering_parsers(add: Add) -> None:

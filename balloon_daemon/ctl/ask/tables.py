@@ -20,7 +20,8 @@ HEADS = ("VM", "KIND", "MEMORY", "BALLOON", "TARGET", "MOST", "GUEST HAS", "RETU
 host has got back."""
 
 NEAR_S = 0.01
-"""Two of balloond's rounded times that differ by less are of one timer."""
+"""Two times until a timer, which balloond has rounded, that differ by less count as the same
+timer."""
 
 LEAST_NAME = 8
 """A name is cut to no fewer characters, however narrow the terminal is."""

@@ -84,7 +84,7 @@ def host_notes(host: dict[str, Any]) -> list[str]:
 
 
 def vm_notes(vm: dict[str, Any]) -> list[str]:
-    """Lines about what is out of the ordinary with a VM."""
+    """A line for each thing about a VM that an operator should know, such as a fault."""
     notes = []
     if vm["trouble"]:
         notes.append(f"its balloon cannot be moved: {printable(vm['trouble'])}")
@@ -106,7 +106,7 @@ def vm_notes(vm: dict[str, Any]) -> list[str]:
 
 
 def paused_note(paused_s: float) -> str:
-    """That an operator has paused a VM, or all."""
+    """The note that an operator has paused a VM, or all VMs."""
     return f"paused by an operator for {age(paused_s)} more: nothing more is taken"
 
 
@@ -151,7 +151,7 @@ def pauses(told: dict[str, Any]) -> list[str]:
 
 
 def reclaimed(told: dict[str, Any]) -> list[str]:
-    """What came of a reclaim, and what each VM gave, or why not."""
+    """How much memory a reclaim brought, and how much each VM gave, or why it gave nothing."""
     came, wanted = (format_size(told[key]) for key in ("came_bytes", "wanted_bytes"))
     why = _ENDED.get(told["why"])
     dry_run = "; a dry run: no VM was told" if told["dry_run"] else ""
@@ -166,7 +166,7 @@ def reclaimed(told: dict[str, Any]) -> list[str]:
 
 
 def reserved(told: dict[str, Any]) -> list[str]:
-    """Whether a reserve is there, and why not."""
+    """Whether the memory of a reserve is available, or why it is not."""
     size, left = format_size(told["size_bytes"]), age(told["left_s"])
     why = _ENDED.get(told["why"])
     dry_run = "; a dry run: no VM is told" if told["dry_run"] else ""

@@ -1,4 +1,4 @@
-"""The balloon of each VM against time, below the host's memory; of a trace."""
+"""A trace as a picture: the host's memory against time, and below it each VM's balloon."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def draw_each(past: Past, title: str, path: Path) -> None:
     """Draws host and VMs.
 
     Args:
-        past: what is known of a time; it must not be empty.
+        past: the samples and events of the trace; it must not be empty.
         title: the picture's.
         path: the PNG file to write.
 

@@ -24,7 +24,7 @@ SHOWN_MINUTES = 18
 
 OURS = {"seed": "#6d737d", "careful": "#3f7fca", "adaptive": "#5a9a52"}
 PEER = "#e39a2d"
-"""The colours of our profiles, and of other projects' rules."""
+"""The colours of balloond's profiles, and of other projects' rules."""
 
 ABOVE, OFFSETS = (0, 13), {"proxmox": (20, -20), "squeezed": (-12, -20), "careful": (14, -20)}
 """How far a policy's name stands from its dot in the picture, to the right and up, in typographic
@@ -38,7 +38,7 @@ def draw_judged(judged: Judged, path: Path) -> None:
     """Draws a judgement.
 
     Args:
-        judged: what policies made of hosts.
+        judged: the scores and courses of each policy on each host.
         path: the PNG file to write.
 
     Raises:

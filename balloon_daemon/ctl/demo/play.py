@@ -12,7 +12,8 @@ from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import format_size
 
 TICK_S = 0.01
-"""How often ``available`` is rewritten: more often than the policy reads it at any speed."""
+"""How often the file ``available`` is rewritten: more often than balloond reads it, at any
+``--speed``."""
 
 STATUS_S = 0.05
 FRAME_S = 0.1
@@ -32,7 +33,7 @@ class Figures:
     """What ``--json`` prints: names and units are part of the interface.
 
     Attributes:
-        max_balloon_bytes: the largest balloon that the policy allows for this guest.
+        max_balloon_bytes: the largest balloon that the balloon policy allows for this guest.
         peak_balloon_bytes: the balloon's largest size in this run.
         freed_bytes: the most that the host got back of the guest's initial memory.
         low_memory_events: steps up by the daemon because the host was low.

@@ -46,14 +46,14 @@ class DemoDaemon:
 
     Args:
         directory: gets its socket and its log, and has ``low-mem``.
-        story: the VM's size and the policy's speed.
+        story: the VM's size, and how many times faster than ChromeOS's the balloon policy runs.
     """
 
     def __init__(self, directory: Path, story: Story) -> None:
         self.socket = directory / "balloond.sock"
         self.log_path = directory / "balloond.log"
         self.low_memory_events = 0
-        """How often its policy took a step up because the host was low."""
+        """How many steps up its balloon policy has taken because the host was low."""
         self._half_line = ""
         command = [
             *_end_with_parent(), *own_module("balloon_daemon"),

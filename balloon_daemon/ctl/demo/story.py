@@ -1,7 +1,8 @@
 """The demonstration's script: how much memory there is, and what the host's load does when.
 
-Pure. Every number follows from the VM's size and the policy's speed, so that any VM shows the
-same: the load pushes the host below its margin five times, for one balloon step each, then ends.
+Pure. Every number follows from the VM's size and the balloon policy's speed, so that any VM shows
+the same: the load pushes the host below its margin five times, for one balloon step each, then
+ends.
 """
 
 import math
@@ -28,8 +29,8 @@ SPARE_BYTES = 160 * MIB
 
 MAX_CACHE_BYTES = 640 * MIB
 PINNED_BYTES = 64 * MIB
-"""The demonstration really takes this, the cache and some 200 MiB for four Python processes:
-together less than 1 GiB."""
+"""The most page cache of the guest, and its pinned memory. The demonstration really allocates
+both, and some 200 MiB for four Python processes: together less than 1 GiB."""
 
 LEVELS = 5
 """How many steps up the load causes."""
@@ -55,11 +56,11 @@ class Story:
 
     Attributes:
         vm_bytes: the guest's memory.
-        speed: how many times faster than ChromeOS's the policy runs.
-        step_bytes: one level of the balloon.
+        speed: how many times faster than ChromeOS's the balloon policy runs.
+        step_bytes: by how much the balloon grows at each level.
         max_balloon_bytes: all sixteen levels.
         cache_bytes: guest memory that has content and may be given up.
-        share: the part with content of the memory that is given up first.
+        share: of the memory that the guest gives up first, the part that has content.
         pinned_bytes: guest memory that the guest never gives up.
         budget_bytes: all memory of the pretended host.
         peak_load_bytes: the load's maximum, without the host's own memory.
@@ -149,7 +150,7 @@ def plan(vm_bytes: int, speed: float) -> Story:
 
     Args:
         vm_bytes: the guest's memory.
-        speed: how many times faster than ChromeOS's the policy runs.
+        speed: how many times faster than ChromeOS's the balloon policy runs.
 
     Raises:
         ConfigError: a VM or a speed with which there would be nothing to see.

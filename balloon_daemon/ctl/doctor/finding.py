@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from balloon_daemon.units import MIB
 
 LEAST_BYTES, LEAST_SHARE = 64 * MIB, 64
-"""Amounts below 64 MiB, or on a host below a 64th of its memory, are no finding: that is less than
-a third of the default margin (5.2 %), and hardly moves the moment at which memory is low."""
+"""An amount of memory below 64 MiB, or below a 64th of the host's memory, is no finding: it is
+less than a third of the default margin (5.2 %), and hardly changes when the host becomes low."""
 
 
 class Check(Enum):
@@ -19,7 +19,7 @@ class Check(Enum):
     """Free pages of a guest lie in the host's swap."""
 
     NOTHING_RETURNED = "nothing-returned"
-    """The host has not got what a guest gave."""
+    """The memory in a guest's balloon is still allocated on the host."""
 
     NO_DRIVER = "no-driver"
     """No balloon driver listens in a guest."""
@@ -28,7 +28,7 @@ class Check(Enum):
     """A guest sends no statistics."""
 
     CONTESTED = "contested"
-    """Somebody else sets a VM's balloon."""
+    """Another program than balloond sets a VM's balloon."""
 
     RIVAL = "rival"
     """A program or a script that sets balloons is on this host."""
@@ -37,7 +37,7 @@ class Check(Enum):
     """balloond knows of a VM and cannot drive its balloon."""
 
     NOT_MOVED = "not-moved"
-    """The balloon of a VM cannot be moved."""
+    """A VM's balloon can neither grow nor shrink."""
 
     ZFS_ARC = "zfs-arc"
     """MemAvailable leaves out what ZFS's cache would give back."""
@@ -117,7 +117,7 @@ class HostFacts(NamedTuple):
     Attributes:
         total_bytes: MemTotal.
         available_bytes: MemAvailable.
-        usable_bytes: all that could be available at most: without pools of huge pages.
+        usable_bytes: the most that could be available: MemTotal without pools of huge pages.
         idle_pool_bytes: pages of such pools that are neither in use nor reserved.
         graphics_pool_bytes: free pages that graphics drivers keep; None: the size is not known.
         arc: ZFS's cache; None: there is none.

@@ -26,7 +26,8 @@ def host_findings(facts: HostFacts) -> Iterator[Finding]:
 
 
 def _misled(facts: HostFacts) -> Iterator[Finding]:
-    """What MemAvailable leaves out, and what it counts too much."""
+    """Findings where MemAvailable is too small or too large: memory that it leaves out, and memory
+    that it counts though it is not available."""
     much, arc, pool = facts.much_bytes, facts.arc, facts.graphics_pool_bytes
     available = format_size(facts.available_bytes)
     if arc is not None and arc.size_bytes - arc.min_bytes >= much:
@@ -85,7 +86,7 @@ def _leave(rival: str) -> str:
 def margin_findings(
     host: dict[str, Any], vms: Sequence[dict[str, Any]], facts: HostFacts | None
 ) -> Iterator[Finding]:
-    """What is wrong with the figures that a running balloond goes by.
+    """What is wrong with the memory figures from which a running balloond decides.
 
     Args:
         host: the host in the answer to ``GET /v1/status``.
@@ -120,7 +121,7 @@ def margin_findings(
                 "give a smaller one (--margin); without that flag it is 5.2 %",
                 figures=figures | {"usable_bytes": usable},
             )
-        # A margin that ChromeOS's kernel sets is made for that host, however small it is.
+        # ChromeOS's kernel sets its margin for the host that it runs on: do not call it too small.
         elif margin < usable // SMALL_SHARE and host["source"] == "meminfo":
             yield Finding(
                 Check.MARGIN,

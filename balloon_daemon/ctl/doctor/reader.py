@@ -93,7 +93,8 @@ def _number(path: Path) -> int:
 
 
 def _idle_pool_bytes(hugepages: Path) -> int:
-    """Pages that are free, and promised to nobody: a mapping reserves its pages (hugetlbpage)."""
+    """The size of the huge pages that are neither in use nor reserved for a mapping
+    (free_hugepages, resv_hugepages in admin-guide/mm/hugetlbpage)."""
     idle = 0
     for pool in _listed(hugepages):
         if size := _HUGE_SIZE.fullmatch(pool.name):

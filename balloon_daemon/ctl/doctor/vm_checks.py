@@ -20,7 +20,7 @@ _RETURNED = {
     "never-freed": _NEVER_FREED,
     "refilled": "balloonctl release VM gives the balloon back; balloond takes it again in steps",
 }
-"""The remedy, by the cause in the event ``balloon-missing``."""
+"""The remedy for memory that does not come back, by the cause in the event ``balloon-missing``."""
 
 _STATISTICS = {
     "firecracker": "set stats_polling_interval_s before the VM boots: it cannot be set later",

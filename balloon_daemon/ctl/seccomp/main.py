@@ -115,7 +115,8 @@ def _include_map(text: str) -> tuple[str, str]:
 
 
 def _with_errors(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Turns what an operator can do wrong into a line on stderr and exit status 2."""
+    """Wraps a command: an error that is the operator's mistake becomes a line on standard error
+    and exit status 2."""
 
     def guarded(options: argparse.Namespace) -> int:
         try:

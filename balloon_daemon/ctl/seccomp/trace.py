@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from balloon_daemon.ctl.seccomp.words import constant_in_words
 from balloon_daemon.seccomp.constants import Arch
 
-# Calls that do many things under one number, each with the index of the argument that says which
-# of them is wanted.
+# System calls that do many things under one number, each with the index of the argument that
+# selects one of them.
 _TELLING = {
     "ioctl": 1, "mmap": 2, "mprotect": 2, "pkey_mprotect": 2, "madvise": 2, "prctl": 0,
     "arch_prctl": 0, "socket": 0, "socketpair": 0, "fcntl": 1, "clone": 0, "unshare": 0,

@@ -1,4 +1,5 @@
-"""The policies that are judged: each profile of balloond, and other projects' rules. Pure."""
+"""The sizing policies that ``judge`` compares: each profile of balloond, and other projects'
+rules. Pure."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,11 +15,11 @@ class Contender(NamedTuple):
 
     Attributes:
         name: its name.
-        make: makes it.
-        profile: the profile of all VMs that it governs.
-        margins: the margin that the policy is told, in multiples of the host's. Low memory is
-            scored by the host's own margin: a policy that is told a larger one takes memory
-            earlier.
+        make: makes the policy for one run.
+        profile: the profile of all VMs that the policy governs.
+        margins: the margin in the readings that the policy gets, in multiples of the host's. With
+            a larger margin the policy takes memory earlier. How long memory was low is scored by
+            the host's own margin.
     """
 
     name: str
@@ -28,14 +29,14 @@ class Contender(NamedTuple):
 
 
 def host_policy(settings: PolicySettings, draw: Callable[[], float], host_mib: int) -> HostPolicy:
-    """The daemon's own policy; it goes by the margin alone, not by the host's size."""
+    """balloond's own sizing policy, which uses only the margin: ``host_mib`` is ignored."""
     del host_mib
     return HostPolicy(settings, draw, lambda vm, level: None)
 
 
 def contenders() -> list[Contender]:
-    """All policies, balloond's profiles first. Other projects' rules (peers) run with the profile
-    careful, so that they are told what guests report."""
+    """All policies, balloond's profiles first. For other projects' rules (peers) the VMs have the
+    profile careful, because the simulation gives guests' statistics only to such VMs' policies."""
     # Imported here: balloonctl loads this module at each start, and peers are for comparisons.
     from balloon_daemon.ctl.simulate.peers.table import PEERS
 
@@ -44,7 +45,7 @@ def contenders() -> list[Contender]:
 
 
 def trade_off() -> list[Contender]:
-    """Our profiles, each told larger and larger margins."""
+    """balloond's profiles, each with larger and larger margins in the readings that it gets."""
     return [
         Contender(f"{profile.value}, margin x {margins:g}", host_policy, profile, margins)
         for profile in Profile

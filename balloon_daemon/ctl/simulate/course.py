@@ -1,4 +1,5 @@
-"""What a trace has of host and VMs against time, as a picture needs it. Pure."""
+"""Turns a trace into samples and events of the host and of VMs, from which a picture is drawn.
+Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -32,11 +33,12 @@ from balloon_daemon.sizing.host_events import (
 from balloon_daemon.units import MIB, VmId, format_size
 
 GAP_S = 20.0
-"""The host is read each 5 s; after so long without a reading, balloond stood still."""
+"""A gap in the picture: balloond reads the host's memory each 5 s, so in this long a time without
+a reading it did not run."""
 
 
 def course_of(trace: Trace) -> Past:
-    """What a trace has, in seconds since the epoch.
+    """The samples and events of a trace, with times in seconds since the epoch.
 
     Raises:
         ConfigError: it has an event that makes no sense after those before it.
@@ -44,7 +46,7 @@ def course_of(trace: Trace) -> Past:
     course = _Course(trace)
     for entry in trace.entries:
         if isinstance(entry.event, Halted):
-            break  # What balloons do when balloond ends is not the policy's doing.
+            break  # balloond ends and empties all balloons: the policy does not decide that.
         course.take(entry)
     replay(trace, course.stepped)
     return course.past()
@@ -97,7 +99,7 @@ class _Course:
             self._end(event.vm, at_s)
 
     def stepped(self, at_s: float, step: HostStep) -> None:
-        """Takes what a step of the replay has found."""
+        """Adds a mark for each finding of a step of the replay."""
         for vm, finding in step.findings:
             mark = Mark(self._epoch(at_s), vm.name, Kind.FINDING, None, _said(finding))
             self._marks.append(mark)
@@ -114,7 +116,7 @@ class _Course:
         if run and (at_s - run[-1]["at_s"] > GAP_S or not isinstance(seen, Reading)):
             self._host.append(run := [])
         if isinstance(seen, Reading):
-            # As floats: matplotlib refuses integers of 2**63 and more, which a host may have said.
+            # As floats: matplotlib refuses integers of 2**63 and more, which a trace may have.
             available, margin = float(seen.available_mib * MIB), float(seen.margin_mib * MIB)
             run.append({"at_s": at_s, "available": available, "margin": margin})
 

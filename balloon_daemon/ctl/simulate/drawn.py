@@ -1,4 +1,4 @@
-"""Hosts that are drawn by lot: nobody has tuned a policy to them. Pure."""
+"""Hosts with randomly drawn VMs and demand, to which nobody can have tuned a policy. Pure."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -15,11 +15,11 @@ Item = TypeVar("Item")
 
 
 def drawn(number: int, draw: Callable[[], float]) -> list[Scenario]:
-    """So many hosts, each with two to four VMs of any recorded kinds, and demand that rises, stays
-    and falls again and again.
+    """Hosts, each with two to four VMs of any recorded kinds, and demand that rises, stays and
+    falls again and again.
 
     Args:
-        number: how many.
+        number: how many hosts.
         draw: gives uniform numbers of [0, 1).
     """
     return [_host(f"drawn-{each}", draw) for each in range(1, number + 1)]

@@ -1,4 +1,4 @@
-"""Every policy on one recorded trace."""
+"""Scores every sizing policy on the host of one recorded trace."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,7 +18,7 @@ def judge_trace(
     draws: Callable[[], Callable[[], float]],
     host_mib: int,
 ) -> dict[str, Scores]:
-    """Lets each policy govern a trace's host.
+    """Scores each policy on a model of a trace's host (``World``).
 
     Args:
         trace: the trace.
@@ -40,8 +40,8 @@ def judge_trace(
 
 
 def least_host_mib(trace: Trace) -> int:
-    """The memory that the host has at least: what was available, and all VMs at their sizes. A
-    trace does not say it."""
+    """The least memory that the host can have had: what was available, and the sizes of all VMs
+    added up. A trace does not have the host's size."""
     sizes = {
         entry.event.vm: entry.event.vm_mem_bytes
         for entry in trace.entries

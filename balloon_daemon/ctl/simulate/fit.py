@@ -1,7 +1,8 @@
 """Finds the load and the kernel that a recording shows. Pure.
 
-What a recording says outright is read off it (sizes, rates, times). The working set and how fast
-it is touched show only together, in what was read from the disk: they are the best of a grid.
+Sizes, rates and times are taken directly from the recording. How large the working set is, and how
+fast it is touched, can be seen only from their joint effect on disk reads. So the model is run
+with all combinations of some values, and the one with the least error (``_missed``) is taken.
 """
 
 import math
@@ -20,18 +21,19 @@ TOUCHES = tuple(round(4 * 1.3**power, 1) for power in range(18))
 """The rates of touching a working set that are tried, in MiB a second: 4 to 346."""
 
 READS = 0.5
-"""A guest that reads less than so many MiB a second reads nothing to speak of."""
+"""A guest that reads fewer MiB a second than this counts as reading nothing."""
 
 REFAULTED_MIB = 4.0
-"""A guest whose refaults add up to less than this has lost nothing of its working set."""
+"""A guest whose refaults (page cache that was dropped and is read again) add up to less than this
+has lost nothing of its working set."""
 
 DISKS = (0.5, 0.6, 0.75, 1.0)
 """The disk's greatest rates that are tried, as shares of its rate when it was busiest: pages that
 are read one by one come slower than files."""
 
 LOST_MIB = 200.0
-"""A second that the model's guest loses and the recorded one does not counts like an error of so
-many MiB."""
+"""The weight of lost time in the error of a fit: a second that the model's guest loses and the
+recorded one does not counts like an error of this many MiB."""
 
 GREW = 1 / 16
 """Programs whose memory grew by less than this share of the VM have not grown."""
@@ -53,7 +55,7 @@ def fit(recording: Recording) -> Kind:
     return kind
 
 
-# --- what a recording says outright -------------------------------------------------------------
+# --- what is taken directly from a recording ----------------------------------------------------
 
 
 def _kernel(recording: Recording) -> tuple[float, Kernel]:
@@ -97,7 +99,7 @@ def _programs(recording: Recording) -> Load:
 
 
 def _streams(recording: Recording, load: Load) -> Load:
-    """What was read for the first time: all that was read but was no refault."""
+    """Adds to the load what programs read once: all disk reads that were no refaults."""
     refaults = recording.rates("in_refault_file")
     reads = [
         max(0.0, kib / 1024 - pages / PAGES_MIB)
@@ -118,11 +120,12 @@ def _streams(recording: Recording, load: Load) -> Load:
 
 
 def _grows(recording: Recording, load: Load, size_mib: float) -> Load:
-    """What programs have allocated since the squeeze began."""
+    """Adds to the load what programs have allocated since the squeeze began (time 0, at which the
+    balloon begins to grow)."""
     wanted = _smooth(_anon(recording), 3)
     if recording.has("swap_out") and _last(recording["swap_out"]) > 0:
-        return load  # What zram needs for itself looks like growth.
-    most = sorted(wanted)[-5]  # Less than five lines are noise.
+        return load  # zram's own memory would be taken for memory of programs.
+    most = sorted(wanted)[-5]  # The four largest values may be noise.
     more = most - load.anon_mib
     if more < GREW * size_mib:
         return load
@@ -141,11 +144,11 @@ def _grows(recording: Recording, load: Load, size_mib: float) -> Load:
     )
 
 
-# --- what shows only in the model ---------------------------------------------------------------
+# --- what is found by running the model ---------------------------------------------------------
 
 
 def _with_set(recording: Recording, kind: Kind) -> Kind:
-    """The working set whose refaults are most like the recorded ones."""
+    """Adds to the load the working set with which the model is nearest to the recording."""
     refaulted = _total(recording.rates("in_refault_file"), recording) / PAGES_MIB
     faults = _last(recording["major_faults"]) - recording["major_faults"][0]
     reads = _means([kib / 1024 for kib in recording.rates("disk_read_kib")])
@@ -174,8 +177,8 @@ def _with_set(recording: Recording, kind: Kind) -> Kind:
 
 
 def _missed(recording: Recording, kind: Kind) -> float:
-    """How far the model is off: in what was read and in the page cache, in MiB, and in the share
-    of the time that was lost."""
+    """The error of a fit: the sum, over all lines of the recording, of the model's errors in what
+    was read (MiB), in the page cache (MiB) and in the share of time lost (by ``LOST_MIB``)."""
     rows = rerun(recording, kind)
     reads, cache = recording["disk_read_kib"], recording["caches_mib"]
     lost = _means([ms / 1000 for ms in recording.rates("in_psi_some_ms")])
@@ -207,7 +210,8 @@ def _with_swap(recording: Recording, kind: Kind) -> Kind:
 
 
 def _anon(recording: Recording) -> list[float]:
-    """What is neither free nor page cache nor in the balloon, in MiB."""
+    """The guest's memory that is neither free nor page cache nor in the balloon, in MiB, line by
+    line."""
     total = max(recording["total_mib"])
     columns = (recording[name] for name in ("free_mib", "caches_mib", "balloon_mib"))
     return [total - sum(each) for each in zip(*columns, strict=True)]
@@ -223,12 +227,12 @@ def _total(rates: Sequence[float], recording: Recording) -> float:
 
 
 def _means(values: Sequence[float]) -> list[float]:
-    """The means of three values in a row."""
+    """The moving mean: of each value and its two neighbours."""
     threes = (values[max(0, at - 1) : at + 2] for at in range(len(values)))
     return [sum(three) / len(three) for three in threes]
 
 
 def _smooth(values: Sequence[float], width: int = 3) -> list[float]:
-    """The medians of so many values in a row."""
+    """The moving median of ``width`` values."""
     half = width // 2
     return [median(values[max(0, at - half) : at + half + 1]) for at in range(len(values))]

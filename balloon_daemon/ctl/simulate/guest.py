@@ -23,7 +23,8 @@ class Guest:
     """One guest.
 
     Args:
-        careful: whether the policy is told the guest's reports.
+        careful: whether the policy gets the guest's reports, as of a VM of the profile careful or
+            adaptive.
         vm_mem_bytes: its size.
         balloon_bytes: the size of its balloon.
         at_s: the time.
@@ -44,7 +45,7 @@ class Guest:
         self.recorded_bytes = balloon_bytes
         """The size of its balloon when the trace was recorded."""
         self.report_at_s = math.inf
-        """When it reports its balloon's size next; infinity: its balloon does not move."""
+        """When it reports its balloon's size next; infinity: its balloon is at its target."""
         self.sample_at_s = math.inf
         """When it sends statistics next; infinity: never."""
         self._samples = samples
@@ -64,7 +65,8 @@ class Guest:
         return self.balloon_bytes(at_s) - self.recorded_bytes
 
     def lacks_memory(self, at_s: float) -> bool:
-        """Whether it has next to nothing available in the model, and something in its balloon."""
+        """Whether it has almost nothing available in the model (``LACKS_SHARE``), and its balloon
+        is not empty."""
         figures = self.figures(at_s)
         if figures is None or figures.available_bytes is None or not self.balloon_bytes(at_s):
             return False
@@ -106,8 +108,8 @@ class Guest:
         return self.figures(at_s)
 
     def figures(self, at_s: float) -> Figures | None:
-        """Its statistics in the model: the guest has less memory by what its balloon holds more
-        than was recorded."""
+        """Its statistics in the model: the recorded ones, with less available by as much as its
+        balloon is larger in the model than in the recording."""
         figures = self._samples.at(at_s)
         if figures is None:
             return None

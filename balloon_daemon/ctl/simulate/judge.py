@@ -1,4 +1,4 @@
-"""Judges policies: runs each of them on each host, adds the scores up, writes a table. Pure."""
+"""Compares sizing policies: runs each on each host, adds the scores up, makes a table. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -9,7 +9,7 @@ from balloon_daemon.ctl.simulate.scenario import Outcome, Scenario, run
 from balloon_daemon.ctl.simulate.scores import Scores
 
 Outcomes = Mapping[str, Mapping[str, Outcome]]
-"""By the scenario's name, then by the policy's."""
+"""The outcome of each run, by the scenario's name, then by the policy's name."""
 
 
 def judge(

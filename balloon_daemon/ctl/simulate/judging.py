@@ -1,4 +1,4 @@
-"""Judges what a command line asks for, and prints it."""
+"""Runs the comparison of policies that a command line asks for, and prints the scores."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,13 +24,13 @@ ByPolicy = Mapping[str, Scores]
 
 
 class Judged(NamedTuple):
-    """How policies did on several hosts, all by the hosts' names.
+    """How policies did on several hosts. Each mapping is by the host's name.
 
     Attributes:
-        hosts: the standard ones.
-        about: what each host is, in a line.
-        scores: the scores by policy.
-        courses: each standard host second by second, by policy.
+        hosts: the standard hosts.
+        about: each host in a line of text.
+        scores: for each host, each policy's scores.
+        courses: for each standard host and each policy, the host's memory second by second.
     """
 
     hosts: Mapping[str, Scenario]
@@ -43,8 +43,8 @@ def judge_hosts(traces: Iterable[Path], seed: int) -> Judged:
     """Judges on the standard hosts and on recorded ones.
 
     Args:
-        traces: what balloond --record wrote.
-        seed: of the policies' random draws.
+        traces: files that ``balloond --record`` wrote.
+        seed: the seed of the policies' random draws.
 
     Raises:
         ConfigError: a trace cannot be read.
@@ -77,19 +77,19 @@ def print_hosts(judged: Judged, *, as_json: bool) -> None:
 
 
 def judge_margins(seed: int) -> dict[str, Scores]:
-    """What larger margins gain our profiles, and what they cost: sums over the standard hosts."""
+    """The scores of balloond's profiles with larger margins, added up over the standard hosts."""
     outcomes = judge(scripts(), trade_off(), lambda: Random(seed).random)
     return sums(list(_scores(outcomes).values()))
 
 
 def judge_drawn(number: int, seed: int) -> dict[str, ByPolicy]:
-    """The scores on so many hosts that are drawn by lot, by their names."""
+    """The scores on randomly drawn hosts (``drawn``), by the hosts' names."""
     hosts = drawn(number, Random(seed).random)
     return _scores(judge(hosts, contenders(), lambda: Random(seed).random))
 
 
 def print_drawn(number: int, seed: int, *, as_json: bool) -> None:
-    """Prints the scores on hosts that are drawn by lot."""
+    """Prints the scores on randomly drawn hosts."""
     scores = judge_drawn(number, seed)
     if as_json:
         print(json.dumps({"hosts": _plain(scores), "sums": _plain_sums(scores)}))
@@ -98,7 +98,7 @@ def print_drawn(number: int, seed: int, *, as_json: bool) -> None:
 
 
 def print_margins(seed: int, *, as_json: bool) -> None:
-    """Prints what larger margins gain and cost."""
+    """Prints the scores of balloond's profiles with larger margins."""
     scores = judge_margins(seed)
     if as_json:
         print(json.dumps({name: asdict(each) for name, each in scores.items()}))

@@ -1,7 +1,7 @@
 """A simulated guest: its memory, the time that it loses under a balloon, and its reports. Pure.
 
 ``stall`` is the share of the last step's time that the guest's programs lost by waiting for
-memory. A policy does not see it: what a policy sees is ``figures``, which are old.
+memory. A policy does not get it; it gets ``figures``, statistics that are some seconds old.
 """
 
 import math
@@ -25,16 +25,17 @@ LEFT_SHARE, LEFT_MIB = 0.08, 128
 recorded guests had nothing free by then, and began to reclaim."""
 
 SWAPPING_OUT = 0.5
-"""What a guest loses while its memory is swapped out as fast as it can: half of its work in the
-recordings with zram."""
+"""The share of its time that a guest loses while its memory is swapped out at full speed: in the
+recordings with zram, half."""
 
 GRIND = 0.095
-"""What a guest loses while its balloon driver tries in vain to allocate. With it the guests of
-k61-anon and k72-anon lose together what they lost in the recordings, 16 s, most of it in a few
-seconds that are above ``IN_NEED``; the model spreads the loss evenly, and stays below."""
+"""The share of its time that a guest loses while its balloon driver tries in vain to allocate.
+With this value the models of the recordings k61-anon and k72-anon together lose 16 s, as the
+recorded guests did. Those lost most of it in a few seconds, above ``IN_NEED``; the model spreads
+the loss evenly, and stays below ``IN_NEED``."""
 
 IN_VAIN = 1.0
-"""A balloon that grows by less than so many MiB a second is asked for in vain."""
+"""The driver allocates in vain while the balloon grows by fewer MiB a second than this."""
 
 REPORT_S = 1.0
 """How often it sends statistics."""
@@ -65,12 +66,13 @@ class LiveGuest:
 
     @property
     def is_in_need(self) -> bool:
-        """Whether it loses more of its time than it should."""
+        """Whether it loses more than the share ``IN_NEED`` of its time."""
         return self.stall > IN_NEED
 
     @property
     def is_short(self) -> bool:
-        """Whether it loses any time, or has next to nothing left for what comes next."""
+        """Whether it loses time (more than ``LOSES``), or had little memory available at its last
+        report (``LEFT_SHARE``, ``LEFT_MIB``)."""
         return self.stall > LOSES or self._has_little
 
     def set_target(self, target_mib: float) -> None:

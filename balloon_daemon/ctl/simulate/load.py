@@ -1,4 +1,4 @@
-"""What a simulated guest is: its memory, what its programs do with it, what its kernel does. Pure.
+"""The parameters of a simulated guest: its memory, its programs' load, and its kernel. Pure.
 
 All sizes are MiB and all rates MiB per second, unless a name says otherwise.
 """
@@ -16,17 +16,19 @@ class Kernel:
     32 MiB/s show only the slow ones.
 
     Attributes:
-        own_mib: how much of the VM's size its kernel cannot give (the size less MemTotal).
+        own_mib: the part of the VM's size that its kernel cannot give (the size less MemTotal).
         reserve_mib: free memory that does not count as available (totalreserve_pages).
         low_mib: page cache that does not count as available (the low watermark of all zones).
         keep_mib: free memory that reclaim of page cache keeps free.
         least_mib: free memory that the balloon driver cannot take: its allocations fail below.
         free_rate: how fast the driver inflates from free memory. An assumption: a 2 GiB guest on
             one emulated CPU gave 1 GiB in 2.8 s.
-        cold_rate: how fast from page cache that nobody reads again. An assumption: half of that.
-        set_rate: how fast from page cache that is read again and again. An assumption; the
-            recordings show that it is more than 32.
-        swap_rate: how fast from anonymous memory that must be swapped out first (zram: 30).
+        cold_rate: how fast it inflates from page cache that nobody reads again. An assumption:
+            half of ``free_rate``.
+        set_rate: how fast it inflates from page cache that is read again and again. An assumption;
+            the recordings show that it is more than 32.
+        swap_rate: how fast it inflates from anonymous memory that must be swapped out first (zram:
+            30).
         deflate_rate: how fast the driver gives pages back when it is told to (350 in 1 s).
         oom_rate: how fast the driver gives pages back to a guest that is out of memory.
         age_s: how old statistics are when the daemon reads them.
@@ -66,16 +68,16 @@ class Load:
             of it were cached.
         disk_rate: what the disk reads at most.
         faults_per_mib: major faults for each MiB of the working set that is read anew.
-        stream_rate: what is read once, and not again.
-        stream_at_s: when that begins.
-        stream_mib: how much that is in all; infinity: it does not end.
-        grow_mib: what programs allocate later.
-        grow_at_s: when that begins.
-        grow_rate: how fast they wish to allocate it.
-        grow_s: for how long they keep it, from ``grow_at_s`` on; infinity: for good.
+        stream_rate: how fast programs read files that they do not read again.
+        stream_at_s: when this reading begins.
+        stream_mib: how much is read so in all; infinity: it does not end.
+        grow_mib: how much more memory programs allocate later.
+        grow_at_s: when this allocation begins.
+        grow_rate: how fast programs wish to allocate it.
+        grow_s: for how long programs keep it, from ``grow_at_s`` on; infinity: for good.
         swap_mib: how much swap there is.
         swap_touches: pages a second that would be read from swap if all anonymous memory were
-            there; 0: it is idle.
+            swapped out; 0: programs never use that memory again.
         works: whether its programs have work that suffers where the kernel is busy.
     """
 
@@ -116,7 +118,7 @@ class Load:
 
 
 class Kind(NamedTuple):
-    """A kind of guest.
+    """A guest's parameters, which can be scaled to another size.
 
     Attributes:
         size_mib: the VM's size.

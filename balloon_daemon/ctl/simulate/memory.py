@@ -1,11 +1,11 @@
-"""The memory of a simulated guest: what it is used for, and what making some free takes. Pure.
+"""The memory of a simulated guest: its uses, and how fast and at what cost some is freed. Pure.
 
 Theory of operation
-    The kernel's memory is anonymous memory, page cache (of which a part is the working set), the
-    balloon and free memory. Whoever needs memory, the balloon driver too, gets it in this order:
+    A guest's memory is anonymous memory, page cache (of which a part is the working set), the
+    balloon and free memory. Programs and the balloon driver allocate memory in this order:
 
     ============================  =================================  ===========================
-    from                          at                                 what it costs the guest
+    taken from                    at most at the rate                what it costs the guest
     ============================  =================================  ===========================
     free memory                   ``free_rate``                      nothing
     cold page cache               ``cold_rate``                      a read, if it is read again
@@ -23,8 +23,8 @@ class Memory:
 
     Args:
         kind: its size, its kernel, and its programs as they begin.
-        untouched: the share of its free memory that it has never used, which the host does not
-            back, so that a balloon that takes it frees nothing.
+        untouched: the share of its free memory that it has never used. The host has allocated no
+            pages for that memory, so a balloon that takes it frees nothing on the host.
     """
 
     def __init__(self, kind: Kind, untouched: float) -> None:
@@ -61,14 +61,14 @@ class Memory:
         return self.cold_mib + self.set_mib + self._swap_mib - self.swapped_mib > 1
 
     def obtain(self, want_mib: float, seconds: float) -> float:
-        """Makes memory free for a use, as far as time and memory allow.
+        """Makes memory free for programs or the balloon, as far as time and memory allow.
 
         Args:
             want_mib: how much is wanted.
             seconds: how long it may take.
 
         Returns:
-            How much there is; the caller must use all of it.
+            How many MiB were made free; the caller must add them to one of the uses.
         """
         kernel, left_s = self.kernel, seconds
         got = self._use_free(want_mib, kernel.keep_mib)
@@ -89,8 +89,7 @@ class Memory:
         return got
 
     def fill(self, want_mib: float) -> float:
-        """Turns free memory into page cache, down to what the kernel keeps free; returns how
-        much."""
+        """Turns free memory into page cache, down to ``keep_mib``; returns how many MiB."""
         return self._use_free(want_mib, self.kernel.keep_mib)
 
     def drop_cold(self, size_mib: float) -> float:
@@ -100,8 +99,8 @@ class Memory:
         return dropped
 
     def give_back(self, size_mib: float) -> float:
-        """Takes pages out of the balloon; returns how many MiB. The host backs none of them until
-        they are used."""
+        """Takes pages out of the balloon; returns how many MiB. The host allocates memory for them
+        only when the guest uses them."""
         back = min(size_mib, self.balloon_mib)
         self.balloon_mib -= back
         self.untouched_mib += back
@@ -111,7 +110,8 @@ class Memory:
         free = self.free_mib
         got = min(want_mib, max(0.0, free - keep_mib))
         if got:
-            # An allocation takes pages that the host backs and other free pages in proportion.
+            # An allocation takes free pages that the host has allocated and untouched ones in
+            # proportion to how many there are of each.
             self.untouched_mib -= self.untouched_mib * got / free
         return got
 

@@ -1,4 +1,4 @@
-"""How far the model is off: a recorded guest beside its model. Pure."""
+"""The errors of the model: compares recorded guests with their models. Pure."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -13,26 +13,27 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 
 
 class Error(NamedTuple):
-    """By how much one figure is off, in MiB: the median, and nine tenths are off by less."""
+    """The errors of one figure over a recording, in MiB: their median, and the 90th percentile."""
 
     median: float
     most: float
 
 
 class Off(NamedTuple):
-    """How far the model of one recording is off.
+    """The errors of the model of one recording.
 
     Attributes:
-        name: the recording's.
-        balloon: the balloon's size.
-        available: available memory.
-        free: free memory.
-        read: what was read from disks.
-        lost: the seconds of /proc/pressure/memory that passed inside, and the model's stalls.
-        need_at_s: when ``lost`` first exceeded a tenth of the time, in the recording and in the
-            model; None: never.
-        seen_at_s: when the daemon's rule first saw need, by the recording's statistics and by the
-            model's; None: never.
+        name: the recording's name.
+        balloon: the errors of the balloon's size.
+        available: the errors of available memory.
+        free: the errors of free memory.
+        read: the errors of how much was read from disks.
+        lost: the seconds lost by waiting for memory: in the recorded guest by
+            /proc/pressure/memory, and in the model by its ``stall``.
+        need_at_s: when the guest first lost more than a tenth of its time, in the recording and in
+            the model; None: never.
+        seen_at_s: when balloond's rule first finds need, from the recording's statistics and from
+            the model's; None: never.
     """
 
     name: str
@@ -69,8 +70,8 @@ def off(recording: Recording, kind: Kind) -> Off:
 
 
 def crossed(recordings: Sequence[Recording], kinds: Mapping[str, Kind]) -> list[Off]:
-    """How far a kind that was fitted to another kernel's recording of the same load is off: of
-    each recording whose load (the name after its first dash) another one has."""
+    """The errors of models that were fitted to a recording of the same load under another kernel;
+    for each recording whose load (the name after its first dash) another recording has, too."""
     by_load: dict[str, list[Recording]] = {}
     for each in recordings:
         if each.name in kinds:
@@ -85,7 +86,7 @@ def crossed(recordings: Sequence[Recording], kinds: Mapping[str, Kind]) -> list[
 
 
 def figures_of(recording: Recording) -> list[Figures | None]:
-    """The statistics that a daemon had at each of the times."""
+    """The statistics that balloond had at each time of the recording."""
 
     def whole(name: str, unit: int, row: int) -> int | None:
         value = recording[name][row]
@@ -157,7 +158,7 @@ def _error(model: Sequence[float], real: Sequence[float]) -> Error:
 
 
 def _onset(times: Sequence[float], lost: Sequence[float]) -> float | None:
-    """When the mean of three seconds first exceeds what a guest may lose."""
+    """When the mean of three values of ``lost`` first exceeds ``IN_NEED``."""
     for row, time in enumerate(times):
         three = lost[max(0, row - 1) : row + 2]
         if time >= 0 and sum(three) / len(three) > IN_NEED:

@@ -37,7 +37,7 @@ def changes_of(
     """The changes that ``--set`` and ``--profile`` make.
 
     Args:
-        recorded: the policies' numbers in the trace.
+        recorded: the numbers of ChromeOS's balloon policy in the trace.
         assignments: the values of ``--set``, each NAME=VALUE.
         profile: the profile of all VMs; None: each its own.
 
@@ -67,7 +67,7 @@ def changes_of(
             raise ConfigError(f"--set {printable(assignment)}: {err}") from err
 
     def of_vm(vm: VmSettings) -> VmSettings:
-        return replace(vm, **of_vms)  # type: ignore[arg-type] # each value is its field's
+        return replace(vm, **of_vms)  # type: ignore[arg-type] # each value has its field's type
 
     return Changes(settings, margin_mib, of_vm)
 

@@ -1,4 +1,4 @@
-"""What may govern the balloons of a simulated host: the daemon's policy, or another. Pure."""
+"""The interface of a sizing policy in a simulation: balloond's own, or another project's. Pure."""
 
 from collections.abc import Callable
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""The programs of a simulated guest: what they use of its memory, and how long they wait. Pure."""
+"""The programs of a simulated guest: which memory they use, and how long they wait. Pure."""
 
 from collections.abc import Callable
 
@@ -7,24 +7,25 @@ from balloon_daemon.ctl.simulate.memory import Memory
 from balloon_daemon.units import MIB, PAGE_SIZE
 
 WAITING = 0.15
-"""The share of its time that a guest waits whose refaults just saturate its disk: requests of
-several tasks overlap. Set by hand, by the in_psi_some_ms of some recordings."""
+"""The share of its time that a guest waits whose refaults just saturate its disk. It is less than
+1 because requests of several tasks overlap. Chosen by hand to fit the in_psi_some_ms of some
+recordings."""
 
 SWAP_INS = 20_000.0
 """Pages a second that a guest can read from zram; 600 of them cost it 3 % in the recordings."""
 
 LEAST_SHARE = 0.1
-"""The share of the disk that refaults get beside a stream that could use all of it."""
+"""The least share of the disk's rate that refaults get, even while a stream uses all of it."""
 
 PAGES = MIB // PAGE_SIZE
 
 
 class Programs:
-    """One guest's programs. Each method lets time pass for one thing that they do, and returns the
-    share of the time that they lost by waiting.
+    """One guest's programs. Each method simulates one of their activities for some time, and
+    returns the share of that time that they lost by waiting for memory.
 
     Args:
-        load: what they do.
+        load: what the programs do.
         memory: the guest's memory.
     """
 
@@ -37,16 +38,18 @@ class Programs:
 
     @property
     def can_lose(self) -> bool:
-        """Whether any of them would notice if the kernel was busy."""
+        """Whether any program works, and so loses time while the guest's kernel is busy with the
+        balloon."""
         return self._load.works or self._grown_mib > 0
 
     def grow(self, now_s: float, seconds: float, out_of_memory: Callable[[float], float]) -> float:
-        """Lets them allocate.
+        """Simulates allocations.
 
         Args:
             now_s: the time at the end.
             seconds: how much time passes.
-            out_of_memory: takes memory out of the balloon; returns how much.
+            out_of_memory: called with how many MiB the guest lacks; takes memory out of the
+                balloon, and returns how many MiB.
         """
         load, memory, since_s = self._load, self._memory, now_s - self._load.grow_at_s
         if not load.grow_mib or since_s <= 0 or self.oom_kills:
@@ -61,7 +64,7 @@ class Programs:
         got = memory.obtain(want, seconds)
         if got < want:
             back = out_of_memory(want - got)
-            memory.untouched_mib -= back  # It is used at once.
+            memory.untouched_mib -= back  # Programs use it at once.
             got += back
             if not back and not memory.can_reclaim:
                 self.oom_kills += 1
@@ -72,7 +75,8 @@ class Programs:
         return 1 - got / want
 
     def stream(self, now_s: float, seconds: float) -> float:
-        """Lets them read what is read once; it takes the place of what was read earlier."""
+        """Simulates reading files once: they fill free memory as page cache; without free memory
+        they replace page cache of the same kind."""
         load = self._load
         self._stream_rate = 0.0
         if not load.stream_rate or now_s < load.stream_at_s:
@@ -85,7 +89,7 @@ class Programs:
         return 0.0
 
     def refault(self, seconds: float) -> float:
-        """Lets them read again what was dropped of the working set."""
+        """Simulates reading again those parts of the working set that the kernel has dropped."""
         load, memory = self._load, self._memory
         missing = load.set_mib - memory.set_mib
         if missing <= 0 or not load.touch_rate:
@@ -103,7 +107,7 @@ class Programs:
         return WAITING * busy if busy <= 1 else 1 - (1 - WAITING) / busy
 
     def swap_in(self, seconds: float) -> float:
-        """Lets them read from swap what they use."""
+        """Simulates reading used anonymous memory back from swap."""
         load, memory = self._load, self._memory
         if not memory.swapped_mib or not load.swap_touches:
             return 0.0

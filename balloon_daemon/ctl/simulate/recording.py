@@ -16,8 +16,8 @@ PAGES_MIB = 256
 """Pages of 4 KiB in a MiB."""
 
 SEEN = ("t", "target_mib", "balloon_mib", "free_mib", "available_mib", "total_mib", "caches_mib")
-"""The columns that each line must have. Other figures that a daemon could see, and those from
-inside the guest (``in_…``), may be empty or missing."""
+"""The columns that each line must have. Other columns may be empty or missing: those of figures
+that balloond could see, too, and those from inside the guest (``in_…``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Recording:
 
     Attributes:
         name: the file's name, without its directory and its end.
-        times: the host's clock in seconds; the squeeze begins at 0.
+        times: the host's clock in seconds; at 0 the first target was sent.
         columns: the figures by their names, one for each time; NaN: not known.
     """
 
@@ -43,8 +43,8 @@ class Recording:
         return not all(map(math.isnan, self[name]))
 
     def rates(self, name: str) -> list[float]:
-        """How fast a counter grows, each second, from line to line; 0 at the first. Where lines
-        from inside came late, the growth is spread over the lines that are missing."""
+        """How much a counter grows in a second, for each line; 0 for the first. Where lines lack
+        the counter, because the guest sent it late, the growth is spread evenly over them."""
         known = [(t, n) for t, n in zip(self.times, self[name], strict=True) if not math.isnan(n)]
         if len(known) < 2:
             return [0.0] * len(self.times)
@@ -94,7 +94,7 @@ def _number(text: str | None, column: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        # The column of the rule's findings has words, not figures.
+        # The column with the findings of the recording's protection rule has words, not numbers.
         number = math.nan
     if needed and not 0 <= abs(number) < 1e9:
         raise ConfigError(f"{where}: {column} is {printable(text)!r}, no number")

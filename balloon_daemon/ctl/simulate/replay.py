@@ -80,7 +80,7 @@ def replay(
 
     Args:
         trace: the trace.
-        note: takes each step and its time.
+        note: called with the time and the result of each step.
 
     Raises:
         ConfigError: the trace has an event that makes no sense after those before it.

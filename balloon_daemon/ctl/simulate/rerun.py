@@ -1,4 +1,4 @@
-"""Lets the model do what a recorded guest was told, to compare the two. Pure."""
+"""Runs the model with the targets that a recorded guest got, to compare the two. Pure."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from balloon_daemon.sizing.need import Figures
 TICK_S = 0.25
 
 LEAD_S = 6.0
-"""How long the model runs before the first line, so that its statistics are as many as those of a
-guest that runs already."""
+"""How long the model runs before the recording's first line, so that by then it has sent
+statistics, as the recorded guest had."""
 
 
 class Moment(NamedTuple):
@@ -26,7 +26,7 @@ class Moment(NamedTuple):
         read_mib: what it has read from its disk, since the first line.
         swapped_in: pages read from swap, since the first line.
         stall: the share of its time that it loses.
-        figures: what a daemon sees by then.
+        figures: the statistics that balloond would have by then; None: none.
     """
 
     balloon_mib: float
@@ -40,7 +40,7 @@ class Moment(NamedTuple):
 
 
 def rerun(recording: Recording, kind: Kind) -> list[Moment]:
-    """Gives a guest of the model the recorded targets.
+    """Runs a guest of the model with the recorded targets.
 
     Returns:
         The model at each of the recorded times.
@@ -74,7 +74,8 @@ def rerun(recording: Recording, kind: Kind) -> list[Moment]:
 
 
 def _earlier(kind: Kind) -> Kind:
-    """The same kind as it was before: without what it has streamed meanwhile."""
+    """The same kind as it was ``LEAD_S`` earlier: without the page cache that its stream has read
+    since then."""
     load = kind.load
     if not load.stream_rate or load.stream_at_s > 0:
         return kind

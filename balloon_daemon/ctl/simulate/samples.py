@@ -5,8 +5,8 @@ from bisect import bisect_right
 from balloon_daemon.sizing.need import Figures
 
 GONE_S = 90.0
-"""A guest that has sent nothing for so long counts as one that sends no statistics any more. A
-guest that is not squeezed is asked each 30 s."""
+"""A guest that has sent nothing for this time counts as one that no longer sends statistics. A
+guest with an empty balloon was asked each 30 s."""
 
 
 class Samples:
@@ -20,7 +20,7 @@ class Samples:
         return bool(self._times)
 
     def add(self, figures: Figures) -> None:
-        """Adds the next statistics; older ones than the last are left out."""
+        """Adds the next statistics; ignores them if they are not newer than the last ones."""
         if not self._times or figures.at_s > self._times[-1]:
             self._times.append(figures.at_s)
             self._figures.append(figures)

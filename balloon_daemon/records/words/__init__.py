@@ -46,7 +46,7 @@ def worded(event: Event) -> Line | None:
 
 
 def is_debug(event: Event) -> bool:
-    """Whether an event's line is for debugging only; costs next to nothing."""
+    """Whether an event's line is for debugging only; much cheaper than wording the event."""
     return isinstance(event, _DEBUG) or getattr(event, "quiet", False)
 
 

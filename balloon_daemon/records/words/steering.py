@@ -1,4 +1,4 @@
-"""The log's sentences for events about what operators ask of the policy for a time. Pure."""
+"""The log's sentences for events about operators' pauses, reclaims and reserves. Pure."""
 
 from typing import assert_never
 

@@ -30,7 +30,8 @@ BELOW_BYTES = 10 * MIB
 NEAR_BYTES = MIB
 FULL_PERCENT = 95
 IGNORED_PERCENT = 1
-"""More than one whole percent is no longer ignored: with integers, that is 2 % and more."""
+"""A difference of more than this percentage is acted on. Percentages are whole numbers here, so
+that is 2 % and more."""
 
 
 @dataclass(slots=True)
@@ -52,7 +53,8 @@ class BalanceAvailable:
         self._guests: dict[VmId, _Guest] = {}
 
     def decide(self, host: Host, vms: Mapping[VmId, PeerVm], now_s: float) -> Mapping[VmId, int]:
-        """Balances each guest of which there are new statistics with the host."""
+        """Sets the balloon of each guest that has sent new statistics, by its difference to the
+        host."""
         self._guests = {
             vm: self._guests.get(vm) or _Guest(it.vm_mem_bytes * 3 // 4) for vm, it in vms.items()
         }

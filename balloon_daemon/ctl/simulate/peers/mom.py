@@ -1,12 +1,13 @@
 """oVirt's Memory Overcommitment Manager (MoM). Pure.
 
 Rule
-    Host and guests are sampled each 5 s; what is decided each 10 s goes by the means of the last
-    ten samples. With less than 20 % of the host free, each guest shrinks by 5 % of its size a
-    round, but keeps what it uses and so much more as a share of its size as the host has free;
-    with 5 % or less that share is 5 % less than the host's, which is negative: the guest is to
-    swap. Otherwise each guest grows by 5 % a round, or at once to what it uses and 20 % more.
-    Changes of up to 0.25 % of a guest's size are not made.
+    Host and guests are sampled each 5 s. Each 10 s, in a round, the rule decides from the means of
+    the last ten samples. While less than 20 % of the host's memory is free, each guest shrinks by
+    5 % of its size a round, but keeps what it uses and, beyond that, the same share of its size
+    that the host has free. If the host has 5 % or less free, the guest keeps that share less 5 %,
+    a negative number: it has to swap. While the host has 20 % or more free, each guest grows by
+    5 % a round, or at once to what it uses and 20 % of its size. Changes of up to 0.25 % of a
+    guest's size are not made.
 
 Approximated
     A guest uses what is not free, caches too, as MoM has it. Its guaranteed minimum is what the

@@ -2,10 +2,10 @@
 
 A peer is a ``Rule`` in a ``Peer``. The rule sees the host and the VMs of one moment and says how
 large balloons are to be; the ``Peer`` keeps the VMs' figures, calls the rule when its next round
-is due, and limits what the rule says to what the operator's settings allow (``Terms``).
+is due, and limits the rule's sizes to what the operator's settings allow (``Terms``).
 
-What an operator asks balloond for (a pause, a reserve, a size) has no meaning to a peer, and
-changes nothing.
+An operator's commands to balloond (a pause, a reserve, a balloon's size) mean nothing to a peer:
+it ignores those events.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,9 +40,9 @@ class Host(NamedTuple):
     """A host's memory at one moment, in bytes.
 
     Attributes:
-        total_bytes: all of it.
-        available_bytes: what could be had without swapping.
-        margin_bytes: what balloond would keep available.
+        total_bytes: all of the host's memory.
+        available_bytes: what could be allocated without swapping (MemAvailable).
+        margin_bytes: balloond's margin: with less available, memory is low.
     """
 
     total_bytes: int
@@ -110,7 +110,7 @@ class Rule(Protocol):
             now_s: the clock, in seconds.
 
         Returns:
-            The sizes of the balloons that are to be set, in bytes; any number is limited later.
+            The balloons' new sizes in bytes; ``Peer`` limits each to what its VM allows.
         """
         ...
 

@@ -3,10 +3,10 @@
 Rule
     Each 5 s, for each VM by itself: the error is how far the free share of the host is below 20 %.
     The guest's size falls by (0.5 x error + 0.05 x the sum of error x seconds) of the VM's size,
-    the sum within -1 and 1. The guest keeps 33 % of its size, and what it uses without caches, the
-    latter only while 10 % of the host are free. At a limit the sum is set to what would lead just
-    there, so that it does not wind up. A change of less than 128 MiB is not made, unless it leads
-    to a limit.
+    the sum within -1 and 1. The guest keeps 33 % of its size; while 10 % of the host are free, it
+    also keeps what it uses without caches. When the guest's size reaches a limit, the sum is set
+    to the value that gives just that size (anti-windup). A change of less than 128 MiB is not
+    made, unless the guest's size reaches a limit by it.
 
 Approximated
     No pressure figures (PSI) of the host are in a trace, so the limit that they set is left out,

@@ -29,8 +29,8 @@ CHANGE_BYTES = 100 * MIB
 COMFORTABLE = 0.25
 
 PASSES = 1000
-"""So often at most the rest is shared out again. Each pass settles a VM or moves some memory, but
-where two VMs pass some to and fro this would go on for ever."""
+"""How often the rest is shared out again at most. Each pass settles a VM or moves some memory, but
+without a limit two VMs could pass the same memory to and fro for ever."""
 
 
 class Proxmox:
@@ -40,7 +40,7 @@ class Proxmox:
     period_s: ClassVar[float] = 10.0
 
     def decide(self, host: Host, vms: Mapping[VmId, PeerVm], now_s: float) -> Mapping[VmId, int]:
-        """Shares out what is missing."""
+        """Shares out, among the VMs, the difference between 80 % of the host and what is used."""
         used_bytes = host.total_bytes - host.available_bytes
         goal = host.total_bytes * USED_PERCENT // 100 - used_bytes
         if abs(goal) <= DEAD_BYTES:

@@ -1,11 +1,12 @@
 """XCP-ng's and XenServer's ``squeezed``. Pure.
 
 Rule
-    All VMs are at one share of the way from their least to their most memory (dynamic-min and
-    dynamic-max): the share at which the host has left what it should have. Each 10 s it is looked
-    whether a target would change; while targets change or are not reached, each second. VMs that
-    are to shrink are told first, the others once those are there. A VM that makes no progress
-    towards its target for 5 s is inactive, and the others make up for it. It reads no statistics.
+    Each VM has its least memory (dynamic-min) and a share of its range up to its most memory
+    (dynamic-max). The share is the same for all VMs: the one at which the host has as much left as
+    it should have. Each 10 s squeezed computes whether a target changes; while targets change or
+    are not reached, it does so each second. VMs that are to shrink get their targets first, the
+    others when those have shrunk. A VM that makes no progress towards its target for 5 s is
+    inactive, and the other VMs make up for it. squeezed reads no statistics.
 
 Approximated
     What the host should have left is balloond's margin; squeezed's own 9 MiB are for Xen's heap,
@@ -45,7 +46,7 @@ class Squeezed:
         self._progress: dict[VmId, _Progress] = {}
 
     def decide(self, host: Host, vms: Mapping[VmId, PeerVm], now_s: float) -> Mapping[VmId, int]:
-        """Goes on towards balance."""
+        """Sends the targets at which all VMs have the same share; VMs that are to shrink first."""
         is_balancing = self.period_s == BALANCING_S
         known = self._progress if is_balancing else {}
         self._progress = {
@@ -69,7 +70,7 @@ class Squeezed:
 
 
 def _way(vm: PeerVm) -> int:
-    """How many bytes its balloon is to grow (negative: shrink); 0 with a page of inaccuracy."""
+    """How many bytes its balloon is to grow (negative: shrink); a page or less counts as 0."""
     way = vm.target_bytes - vm.balloon_bytes
     return way if abs(way) > PAGE_SIZE else 0
 
@@ -83,7 +84,7 @@ def _note(progress: _Progress, vm: PeerVm, now_s: float) -> None:
 
 
 def _balanced(host: Host, vms: Mapping[VmId, PeerVm]) -> dict[VmId, int]:
-    """The balloons at which all VMs are at one share of their ranges."""
+    """The sizes of balloons with which all VMs have the same share of their ranges."""
     ranges = sum(vm.max_bytes for vm in vms.values())
     if not ranges:
         return {}

@@ -16,7 +16,7 @@ from balloon_daemon.units import VmId
 
 
 class NoBalloon:
-    """No balloon at all: what a VM's balloon holds is given back, and nothing is taken."""
+    """No balloon at all: each balloon that a VM has is emptied, and none grows."""
 
     watch_s: ClassVar[float | None] = None
     period_s: ClassVar[float] = 1.0
@@ -42,4 +42,4 @@ PEERS: Mapping[str, MakePolicy] = {
     "pi": _peer(ProportionalIntegral),
     "vmmms": _peer(Vmmms),
 }
-"""Makes each peer's policy."""
+"""For each peer's name, the function that makes its policy for one run."""

@@ -1,22 +1,23 @@
 """ChromeOS's VM memory management service (VMMMS), which followed "balance available". Pure.
 
 Rule
-    Whoever runs out of memory asks: the host has the balloons inflated, evenly by 128 MiB in all;
-    a guest has its own deflated by 128 MiB. Each request has a priority, and blocks opposite
-    requests of this priority and lower ones, for 100 s if it is a low one, else for 10 s. It rises
-    above the opposite requests by one priority at a time. An inflation starts from the target, a
-    deflation from the balloon's size. An inflating balloon is checked each 5 s: if it gains less
-    than 15 MiB a second after more than 4 s, it is stalled: it is deflated by 128 MiB, and nobody
-    may inflate it for 10 s.
+    A host or guest that runs out of memory makes a request: the host's inflates the balloons,
+    evenly by 128 MiB in all; a guest's deflates its own balloon by 128 MiB. Each request has a
+    priority, and leaves a block, which stops opposite requests of the block's priority and lower
+    ones, for 100 s if that priority is low, else for 10 s. The block's priority is not the
+    request's own, but just above that of the opposite blocks. An inflation starts from the target,
+    a deflation from the balloon's size. An inflating balloon is checked each 5 s: if it gains less
+    than 15 MiB a second after more than 4 s, it is stalled: it is deflated by 128 MiB, and no
+    request may inflate it for 10 s.
 
 Approximated
     There, processes are killed in place of a request that is blocked, and most requests are for a
-    process's size with the process's priority. A trace has no processes: each request here is that
-    of a system in which no process may be killed. How often such a system asks is not published;
-    it is each second here. The host asks while memory is low; a guest asks while its statistics
-    show need, by balloond's own signs (``need``), in place of its pressure (PSI). Left out are the
-    requests by the age of pages (MGLRU) and the proactive inflation (200 MiB a second) before a VM
-    is swapped out: neither is about the host's shortage. VMs' priorities have no meaning there.
+    process's size with the process's priority. A trace has no processes: so each request here is
+    as if no process could be killed. How often requests come then is not published; here, each
+    second. The host asks while memory is low; a guest asks while its statistics show need, by
+    balloond's own signs (``need``), in place of its pressure (PSI). Left out are the requests by
+    the age of pages (MGLRU) and the proactive inflation (200 MiB a second) before a VM is swapped
+    out: neither is about the host's shortage. VMMMS has no VMs' priorities: they are ignored.
 
 Source: ChromiumOS, platform2, ``vm_tools/concierge/mm/``: ``balloon``, ``balloon_blocker``,
 ``balloon_broker`` and ``resize_priority.h`` (2023 to 2024).
@@ -60,7 +61,7 @@ class Blocks:
         return min(blocking, default=LOWEST + 1) - 1
 
     def ask(self, way: Way, priority: int, now_s: float) -> bool:
-        """Notes a request, which blocks others; whether it is allowed itself."""
+        """Whether a request is allowed. Also notes the request, which blocks later ones."""
         lowest = self.lowest_allowed(way, now_s)
         blocked = lowest if STALL < priority < lowest else priority
         higher_gone = {p: at_s for p, at_s in self._until_s[way].items() if p >= blocked}
@@ -71,7 +72,7 @@ class Blocks:
 
 @dataclass(slots=True)
 class _Balloon:
-    """One VM's balloon: its target, and since when it is on its way from which size."""
+    """One VM's balloon: its target, and when and from what size it began to move there."""
 
     target_bytes: int
     from_bytes: int
@@ -89,7 +90,7 @@ class _Balloon:
             self.check_at_s = now_s + CHECK_S
 
     def is_stalled(self, vm: PeerVm, now_s: float) -> bool:
-        """Looks whether it is stalled, where that is due."""
+        """Whether the balloon is stalled; False where the next check (``CHECK_S``) is not due."""
         if self.check_at_s is None or now_s < self.check_at_s:
             return False
         self.check_at_s = None
