@@ -78,7 +78,7 @@ times as seldom; the low-memory source may be polled more often."""
 
 
 class Aim(NamedTuple):
-    """What is to be available, in MiB.
+    """How much host memory is to be available, in MiB.
 
     Attributes:
         aim_mib: with less, guests are asked for memory.
@@ -119,7 +119,7 @@ class Adaptive:
         self.next_s = math.inf
         """When to look next; infinity: it has no VM."""
         self.aim: Aim | None = None
-        """What it aims at; None: it has no reading."""
+        """The aim of the last look; None: the host's figures were unknown, or nobody looked."""
 
     def add(self, vm: VmId, row: Row, now_s: float) -> None:
         """Sizes a VM from now on, if it is adaptive."""
@@ -213,10 +213,11 @@ class Adaptive:
     # --- asking for memory --------------------------------------------------------------------
 
     def _take(self, short_bytes: int, unused_bytes: int, why: Why, outcome: Outcome) -> None:
-        """Asks for what is short, and for what was promised where memory is low.
+        """Asks for what is missing, and for what was promised where memory is low.
 
         Args:
-            short_bytes: what is short.
+            short_bytes: how much will be missing to the aim when guests have given what they were
+                asked for before; less than 0: nothing.
             unused_bytes: how much is wanted of memory that no guest uses.
             why: what was seen.
             outcome: takes the targets.

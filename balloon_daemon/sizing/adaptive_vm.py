@@ -88,13 +88,13 @@ class AdaptiveVm:
 
     @property
     def left_bytes(self) -> int:
-        """What it may still be asked for."""
+        """How much more the VM may be asked for at this look."""
         row = self.row
         return max(0, row.policy.max_bytes - row.told_bytes - self.asked_bytes)
 
     @property
     def small_bytes(self) -> int:
-        """What is too small a change to matter."""
+        """A change of the target by less than this does not matter."""
         return self.row.policy.max_bytes // SMALL_SHARE
 
     @property

@@ -222,8 +222,8 @@ class HostPolicy:
         return self._row(vm).told_bytes
 
     def aim(self, vm: VmId) -> Aim | None:
-        """What is to be available for an adaptive VM to be left as it is; None: the VM is not
-        adaptive, or nothing is known of the host.
+        """How much the host is to have available for an adaptive VM's balloon to stay as it is;
+        None: the VM is not adaptive, or the host's figures are unknown.
 
         Raises:
             StateError: the VM has no policy.

@@ -103,7 +103,7 @@ class Outlook:
 
 
 class Returned:
-    """What went back to guests last, and whether they have used it at once.
+    """The memory that went back to guests last, and whether they have used it at once.
 
     Linux's driver frees the pages that it takes out of a balloon, and the host backs them only
     once something in the guest uses them. Other guests may use all of them at once.

@@ -96,7 +96,7 @@ TURNS = Turns()
 
 
 class Lines:
-    """What has come from a monitor, as lines.
+    """Cuts the bytes that have come from a monitor into lines.
 
     Attributes:
         waits: whether a complete line waits until ``TURNS`` lets it be parsed.
@@ -109,7 +109,7 @@ class Lines:
         """How much of ``_rest`` is known to have no line's end."""
 
     def add(self, content: memoryview) -> None:
-        """Takes what has come."""
+        """Adds bytes that have come."""
         self._rest += content
 
     def take(self) -> bytearray | None:

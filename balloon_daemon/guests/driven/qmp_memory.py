@@ -83,7 +83,7 @@ class Mounts:
         """Those paths that lie on a mounted hugetlbfs."""
         mounts = self._present()
         pools = tuple({_within(mount) for mount in mounts if mount.fstype == HUGETLBFS})
-        # All mounts are compared with a path only where that lies below one of hugetlbfs.
+        # Compare a path with all mounts only where it lies below the mount point of a hugetlbfs.
         below = [path for path in paths if f"{path}/".startswith(pools)]
         return {path for path in below if _file_system(path, mounts) == HUGETLBFS}
 
