@@ -60,10 +60,10 @@ lack a third more, and memory is low for no less time. With a greatest headroom 
 memory is low for three times as long."""
 
 UNUSED_HEADROOM = 4.0
-"""The headroom for which guests are asked for memory that they do not use, in margins. What of it
-goes back stays available to the host until the guest uses it, so it costs guests little. On the
-hosts of docs/judgement.md: with 2 margins memory is low for four times as long, with 8 hardly
-less."""
+"""The headroom for which guests are asked for memory that they do not use, in margins. When such
+memory goes back it stays available to the host until the guest uses it, so the guest loses little
+by giving it. On the hosts of docs/judgement.md: with 2 margins memory is low for four times as
+long, with 8 hardly less."""
 
 ROOM_KEPT = 1 / 8
 """So much more than the aim stays available when memory goes back, in margins."""
@@ -301,8 +301,8 @@ class Adaptive:
                 due.append(each)
         most_bytes = sum(each.row.told_bytes for each in due)
         if room_bytes < most_bytes + spare_bytes:
-            # Give back only half of it, once in TURN_S: no guest that gets memory back can be
-            # asked for it within TURN_S.
+            # Give back at most half of what the due balloons hold, once in TURN_S: no guest that
+            # gets memory back can be asked for it within TURN_S.
             if now_s - self._returned.at_s < TURN_S:
                 return
             most_bytes //= 2

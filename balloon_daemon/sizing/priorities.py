@@ -20,8 +20,9 @@ from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import MIB, VmId
 
 MORE_WAITS = 2
-"""How many more times than it has steps a priority is waited for: VMs' rechecks are not at the
-same moments, and the jitter lets one VM have 17 of them in the time of another one's 16."""
+"""A VM waits for another priority as many times as that priority has steps, and this many times
+more: VMs' rechecks are not at the same moments, and the jitter lets one VM have 17 rechecks in the
+time of another one's 16."""
 
 
 class Priorities:
