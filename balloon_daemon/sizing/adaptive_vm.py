@@ -1,4 +1,4 @@
-"""An adaptive VM: how fast its balloon grows, and when its target went which way. Pure."""
+"""An adaptive VM: how fast its balloon grows, and when its target last rose and fell. Pure."""
 
 import math
 from collections import deque

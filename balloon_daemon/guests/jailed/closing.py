@@ -247,7 +247,7 @@ class _Work(NamedTuple):
         queue: the queue of their user.
         owner: the peer that sent them; None: they are a socket with parked descriptors (``_Lot``).
         numbers: how many numbers of this process they occupied.
-        parked: how many parked descriptors the lot holds.
+        parked: how many parked descriptors wait in that socket's queue.
     """
 
     queue: "_Queue"
