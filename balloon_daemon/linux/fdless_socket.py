@@ -104,7 +104,7 @@ class LeftSockets:
             try:
                 child.close([fd])
             except OSError:
-                child.end()  # Somebody has killed it.
+                child.end()  # The order was not sent: somebody has killed the child.
             else:
                 return child
         return ClosingChild([fd], lockable)

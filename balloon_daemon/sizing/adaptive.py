@@ -135,7 +135,7 @@ class Adaptive:
             self.halt()
 
     def halt(self) -> None:
-        """Looks no more."""
+        """Looks at no reading any more."""
         self._vms.clear()
         self._outlook.forget()
         self.next_s, self.aim = math.inf, None

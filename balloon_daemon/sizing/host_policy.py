@@ -135,8 +135,8 @@ class HostPolicy:
             case Added(vm):
                 self._require_new(vm)
                 if not self._halted:
-                    # While balloond ends, a guest would give pages for a target, and no later step
-                    # would give them back.
+                    # Add no VM once balloond ends (``Halted``): its guest would give pages for a
+                    # target, and no later step would give them back.
                     self._listen(vm, self._admission.add(event, outcome), now_s)
             case Restored(vm):
                 self._require_new(vm)

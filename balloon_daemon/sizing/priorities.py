@@ -71,7 +71,7 @@ class Priorities:
         settings, patience = row.policy.settings, row.patience
         last_s = patience.waited_at_s
         if last_s is None or now_s - last_s > settings.release_after_s:
-            patience.waits_up = 0  # Since then balloons may have shrunk.
+            patience.waits_up = 0  # Since the last wait balloons may have shrunk.
         patience.waits_up += 1
         patience.waited_at_s = now_s
         lower = sum(number < row.priority for number in self._numbers)

@@ -272,7 +272,7 @@ class Lookups:
         began_s = max((turn.began_s for turn in self._turns.values()), default=0.0)
         starting = any(turn.request is None for turn in self._turns.values())
         if starting or len(self._turns) + len(self._late) >= MOST_CHILDREN:
-            return  # ``_go_on`` is called again when a child is done or ends.
+            return  # ``_go_on`` calls this again when a child has answered or has ended.
         if now_s - began_s < LATE_S:
             self._later(began_s + LATE_S - now_s, self._go_on)
             return

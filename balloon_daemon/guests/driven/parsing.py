@@ -81,7 +81,7 @@ class Turns:
         waiting = self._waiting.pop(user)
         go_on = waiting.popleft()
         if waiting:
-            self._waiting[user] = waiting  # Behind all other users.
+            self._waiting[user] = waiting  # This user's next turn comes after all other users'.
         go_on()
         self._set_timer()
 

@@ -102,7 +102,7 @@ MOUNTS = Mounts()
 
 
 def _within(mount: Mount) -> str:
-    """How the path of each file begins that lies on a mount or below it."""
+    """The beginning of the path of each file that lies on this mount or on one below it."""
     return f"{mount.point.rstrip('/')}/"
 
 

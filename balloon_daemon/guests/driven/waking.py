@@ -68,7 +68,7 @@ class Notices:
         self.bell: Bell | None = None
 
     def put(self, notice: Notice) -> None:
-        """Takes news: a ``Noticed``."""
+        """Notes a notice, and wakes the VM's task; a ``Noticed``."""
         self.pending.add(notice)
         if self.bell is not None:
             self.bell.ring()

@@ -386,5 +386,5 @@ class _Lot:
         socket.send_fds(self._inlet, [b"."], fds)
 
     def close(self) -> None:
-        """Accepts no more descriptors."""
+        """Closes the end through which descriptors come; those in the queue stay there."""
         self._inlet.close()
