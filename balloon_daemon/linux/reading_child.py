@@ -177,7 +177,7 @@ class ReadsApart:
             most_bytes: how much is read at most, up to ``MOST_BYTES``.
             pid: the process that the file is about.
             user: that process's user.
-            identity: for whom the file is read; None: for this process's own user.
+            identity: the user and group as whom the file is read; None: this process's own.
 
         Raises:
             TimeoutError: this reading took too long, or earlier readings of this process or of its

@@ -126,7 +126,7 @@ class AdaptiveVm:
             sizes.popleft()
 
     def look_at_spare(self, now_s: float, *, low: bool) -> None:
-        """Looks what its guest can spare now.
+        """Sets ``spare`` and ``spares`` to what its guest can spare now.
 
         Args:
             now_s: the clock.

@@ -245,8 +245,8 @@ class HostPolicy:
     # --- VMs ----------------------------------------------------------------------------------
 
     def _listen(self, vm: VmId, row: Row, now_s: float) -> None:
-        """Lets a VM's policy listen, with a reading at once; ``Adaptive`` listens for adaptive
-        VMs."""
+        """Lets a VM's policy listen to low memory, with a reading at once. For adaptive VMs
+        ``Adaptive`` listens instead."""
         if row.terms.is_adaptive:
             self._listening.pop(vm, None)
         elif row.policy.listening and vm not in self._listening:

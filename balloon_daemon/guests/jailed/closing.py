@@ -349,8 +349,8 @@ def _make_table() -> None:
 
 
 def _charge(account: FdAccount, owner: ForeignFds | None, numbers: int) -> None:
-    """Adds to the count of descriptor numbers that wait for their close: the peer's, or that of a
-    user's lots."""
+    """Adds to the count of descriptor numbers that wait for their close: to the peer's count, or,
+    for the sockets of ``_Lot``s, to the user's."""
     if owner is None:
         account.waiting += numbers
     else:
