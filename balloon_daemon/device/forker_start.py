@@ -19,7 +19,7 @@ def start(fd: str, parent: str, *directories: str) -> NoReturn:
         parent: the controller's process id.
         directories: further directories from which the controller has loaded modules.
     """
-    gc.disable()  # All that loading makes stays; run_template enables the collector again.
+    gc.disable()  # Objects made by loading stay in use. run_template enables the collector again.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path.insert(0, root)
     import balloon_daemon  # noqa: F401  # its __path__, not sys.path, leads to its modules now

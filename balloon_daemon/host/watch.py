@@ -87,7 +87,7 @@ class MemoryWatch:
                 self._watched_fd = fd
 
     def set_margin(self, margin_bytes: int | None) -> None:
-        """Uses another margin, and gives the reading with it to whoever listens, at once.
+        """Uses another margin. While ``listen`` is in effect, also reads the source at once.
 
         Args:
             margin_bytes: the margin; None: the source's own.

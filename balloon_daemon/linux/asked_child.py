@@ -112,7 +112,7 @@ class AskedChild:
             BlockingIOError: no part has come yet.
             OSError: the child has ended.
         """
-        # Not socket.recv_fds(), which ignores its flags.
+        # Call recvmsg() itself, for MSG_CMSG_CLOEXEC: socket.recv_fds() ignores its ``flags``.
         packet, ancillary, *_ = self._ours.recvmsg(
             MAX_PACKET_BYTES, socket.CMSG_LEN(MOST_FILES * _FD.size), socket.MSG_CMSG_CLOEXEC
         )

@@ -5,7 +5,7 @@ import re
 from balloon_daemon.linux.figures import read_once
 
 DAC_READ_SEARCH, SYS_PTRACE, SYS_ADMIN = 1 << 2, 1 << 19, 1 << 21
-"""Their bits: linux/capability.h."""
+"""The bits of these capabilities in CapEff (linux/capability.h)."""
 
 _EFFECTIVE = re.compile(rb"^CapEff:\s+([0-9a-f]{16})$", re.MULTILINE)
 

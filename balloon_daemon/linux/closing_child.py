@@ -148,7 +148,7 @@ def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
                 try:
                     os.close(fd)
                 except OSError:
-                    continue  # The number is free whatever close(2) returns.
+                    continue  # Linux frees the descriptor's number even if close(2) fails.
             if orders < 0:
                 break
             os.write(orders, b".")

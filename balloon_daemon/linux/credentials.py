@@ -48,8 +48,9 @@ def groups_of(sock: socket.socket) -> frozenset[int]:
 
 
 def living_peer_of(sock: socket.socket) -> int:
-    """The process that SO_PEERCRED names; 0 where it has ended or is in another PID namespace, or
-    where too many descriptors wait for their close to open its pidfd, which shows whether it has.
+    """The process that SO_PEERCRED names; 0 where it has ended or is in another PID namespace. 0
+    also where so many descriptors wait for their close that its pidfd, which shows whether it has
+    ended, is not opened.
 
     The kernel goes on naming a process that has ended, by a process id that another process may
     have by now: a user who forks often enough could so have a connection that seems to be somebody

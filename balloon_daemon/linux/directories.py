@@ -2,6 +2,7 @@
 
 Every user who may write to a directory above a socket can replace the socket. Every user who may
 list the directory can hold the directory's lock, for which a bind(2) or unlink(2) there waits.
+
 A VMM hands its guest's memory to whichever process listens at a path, and a balloond hands all
 guests' memory to its keeper. Both trust the path alone, so no other user may be able to change it.
 """

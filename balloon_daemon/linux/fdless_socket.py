@@ -104,7 +104,7 @@ class LeftSockets:
             try:
                 child.close([fd])
             except OSError:
-                child.end()  # Somebody has killed it.
+                child.end()  # The order was not sent: somebody has killed the child.
             else:
                 return child
         return ClosingChild([fd], lockable)
@@ -144,8 +144,8 @@ class _WarySocket(socket.socket):
         return super().recv_into(buffer, waiting, flags) if waiting else 0
 
     def close(self) -> None:
-        """Closes the socket; where descriptors wait in it, whose closing may block, has a child do
-        so."""
+        """Closes the socket. If descriptors may wait in its queue, whose close may block, a child
+        closes it."""
         if self.fileno() >= 0 and not hang_up(self):
             LEFT.close(self.detach(), self.owner)
         super().close()

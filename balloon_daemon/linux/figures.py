@@ -89,8 +89,8 @@ class Closes:
                 return
             done, self._child = self._child, None
             done.end()
-        # ``done.end()`` closes the child's pidfd by way of this object, which may have forked
-        # the next child for that.
+        # ``done.end()`` closes the child's pidfd by ``close`` of this object, which may have
+        # called this method and so have forked the next child.
         if self._left and self._child is None:
             try:
                 self._child = ClosingChild(self._left, lockable)

@@ -34,9 +34,8 @@ WITHIN_S = 0.05
 """How long a reading may take; it takes some 0.1 ms where the processors are not busy."""
 
 BUSY_TIMES = 9
-"""How many further times ``WITHIN_S`` a child is waited for that does not read, because it has no
-processor, as on a busy host: then the delay is not the fault of the process whose file it
-reads."""
+"""How many further times ``WITHIN_S`` to wait for a child that has no processor, as on a busy
+host, and so does not read yet: the process whose file it is to read does not cause that delay."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
 """How long no file of a process is read after a late reading of one: at first, and at most. The
@@ -178,7 +177,7 @@ class ReadsApart:
             most_bytes: how much is read at most, up to ``MOST_BYTES``.
             pid: the process that the file is about.
             user: that process's user.
-            identity: for whom the file is read; None: for this process's own user.
+            identity: the user and group as whom the file is read; None: this process's own.
 
         Raises:
             TimeoutError: this reading took too long, or earlier readings of this process or of its

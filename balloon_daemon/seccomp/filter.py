@@ -124,7 +124,7 @@ def _is_another(name: str, other: str) -> bool:
     try:
         return os.path.isfile(other) and not os.path.samefile(name, other)
     except (OSError, ValueError):
-        return False  # reading the file raises the error later, with the include's place
+        return False  # the parser fails to read the file, too, and tells the include's place
 
 
 def load_arch() -> Arch:

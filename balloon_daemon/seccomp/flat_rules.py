@@ -35,8 +35,9 @@ argument. LE and GE are not among them: with LE or GE in two rules of a call, li
 is wrong."""
 
 _SEVERAL_ARGUMENTS = frozenset[Comparator]()
-"""The same for several rules of a call that compare several arguments. NE is not among them
-either: with NE in one of these rules, libseccomp's program is wrong or is never finished."""
+"""As ``_ONE_ARGUMENT``, for several rules of a call that compare several arguments. NE is not
+among them either: with NE in one of these rules, libseccomp's program is wrong or is never
+finished."""
 
 Path = tuple[Span, ...]
 """For each argument, the values that it can have on this path."""

@@ -60,10 +60,10 @@ lack a third more, and memory is low for no less time. With a greatest headroom 
 memory is low for three times as long."""
 
 UNUSED_HEADROOM = 4.0
-"""The headroom for which guests are asked for memory that they do not use, in margins. What of it
-goes back stays available to the host until the guest uses it, so it costs guests little. On the
-hosts of docs/judgement.md: with 2 margins memory is low for four times as long, with 8 hardly
-less."""
+"""The headroom for which guests are asked for memory that they do not use, in margins. When such
+memory goes back it stays available to the host until the guest uses it, so the guest loses little
+by giving it. On the hosts of docs/judgement.md: with 2 margins memory is low for four times as
+long, with 8 hardly less."""
 
 ROOM_KEPT = 1 / 8
 """So much more than the aim stays available when memory goes back, in margins."""
@@ -78,7 +78,7 @@ times as seldom; the low-memory source may be polled more often."""
 
 
 class Aim(NamedTuple):
-    """What is to be available, in MiB.
+    """How much host memory is to be available, in MiB.
 
     Attributes:
         aim_mib: with less, guests are asked for memory.
@@ -119,7 +119,7 @@ class Adaptive:
         self.next_s = math.inf
         """When to look next; infinity: it has no VM."""
         self.aim: Aim | None = None
-        """What it aims at; None: it has no reading."""
+        """The aim of the last look; None: the host's figures were unknown, or nobody looked."""
 
     def add(self, vm: VmId, row: Row, now_s: float) -> None:
         """Sizes a VM from now on, if it is adaptive."""
@@ -135,7 +135,7 @@ class Adaptive:
             self.halt()
 
     def halt(self) -> None:
-        """Looks no more."""
+        """Looks at no reading any more."""
         self._vms.clear()
         self._outlook.forget()
         self.next_s, self.aim = math.inf, None
@@ -213,10 +213,11 @@ class Adaptive:
     # --- asking for memory --------------------------------------------------------------------
 
     def _take(self, short_bytes: int, unused_bytes: int, why: Why, outcome: Outcome) -> None:
-        """Asks for what is short, and for what was promised where memory is low.
+        """Asks for what is missing, and for what was promised where memory is low.
 
         Args:
-            short_bytes: what is short.
+            short_bytes: how much will be missing to the aim when guests have given what they were
+                asked for before; less than 0: nothing.
             unused_bytes: how much is wanted of memory that no guest uses.
             why: what was seen.
             outcome: takes the targets.
@@ -300,8 +301,8 @@ class Adaptive:
                 due.append(each)
         most_bytes = sum(each.row.told_bytes for each in due)
         if room_bytes < most_bytes + spare_bytes:
-            # Give back only half of it, once in TURN_S: no guest that gets memory back can be
-            # asked for it within TURN_S.
+            # Give back at most half of what the due balloons hold, once in TURN_S: no guest that
+            # gets memory back can be asked for it within TURN_S.
             if now_s - self._returned.at_s < TURN_S:
                 return
             most_bytes //= 2

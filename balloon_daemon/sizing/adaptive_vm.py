@@ -1,4 +1,4 @@
-"""An adaptive VM: how fast its balloon grows, and when its target went which way. Pure."""
+"""An adaptive VM: how fast its balloon grows, and when its target last rose and fell. Pure."""
 
 import math
 from collections import deque
@@ -34,15 +34,15 @@ second. Less cannot be told from the error of adding statistics to a balloon's s
 at another time."""
 
 OWN_S = 0.5
-"""Statistics that follow others in less time are not compared with them (``falls``)."""
+"""Statistics less than this apart are not compared to find how fast programs take memory."""
 
 BACKED = 0.25
 """If the host backs a smaller share of a guest's free memory than this, other guests are asked
 first: a balloon would take four times as much from the guest as it brings the host."""
 
 SMALL_SHARE = 64
-"""Changes of less than a 64th of a balloon's maximum, a quarter of the seed's step, are too small
-to matter."""
+"""Changes of less than a 64th of a balloon's maximum, a quarter of a step of the profile seed, are
+too small to matter."""
 
 
 @dataclass(slots=True)
@@ -59,10 +59,11 @@ class AdaptiveVm:
         lowered_at_s: when its target was seen to have fallen last.
         low_looks: how many looks in a row found memory low while it could be asked.
         spare: what its guest can spare; None: unknown.
-        spares: the same of each ``Kind``, in whole pages and no more than it may be asked for.
+        spares: what its guest can spare of each ``Kind``, in whole pages, and no more than it may
+            be asked for.
         asked_bytes: how much more it is asked for at this look.
         against: what is against asking it for more; None: nothing is.
-        sizes: its balloon's sizes of late, each with the time since when it was seen.
+        sizes: its balloon's recent sizes, each with the time at which it was seen.
         own: the time of some statistics, and the sum of what its guest had available and in its
             balloon then.
         falls: by how much that sum has fallen since, in bytes a second.
@@ -88,13 +89,13 @@ class AdaptiveVm:
 
     @property
     def left_bytes(self) -> int:
-        """What it may still be asked for."""
+        """How much more the VM may be asked for at this look."""
         row = self.row
         return max(0, row.policy.max_bytes - row.told_bytes - self.asked_bytes)
 
     @property
     def small_bytes(self) -> int:
-        """What is too small a change to matter."""
+        """A change of the target by less than this does not matter."""
         return self.row.policy.max_bytes // SMALL_SHARE
 
     @property
@@ -125,7 +126,7 @@ class AdaptiveVm:
             sizes.popleft()
 
     def look_at_spare(self, now_s: float, *, low: bool) -> None:
-        """Looks what its guest can spare now.
+        """Sets ``spare`` and ``spares`` to what its guest can spare now.
 
         Args:
             now_s: the clock.
@@ -195,12 +196,13 @@ def _pages(size_bytes: int) -> int:
 
 
 def counted_bytes(row: Row) -> int:
-    """The balloon's size, as far as other guests are asked for memory because of it.
+    """The part of the balloon's size that counts as memory which the host may have to give back.
 
-    What a balloon has beyond its target is about to go back: the host would be short of it. But a
-    driver can write any size, of a VM of any size. So beyond the target only what was asked for
-    before the target was lowered counts, for a while, and no more of it than the host's own
-    figures allow. Of a VM of the profile seed these are not known.
+    What a balloon has beyond its target is about to go back to its guest, so other guests are
+    asked for as much. But a driver can write any size, of a VM of any size. So beyond the target
+    only what was asked for before the target was lowered counts, for a while, and no more of it
+    than the host's own figures allow (``proof``), which are not known of a VM with the profile
+    seed.
     """
     allowed = 0 if row.guard is None else min(row.guard.proof.most_bytes, row.back_bytes)
     return min(row.actual_bytes, row.policy.max_bytes, max(row.told_bytes, allowed))

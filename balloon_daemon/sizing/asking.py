@@ -24,7 +24,7 @@ class Kind(Enum):
     UNTOUCHED = 1
     """Free memory, most of which the guest has never used: little of it comes to the host."""
     CACHE = 2
-    """Page cache."""
+    """Memory that holds files (page cache)."""
 
 
 LEVEL = 0.05

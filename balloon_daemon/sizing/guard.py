@@ -16,9 +16,10 @@ Theory of operation
     not freed    the host's figures (``proof``)   no step up while memory is missing
     ===========  ===============================  ==============================================
 
-    None of this is found of a guest that is paused, or has no driver that listens. A guest
-    whose statistics have stopped coming is squeezed no further. A guest that never sent statistics
-    is squeezed at the policy's pace, down to the floor for guests without statistics (``terms``).
+    None of this is found of a guest that is paused, or has no driver that listens. A guest is
+    *squeezed* while its balloon holds memory or is to hold some. One whose statistics have stopped
+    coming is squeezed no further. One that never sent statistics is squeezed at the policy's pace,
+    down to the floor for guests without statistics (``terms``).
 """
 
 import math
@@ -102,7 +103,7 @@ class Guard:
         with the size that the balloon has by then."""
 
     def lasting(self) -> Lasting:
-        """What it remembers for long, for another guard's ``resume``."""
+        """What this guard remembers for long, for another guard's ``resume``."""
         states = ((reason, *wait.state()) for reason, wait in self.waits.items())
         return Lasting(
             tuple(state for state in states if math.isfinite(state[1])),

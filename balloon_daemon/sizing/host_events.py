@@ -343,7 +343,7 @@ class ReserveOver(NamedTuple):
 
 
 Over = PauseOver | ReclaimOver | ReserveAnswered | ReserveOver
-"""What has become of something that an operator had asked for."""
+"""The end of a pause, reclaim or reserve that an operator had asked for, or the answer to one."""
 
 
 class Watch(NamedTuple):

@@ -135,8 +135,8 @@ class HostPolicy:
             case Added(vm):
                 self._require_new(vm)
                 if not self._halted:
-                    # While balloond ends, a guest would give pages for a target, and no later step
-                    # would give them back.
+                    # Add no VM once balloond ends (``Halted``): its guest would give pages for a
+                    # target, and no later step would give them back.
                     self._listen(vm, self._admission.add(event, outcome), now_s)
             case Restored(vm):
                 self._require_new(vm)
@@ -222,8 +222,8 @@ class HostPolicy:
         return self._row(vm).told_bytes
 
     def aim(self, vm: VmId) -> Aim | None:
-        """What is to be available for an adaptive VM to be left as it is; None: the VM is not
-        adaptive, or nothing is known of the host.
+        """How much the host is to have available for an adaptive VM's balloon to stay as it is;
+        None: the VM is not adaptive, or the host's figures are unknown.
 
         Raises:
             StateError: the VM has no policy.
@@ -245,8 +245,8 @@ class HostPolicy:
     # --- VMs ----------------------------------------------------------------------------------
 
     def _listen(self, vm: VmId, row: Row, now_s: float) -> None:
-        """Lets a VM's policy listen, with a reading at once; ``Adaptive`` listens for adaptive
-        VMs."""
+        """Lets a VM's policy listen to low memory, with a reading at once. For adaptive VMs
+        ``Adaptive`` listens instead."""
         if row.terms.is_adaptive:
             self._listening.pop(vm, None)
         elif row.policy.listening and vm not in self._listening:

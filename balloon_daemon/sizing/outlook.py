@@ -19,7 +19,7 @@ FALL_S = 3.0
 steepest fall counts. A surge of a second is not to be averaged away."""
 
 NEXT_S = 0.5
-"""Readings that follow others in less time are not compared with them to find a fall."""
+"""Readings less than this apart are not compared to find a fall of bare memory."""
 
 
 USED_AFTER_S, USED_FOR_S = 3.0, 30.0
@@ -103,7 +103,7 @@ class Outlook:
 
 
 class Returned:
-    """What went back to guests last, and whether they have used it at once.
+    """The memory that went back to guests last, and whether they have used it at once.
 
     Linux's driver frees the pages that it takes out of a balloon, and the host backs them only
     once something in the guest uses them. Other guests may use all of them at once.

@@ -20,8 +20,9 @@ from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import MIB, VmId
 
 MORE_WAITS = 2
-"""How many more times than it has steps a priority is waited for: VMs' rechecks are not at the
-same moments, and the jitter lets one VM have 17 of them in the time of another one's 16."""
+"""A VM waits for another priority as many times as that priority has steps, and this many times
+more: VMs' rechecks are not at the same moments, and the jitter lets one VM have 17 rechecks in the
+time of another one's 16."""
 
 
 class Priorities:
@@ -70,7 +71,7 @@ class Priorities:
         settings, patience = row.policy.settings, row.patience
         last_s = patience.waited_at_s
         if last_s is None or now_s - last_s > settings.release_after_s:
-            patience.waits_up = 0  # Since then balloons may have shrunk.
+            patience.waits_up = 0  # Since the last wait balloons may have shrunk.
         patience.waits_up += 1
         patience.waited_at_s = now_s
         lower = sum(number < row.priority for number in self._numbers)

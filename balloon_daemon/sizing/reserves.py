@@ -5,8 +5,8 @@ available than that, memory is low, and balloons are given back only with more. 
 no rules of its own for what is taken from whom. The operator is answered once that much is
 available, or once it is known why it will not be.
 
-The source's own alarm knows the margin alone: while there are reserves the source is read each
-``recheck_s``, and more often as long as somebody waits.
+The alarm of the low-memory source knows the margin alone. So while there are reserves the source
+is read each ``recheck_s``, and more often as long as an operator waits for the answer.
 """
 
 import math

@@ -81,7 +81,7 @@ class Steering:
         self._queue()
 
     def pass_time(self, outcome: Outcome) -> None:
-        """Does what is due."""
+        """Goes on with the pauses, reclaims and reserves, if something is due."""
         # Compare times first: this method is called for each MiB of any guest's balloon.
         if self.next_s <= outcome.now_s:
             self.pauses.pass_time(outcome)

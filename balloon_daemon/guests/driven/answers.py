@@ -26,7 +26,7 @@ _STATS = {
     "disk_caches": "caches_bytes",
     "hugetlb_allocations": "hugetlb_allocations",
     "hugetlb_failures": "hugetlb_failures",
-    # Firecracker's word first, Cloud Hypervisor's second.
+    # Firecracker's name for this statistic, and Cloud Hypervisor's.
     "oom_kill": "oom_kills",
     "oom_kills": "oom_kills",
     "alloc_stall": "alloc_stalls",

@@ -42,7 +42,7 @@ _STATES = {
 
 
 class _Info(NamedTuple):
-    """What is read of ``vm.info``.
+    """The figures that are read from the answer of ``vm.info``.
 
     Attributes:
         vm_mem_bytes: the VM's memory, its balloon included.

@@ -76,7 +76,7 @@ class Directories:
                 seen.look = loop.create_task(self._look_at(name, seen, fresh_ns))
 
     def stop(self) -> None:
-        """Looks no more."""
+        """Looks at no directory any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

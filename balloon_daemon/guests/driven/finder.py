@@ -186,7 +186,8 @@ class Finder:
         return self._pause.is_absent
 
     def retire(self) -> None:
-        """Ends the search: a VM that is driven now is not looked for again after its end."""
+        """Ends the search. A VM that is driven now is driven until it ends, and then not sought
+        again."""
         self._retired = True
         self._shared.publish(VmNotSought(self.config.name))
         self._bell.ring()

@@ -16,7 +16,7 @@ MAX_HEAD_BYTES = 16 * 1024
 """The longest status line with all headers; also the longest line of a chunk's size."""
 
 MAX_BODY_BYTES = 256 * 1024
-"""The longest body."""
+"""The longest body of an answer that is accepted."""
 
 _MAX_INTERIM = 4
 _MAX_CHUNKS = 1024

@@ -28,7 +28,7 @@ WITHIN_S = 1.0
 """How long a child may send no message; a lookup takes some 0.1 ms."""
 
 LATE_S = 0.05
-"""After this time without a word from a child, other places' requests get another child."""
+"""After this time without a message from a child, other places' requests get another child."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
 """How long a place is left alone after a late lookup: twice as long after each further one."""
@@ -272,7 +272,7 @@ class Lookups:
         began_s = max((turn.began_s for turn in self._turns.values()), default=0.0)
         starting = any(turn.request is None for turn in self._turns.values())
         if starting or len(self._turns) + len(self._late) >= MOST_CHILDREN:
-            return  # ``_go_on`` is called again when a child is done or ends.
+            return  # ``_go_on`` calls this again when a child has answered or has ended.
         if now_s - began_s < LATE_S:
             self._later(began_s + LATE_S - now_s, self._go_on)
             return
@@ -328,7 +328,7 @@ class Lookups:
             case int(owner) if request is not None:
                 self._late.owned(request.place, owner)
             case Passed() if request is not None and not request.done.done():
-                request.take(part)  # Else the files are closed with ``part``.
+                request.take(part)  # If nobody waits for them, the files are closed with ``part``.
             case [value] if request is not None and not request.done.done():
                 request.take(value)
         if self._turns.get(child) is turn and self._loop is not None:
@@ -355,7 +355,7 @@ class Lookups:
         return turn.request
 
     def _end(self, child: AskedChild, place: str | None = None) -> None:
-        """Kills a child, whose lookup in this place was late."""
+        """Kills a child. ``place``: where its lookup was late; None: its lookup was not late."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(child)
         child.end()

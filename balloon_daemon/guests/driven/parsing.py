@@ -15,8 +15,8 @@ has begun is parsed whole."""
 
 BYTES_PER_S = 8 * 1024 * 1024
 """How many bytes of all VMMs are parsed in a second: half of the time of the thread that
-serves all VMs. 1,024 VMs that are sampled each second send half as many; of one user's monitors no
-more than a quarter is read (``qmp_wire``)."""
+serves all VMs. 1,024 VMs that are sampled each second send half as many bytes; from all monitors
+of one user no more than a quarter of these bytes is read in a second (``qmp_wire``)."""
 
 
 class Turns:
@@ -98,7 +98,7 @@ class Turns:
                 waiting = self._waiting.pop(user)
                 go_on = waiting.popleft()
                 if waiting:
-                    self._waiting[user] = waiting  # Behind all other users.
+                    self._waiting[user] = waiting  # Its next turn: after all other users'.
                 self._is_turn = True
                 go_on()
         finally:
@@ -111,7 +111,7 @@ TURNS = Turns()
 
 
 class Lines:
-    """What has come from a monitor, as lines.
+    """Cuts the bytes that have come from a monitor into lines.
 
     Attributes:
         waits: whether a complete line waits until ``TURNS`` lets it be parsed.
@@ -124,7 +124,7 @@ class Lines:
         """How much of ``_rest`` is known to have no line's end."""
 
     def add(self, content: memoryview) -> None:
-        """Takes what has come."""
+        """Adds bytes that have come."""
         self._rest += content
 
     def take(self) -> bytearray | None:

@@ -71,7 +71,7 @@ def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
 
 
 class _Figures(NamedTuple):
-    """What is asked about the balloon each time."""
+    """The questions about the balloon that each sample asks."""
 
     stats: Question[GuestStats]
     balloon: Question[int]

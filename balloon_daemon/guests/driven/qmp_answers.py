@@ -214,8 +214,8 @@ def interval_s(answer: object) -> int:
 
 
 def disk_read_bytes(answer: object) -> int | None:
-    """query-blockstats: bytes that the guest has read from all disks, of 64 bits as each disk's;
-    None: QEMU has no disks."""
+    """query-blockstats: how many bytes the guest has read from all of its disks, at most the
+    largest number of 64 bits; None: it has no disks."""
     # A row without "qdev" belongs to no device of the guest.
     read = [
         _number(_member(row, "stats"), "rd_bytes", UNKNOWN)

@@ -148,7 +148,8 @@ class QmpBalloon:
             self._doubted = balloon_bytes
         if self._written:
             # The driver has written a size: QEMU reports the size from before the reset no more.
-            # That holds from the next figures on; QEMU may have answered these before the write.
+            # Forget that size only now, for the next figures: QEMU may have answered the present
+            # ones before the write.
             self._before = None
 
     def _is_from_before(self, balloon_bytes: int) -> bool:

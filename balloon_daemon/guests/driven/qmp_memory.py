@@ -83,7 +83,7 @@ class Mounts:
         """Those paths that lie on a mounted hugetlbfs."""
         mounts = self._present()
         pools = tuple({_within(mount) for mount in mounts if mount.fstype == HUGETLBFS})
-        # All mounts are compared with a path only where that lies below one of hugetlbfs.
+        # Compare a path with all mounts only where it lies below the mount point of a hugetlbfs.
         below = [path for path in paths if f"{path}/".startswith(pools)]
         return {path for path in below if _file_system(path, mounts) == HUGETLBFS}
 
@@ -102,7 +102,7 @@ MOUNTS = Mounts()
 
 
 def _within(mount: Mount) -> str:
-    """How the path of each file begins that lies on a mount or below it."""
+    """The beginning of the path of each file that lies on this mount or on one below it."""
     return f"{mount.point.rstrip('/')}/"
 
 

@@ -42,7 +42,7 @@ class OpenFiles(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What may be against driving a process's VM.
+    """What a look at a VMM's process has shown, which may be against driving its VM.
 
     Attributes:
         are_seen: whether balloond may look at what the process has open.

@@ -24,8 +24,8 @@ LEAST_GAP_S = 0.1
 """The shortest time between two samples: a VMM may send news at any rate."""
 
 NEWS_PER_S = 400.0
-"""How many samples a second news of all VMs of one user may cause: an eighth of the time of the
-thread that serves all VMs, as a sample takes 0.3 ms."""
+"""How many samples a second may be caused by the notices of all VMs of one user: an eighth of the
+time of the thread that serves all VMs, as a sample takes 0.3 ms."""
 
 SPREAD = 0.618034
 """The golden ratio's fraction: its multiples, without their whole part, spread the VMs' samples
@@ -68,7 +68,7 @@ class Notices:
         self.bell: Bell | None = None
 
     def put(self, notice: Notice) -> None:
-        """Takes news: a ``Noticed``."""
+        """Notes a notice, and wakes the VM's task; a ``Noticed``."""
         self.pending.add(notice)
         if self.bell is not None:
             self.bell.ring()

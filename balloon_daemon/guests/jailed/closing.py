@@ -245,9 +245,9 @@ class _Work(NamedTuple):
 
     Attributes:
         queue: the queue of their user.
-        owner: the peer that sent them; None: they are a lot's outlet (``_Lot``).
+        owner: the peer that sent them; None: they are a socket with parked descriptors (``_Lot``).
         numbers: how many numbers of this process they occupied.
-        parked: how many parked descriptors the lot holds.
+        parked: how many parked descriptors wait in that socket's queue.
     """
 
     queue: "_Queue"
@@ -269,11 +269,12 @@ class _Queue:
         """Children that close descriptors of this user now."""
         self.left: deque[tuple[list[int], ForeignFds | None]] = deque()
         """Descriptors that no child closes yet, with the peer that sent them; None in place of the
-        peer: the descriptor is a lot's outlet (``_Lot``). They are kept as integers: objects would
-        close their descriptors in this process when it ends, in their finalizers."""
+        peer: the descriptor is a socket in whose queue parked ones wait (``_Lot.outlet``). They
+        are kept as integers: the finalizers of objects would close their descriptors in this
+        process when it ends."""
         self.lots: dict[int, int] = {}
-        """How many descriptors are in each lot that no child closes yet, by the number of the
-        lot's outlet."""
+        """How many parked descriptors wait in the queue of each such socket, by the socket's
+        number."""
         self._lot: _Lot | None = None
         """The lot into which ``park`` puts descriptors, until a child is to close the lot."""
 
@@ -348,8 +349,8 @@ def _make_table() -> None:
 
 
 def _charge(account: FdAccount, owner: ForeignFds | None, numbers: int) -> None:
-    """Adds to the count of descriptor numbers that wait for their close: the peer's, or that of a
-    user's lots."""
+    """Adds to the count of descriptor numbers that wait for their close: to the peer's count, or,
+    for the sockets of ``_Lot``s, to the user's."""
     if owner is None:
         account.waiting += numbers
     else:
@@ -385,5 +386,5 @@ class _Lot:
         socket.send_fds(self._inlet, [b"."], fds)
 
     def close(self) -> None:
-        """Accepts no more descriptors."""
+        """Closes the end through which descriptors come; those in the queue stay there."""
         self._inlet.close()

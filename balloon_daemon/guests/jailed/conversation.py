@@ -206,7 +206,7 @@ class Conversation:
         try:
             done = self._connection.flush()
         except OSError:
-            done = True  # The next read fails too, and that ends the session.
+            done = True  # The next read of the connection fails too, and that ends the session.
         if done:
             asyncio.get_running_loop().remove_writer(self._connection.fileno())
 

@@ -1,4 +1,4 @@
-"""Asks the template process to fork the devices of all VMs, without blocking the event loop.
+"""Has the template process (``device/template.py``) fork all VMs' devices, and never blocks.
 
 Runs in the controller. For a fork the scheduler has to run two other processes, the template and
 the new device: that takes milliseconds if all processors are busy, and seconds if the template

@@ -1,10 +1,11 @@
 """Reads one device's reports at a bounded rate, and watches whether the device reads its orders.
 
 A guest may take its device over at any moment. All guests share one event loop, so a device that
-floods its tube would cost the other guests time: a tube with more reports than a working device
-sends is not read for a while. The device's writes then fail with EAGAIN. Nor are the tubes of a
-user's devices read while all of them together have used up that user's share of the loop's time:
-hundreds of devices that each send no more than they may would otherwise leave none to others.
+floods its tube (the socketpair to the controller) would cost the other guests time: a tube with
+more reports than a working device sends is not read for a while. The device's writes then fail
+with EAGAIN. Nor are the tubes of a user's devices read while all of them together have used up
+that user's share of the loop's time: hundreds of devices that each send no more than they may
+would otherwise leave none to others.
 """
 
 import asyncio
@@ -68,7 +69,8 @@ class ReportReader:
         now = self._loop.time()
         earned = (now - self._at_s) * REPORTS_A_SECOND
         self._room, self._at_s = min(self._room + earned, REPORTS_A_SECOND), now
-        # Ask before reading: of hundreds of devices that wake together, one uses the time up.
+        # Ask whether the user has time left before reading: where hundreds of its devices have
+        # reports at once, the first of them may use up that time.
         rest_s = self._charge(0.0)
         if self._room > 0 and not rest_s:
             self._room -= self.read()

@@ -58,8 +58,8 @@ class Listener:
 def listen(path: Path, *, looked_for_keeper: bool = False) -> Listener:
     """Binds the vhost-user socket; only its owner may connect (mode 0600).
 
-    A socket of a dead process is replaced; a socket of a living process is not, nor one that a
-    keeper holds for another balloond.
+    A socket of a dead process is replaced. A socket of a living process is not replaced, nor one
+    that a keeper process (``handover/fd_keeper.py``) holds for another balloond.
 
     Args:
         path: the socket's path.

@@ -205,7 +205,7 @@ class Saver(Protocol):
         """Whether the store has a state with which another controller can go on."""
 
     def set_user(self, user: int) -> None:
-        """Sets the guest's user."""
+        """Sets the user who runs the guest's VMM (``Store.set_user``)."""
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
         """Calls ``save`` whenever the guest has to be saved again although it has not changed."""

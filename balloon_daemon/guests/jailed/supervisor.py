@@ -123,9 +123,9 @@ class DeviceSupervisor:
 
     def take_over(self) -> None:
         """Takes over vrings that another controller's device may have served."""
-        # A device may have served some vrings. Then their ``used.idx`` is unknown: if that device
-        # ended after the earlier controller died and before this controller began, neither
-        # controller has got its report.
+        # A device of the earlier controller may have served some vrings. Then their ``used.idx``
+        # is unknown: if that device ended after the earlier controller died and before this one
+        # began, neither controller has got its report.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 

@@ -16,8 +16,8 @@ config space takes some 50 µs."""
 
 AT_ONCE = 16
 """How many connections of a user the event loop watches directly, not by way of the user's epoll
-instance. It handles one message of a connection at a time, which takes no longer than a turn, and
-a sixth less time than by way of ``_take``."""
+instance. The loop then handles one message of a connection at a time, which takes no longer than a
+turn, and a sixth less time than a message by way of the epoll instance (``_take``)."""
 
 ESTABLISHED_S = 2.0
 """How old a connection must be before the event loop watches it directly (``AT_ONCE``). Otherwise

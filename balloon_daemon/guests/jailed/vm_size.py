@@ -23,8 +23,8 @@ the total. So if the total is less than the size of the regions by at most this 
 policy leaves to a large VM. If more is missing, a region may be no RAM."""
 
 NOISE_SHARE = 16
-"""A guest's total that differs by less than this part changes nothing: ``actual`` and the
-statistics are not of the same moment."""
+"""A guest's total that differs from its last one by less than a 16th changes nothing: ``actual``
+and the statistics are not of the same moment."""
 
 TELLING_BALLOON_BYTES = 64 * MIB
 """With a balloon of this size, the guest's total shows whether it includes the balloon."""

@@ -31,8 +31,8 @@ class Watching:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Has the figures of the VMM's process looked for; only once its VM is attached, as any
-        number of VMMs may connect and send nothing."""
+        """Has a child open the files with the figures of the VMM's process. Call it only once the
+        VM is attached, as any number of VMMs may connect and send nothing."""
         self._vmm.want()
 
     @property

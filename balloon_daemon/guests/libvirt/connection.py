@@ -107,7 +107,7 @@ class Connection:
         return self._client is None or await self._client.ended(within_s)
 
     def listen(self, uuid: str, heard: Callable[[wire.Happened], None]) -> None:
-        """Passes a domain's events to a function, too, from now on."""
+        """Passes a domain's events to this function from now on, and to ``heard`` as before."""
         self._listeners.setdefault(uuid, []).append(heard)
 
     def unlisten(self, uuid: str, heard: Callable[[wire.Happened], None]) -> None:

@@ -436,7 +436,7 @@ class Client:
             raise CallError("refused", "libvirt saves or migrates the domain")
 
     def _reading_jobs(self) -> set[int]:
-        """The jobs of libvirt's that read all of a domain's memory and block changes to it."""
+        """libvirt's jobs that read all of a domain's memory and keep the domain from changes."""
         names = ("SAVE", "MIGRATION_OUT", "SNAPSHOT", "DUMP")
         return {getattr(self._libvirt, f"VIR_DOMAIN_JOB_OPERATION_{name}") for name in names}
 
