@@ -165,7 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--vm-mem",
         type=size,
         metavar="SIZE",
-        help="size of a VM (default: what its memory table says)",
+        help="size at most of each VM that connects to the socket (default: what its VMM and its "
+        "guest say)",
     )
     parser.add_argument(
         "--socket",

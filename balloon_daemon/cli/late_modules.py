@@ -34,14 +34,14 @@ def carried_modules(load: Callable[[], object]) -> Iterator[list[object]]:
     Raises:
         ValueError: a module cannot be imported; says which one, and the remedy.
     """
-    before = set(sys.modules)
+    before = dict(sys.modules)
     try:
         load()
     except ImportError as err:
         raise ValueError(f"{err}; install balloond anew") from err
     # In the order in which they were loaded: importlib puts a module at the end of ``sys.modules``
-    # once it has run.
-    for name in [name for name in sys.modules if name not in before]:
+    # once it has run. A module in the place of its stand-in (``asyncio_lean``) is a new one, too.
+    for name in [name for name, module in sys.modules.items() if module is not before.get(name)]:
         spec = sys.modules[name].__spec__
         match None if spec is None else spec.loader:
             case SourceFileLoader() as loader:

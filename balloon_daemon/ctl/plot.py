@@ -93,8 +93,10 @@ def _past(path: Path, length_s: float, vm: str | None) -> Past:
         [row for row in events if float(row["at_s"] or 0) >= since_s],
     )
     if vm is not None and vm not in past.vms:
-        names = ", ".join(map(printable, sorted(past.vms))) or "none"
+        names = ", ".join(map(printable, sorted(past.vms)))
         where = printable(str(path))
+        if not names:
+            raise ConfigError(f"{where} has nothing of any VM in that time; wait for a minute")
         raise ConfigError(f"{where} has nothing of {printable(vm)} in that time, but of: {names}")
     return past
 

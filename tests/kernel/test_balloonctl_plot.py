@@ -196,6 +196,8 @@ def test_since_counts_from_the_end_of_the_file(tmp_path: Path) -> None:
          "like 500ms, 90s, 10m, 2h or 1d"),
         ("vm0 -o {t}/x.png --history {t}/new.db", 2, "{t}/new.db: it has no samples yet; wait for "
          "a minute"),
+        ("vm0 -o {t}/x.png --history {t}/host.db", 2, "{t}/host.db has nothing of any VM in that "
+         "time; wait for a minute"),
         ("vm0 -o {t}/x.png --history {t}/none", 1, NONE),
         ("vm0 -o {t}/x.png --history {t}/other", 1, "{t}/other: file is not a database; is it of "
          "balloond --history?"),
@@ -210,6 +212,7 @@ def test_what_cannot_be_drawn_is_one_line(
     made_history(tmp_path / "h.db")
     made_history(tmp_path / "v7.db", version=7)
     open_history(str(tmp_path / "new.db"))[0].close()
+    made_history(tmp_path / "host.db", vms=0)
     (tmp_path / "other").write_bytes(b"no database at all\n" * 100)
     (tmp_path / "dir.png").mkdir()
     said = plot(*arguments.format(t=tmp_path).split())

@@ -19,10 +19,6 @@ HEADS = ("VM", "KIND", "MEMORY", "BALLOON", "TARGET", "MOST", "GUEST HAS", "RETU
 """GUEST HAS: the memory that the guest has available. RETURNED: the part of the balloon that the
 host has got back."""
 
-NEAR_S = 0.01
-"""Two times until a timer, which balloond has rounded, that differ by less count as the same
-timer."""
-
 LEAST_NAME = 8
 """A name is cut to no fewer characters, however narrow the terminal is."""
 
@@ -51,8 +47,7 @@ def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
     if (last := host["last_decision"]) is not None:
         name, message = printable(last["vm"]), printable(last["message"])
         below.append(f"Last decision: {age(last['age_s'])} ago, {name}: {message}")
-    if host["next_timer_s"] is not None:
-        below.append(f"Next: in {age(host['next_timer_s'])}{_next_said(status)}")
+    below += _next_said(vms)
     if notes:
         lines += ["", *wrapped(notes, columns)]
     lines += ["", *wrapped(below, columns)]
@@ -61,25 +56,27 @@ def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
     return lines
 
 
-def _next_said(status: dict[str, Any]) -> str:
-    """What the first timer is for; nothing where it is no VM's recheck or release."""
+def _next_said(vms: Sequence[dict[str, Any]]) -> list[str]:
+    """When a VM's balloon may change next, and why; nothing where no VM's policy has a deadline.
+
+    Other deadlines, such as the end of a pause, have lines of their own.
+    """
     timers: list[tuple[float, str, dict[str, Any]]] = [
         (vm["next"][timer], timer, vm)
-        for vm in status["vms"]
+        for vm in vms
         if vm["next"] is not None
         for timer in ("recheck_in_s", "release_in_s")
         if vm["next"][timer] is not None
     ]
     if not timers:
-        return ""
+        return []
     first_s, timer, vm = min(timers, key=itemgetter(0))
-    if first_s > status["host"]["next_timer_s"] + NEAR_S:
-        return ""
+    said = f"Next: in {age(first_s)}, to "
     if timer == "recheck_in_s":
-        return ", to see whether memory is still low"
+        return [f"{said}see whether memory is still low"]
     needed = vm["next"]["needed_mib"]
     room = "" if needed is None else f" if {format_size(needed * MIB)} is available"
-    return f", to give {printable(vm['name'])} a step back{room}"
+    return [f"{said}give {printable(vm['name'])} a step back{room}"]
 
 
 def _row(vm: dict[str, Any]) -> tuple[str, ...]:
