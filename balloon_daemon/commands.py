@@ -215,7 +215,7 @@ class NotReloaded(NamedTuple):
 
 
 TakeAnswer = Callable[[Reclaimed | ReserveAnswer], None]
-"""Takes the answer to a command for which somebody waits."""
+"""Called with the answer to a command that takes a while."""
 
 
 class Desk(Protocol):

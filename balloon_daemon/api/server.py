@@ -48,8 +48,9 @@ LOOK_S = 1.0
 """How often to look for clients that are late (``ASK_WITHIN_S``, ``TAKE_WITHIN_S``)."""
 
 MOST_MISUSES = 16
-"""After so many connections in which clients sent descriptors, members of the socket's group may
-not ask any more: each such connection stays open for good, and so costs one descriptor."""
+"""After this many connections in which clients of ``READERS`` have sent descriptors, members of
+the socket's group are refused: each such connection stays open for good, and costs a descriptor.
+"""
 
 
 class Records(NamedTuple):

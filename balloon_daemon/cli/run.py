@@ -58,7 +58,7 @@ LEAST_FDS = 64
 """With fewer open files allowed, balloond does not start."""
 
 MISTAKES_SHOWN = 5
-"""How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
+"""How many mistakes of a seccomp policy file are shown; ``balloonctl seccomp check`` shows all."""
 
 CONFIG_MISTAKES_SHOWN = 1000
 """How many mistakes of configuration files balloond shows: all mistakes of any file that a person

@@ -331,7 +331,8 @@ def _remedy(name: str | None) -> str:
 
 
 def _another_python() -> str:
-    """The remedy where this interpreter cannot run long under this policy."""
+    """The remedy where this Python makes a call, later in a device's life, that the seccomp policy
+    forbids."""
     return (
         f"run balloond with another Python than {platform.python_version()}, or allow it in the "
         "policy file"

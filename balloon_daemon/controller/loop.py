@@ -136,7 +136,7 @@ class Controller:
     Args:
         config: the settings.
         source: the low-memory source.
-        drivers: find the VMs, each those of one kind.
+        drivers: find and serve the VMs; each driver is for one kind of VMs.
         publish: called with each event to be published.
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
@@ -238,9 +238,9 @@ class Controller:
         if others or places:
             self._publish(DrivesOthers(len(others), places))
         self.listening = True
-        # Read the source once even if no VM is attached: the log then says at the start what is
-        # wrong with its figures. Read in a callback: an error there is published and does not end
-        # the start.
+        # Read the low-memory source once even if no VM is attached: the log then says at the start
+        # what is wrong with its figures. Read in a callback: an error there is published and does
+        # not end the start.
         loop.call_soon(watch.read)
         if surveyed:
             survey.begin()
