@@ -266,8 +266,7 @@ class Routes:
         yield b"]}\n"
 
     def _steer(self, request: Request, command: Pause | Resume) -> Answer:
-        """Carries out a pause or a resume. The answer has the pauses that are in force afterwards:
-        of all VMs together, and of each VM that the request names."""
+        """Pauses or resumes; answers with the pauses of the named VMs, and that of all VMs."""
         not_done = self._desk.steer(command, request.uid)
         if not_done is not None:
             raise _not_done(None, not_done)
