@@ -64,7 +64,8 @@ class LastDecision(NamedTuple):
 
 
 class ProtectionStatus(NamedTuple):
-    """How a careful VM's guest is protected from being asked for memory.
+    """How the guest of a VM of the profile careful or adaptive is protected from being asked for
+    memory.
 
     Attributes:
         objection: why the guest must not be asked for more at this moment; None: nothing is

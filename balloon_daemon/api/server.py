@@ -116,7 +116,7 @@ class Server:
     # --- turns --------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Serves clients for a moment, then rests."""
+        """Serves clients for about ``TURN_S``, then serves none for seven times as long."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._epoll.fileno())
         if (timer := self._timers.pop(self._turn, None)) is not None:
@@ -276,7 +276,7 @@ class Server:
             self.drop(client)
 
     def _accept_later(self) -> None:
-        """Lets clients wait in the socket's queue for a moment."""
+        """Stops accepting for ``LOOK_S``: new clients wait in the listening socket's queue."""
         self._listeners.watch(self._epoll, 0)
         self._later(LOOK_S, self._accept_again)
 
