@@ -91,7 +91,7 @@ class Reclaim(NamedTuple):
 
 
 class Reclaimed(NamedTuple):
-    """What came of a ``Reclaim``.
+    """The answer to a ``Reclaim``.
 
     Attributes:
         why: why it has ended.

@@ -212,7 +212,7 @@ class OwnFigures(NamedTuple):
         virtual_bytes: its address space.
         cpu_s: processor time, in user and kernel mode, without that of its children.
         started_s: when it was started, in seconds since the epoch.
-        open_fds: how many descriptors it has open; the kernel tells it from 6.2 on.
+        open_fds: how many descriptors it has open; known from Linux 6.2 on.
         most_fds: how many it may have open (RLIMIT_NOFILE).
     """
 

@@ -111,7 +111,8 @@ def _serve(
 
 
 def _heartbeat(bus: Bus, tend: Callable[[], None]) -> Heartbeat | None:
-    """Tells a service manager that has a watchdog how balloond is; None: there is no watchdog.
+    """Makes the sender of watchdog messages and of the status line to the service manager; None:
+    the service manager has set no watchdog.
 
     Args:
         bus: gives the status line its events.

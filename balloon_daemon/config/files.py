@@ -91,7 +91,7 @@ def _read(path: Path, mistakes: list[str], why: Callable[[OSError], str]) -> Con
     Args:
         path: the file.
         mistakes: gets why it cannot be read or trusted.
-        why: makes words of the kernel's answer.
+        why: turns the kernel's error into the text of the mistake.
     """
     file = printable(str(path))
     try:

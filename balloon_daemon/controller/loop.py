@@ -178,7 +178,8 @@ class Controller:
         The signals are blocked when this method begins, and again when it ends.
 
         Args:
-            heartbeat: tells the service manager how balloond is; None: there is no watchdog.
+            heartbeat: sends watchdog messages and the status line to the service manager; None:
+                there is no watchdog.
         """
         loop = asyncio.get_running_loop()
         watch = self._watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)

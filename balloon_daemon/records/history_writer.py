@@ -208,7 +208,7 @@ def prune(history: sqlite3.Connection, now_s: float, share: int = 1) -> None:
 
 
 def keep(sock: socket.socket, history: sqlite3.Connection) -> str:
-    """Writes what comes through a socket.
+    """Writes the rows that come through a socket.
 
     Returns:
         Why no more is written; "": the daemon has closed the socket.
