@@ -164,8 +164,8 @@ class VmLost(NamedTuple):
 
 @fact
 class VmLetGo(NamedTuple):
-    """A VM that the configuration no longer names or discovers has got its memory back, and
-    balloond no longer drives its balloon."""
+    """balloond no longer drives the balloon of a VM that the configuration neither names nor
+    discovers any more. Its memory was given back before, as far as its guest took it."""
 
     vm: VmId
 
