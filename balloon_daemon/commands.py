@@ -74,7 +74,7 @@ class Resume(NamedTuple):
 
 
 class Reclaim(NamedTuple):
-    """Take this much memory from guests now, and answer how much the balloons then hold.
+    """Take this much memory from guests now, and answer how much of it balloons then hold.
 
     Attributes:
         vms: from these VMs; empty: from any.
