@@ -9,7 +9,8 @@ from balloon_daemon.linux.signals import hold_end_signals
 
 
 def main() -> int:
-    """Starts the template, loads and runs the rest meanwhile; returns the exit status."""
+    """Starts the template (the process that forks devices), then loads and runs the rest of
+    balloond; returns the exit status."""
     # Block the signals that end balloond before anything else: from here on none of them ends a
     # start half-way.
     hold_end_signals()
@@ -39,7 +40,8 @@ def main() -> int:
 
 
 def _restore_basics() -> None:
-    """Restores what every program relies on, and whoever started us may have changed."""
+    """Restores settings that every program relies on, and that the process which started this one
+    may have changed."""
     # Do not ignore SIGCHLD: the kernel would discard our children's exit codes, and waitpid(2)
     # would fail.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -74,7 +74,7 @@ class Resume(NamedTuple):
 
 
 class Reclaim(NamedTuple):
-    """Take this much memory from guests now, and answer how much the balloons then hold.
+    """Take this much memory from guests now, and answer how much of it balloons then hold.
 
     Attributes:
         vms: from these VMs; empty: from any.
@@ -91,7 +91,7 @@ class Reclaim(NamedTuple):
 
 
 class Reclaimed(NamedTuple):
-    """What came of a ``Reclaim``.
+    """The answer to a ``Reclaim``.
 
     Attributes:
         why: why it has ended.
@@ -215,7 +215,7 @@ class NotReloaded(NamedTuple):
 
 
 TakeAnswer = Callable[[Reclaimed | ReserveAnswer], None]
-"""Takes the answer to a command for which somebody waits."""
+"""Called with the answer to a command that takes a while."""
 
 
 class Desk(Protocol):

@@ -154,10 +154,10 @@ class PolicyFileError(BalloondError):
 
 
 class Rule(IntEnum):
-    """The virtio rules that a guest can break, by numbers that can cross the tube.
+    """The virtio rules that a guest can break, each with a number.
 
-    A device sends the controller a rule and the value that broke it; the controller words them
-    here, so that no text leaves the jail.
+    A device sends the controller only the number and the value that broke the rule. The controller
+    makes the text, so that a device that its guest has taken over cannot write into the log.
     """
 
     INDIRECT = 1

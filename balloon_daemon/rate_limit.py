@@ -39,7 +39,7 @@ class LineBudget:
 
 
 class RateLimit:
-    """Lets so many lines through in a second, and counts the others.
+    """Lets at most ``per_second`` lines through in each second, and counts the others.
 
     Args:
         per_second: lines a second.

@@ -22,7 +22,7 @@ class PolicyStatus(NamedTuple):
     """The state of one VM's ``BalloonPolicy``, which steps its balloon up and down.
 
     Attributes:
-        vm_mem_bytes: the VM's size that the policy uses; 0: there can be no balloon.
+        vm_mem_bytes: the VM's size as the policy uses it; 0: the VM can have no balloon.
         max_balloon_bytes: the balloon's greatest size.
         level: in how many of the ``steps`` the balloon is wanted; 0: an empty balloon.
         steps: the number of steps from an empty balloon to the greatest size.
@@ -64,7 +64,8 @@ class LastDecision(NamedTuple):
 
 
 class ProtectionStatus(NamedTuple):
-    """How a careful VM's guest is protected from being asked for memory.
+    """How the guest of a VM of the profile careful or adaptive is protected from being asked for
+    memory.
 
     Attributes:
         objection: why the guest must not be asked for more at this moment; None: nothing is
@@ -88,7 +89,8 @@ class VmStatus(NamedTuple):
     Attributes:
         vm: which VM.
         can: its abilities, as its guest reported them last.
-        policy: its policy's state; None where the guest has not reported its size yet.
+        policy: the state of its ``BalloonPolicy``; None where the guest has not reported its size
+            yet.
         balloon_bytes: its balloon's size, as its driver reports it.
         stats: its guest's last statistics; None: it has sent none.
         trouble: the last report of trouble with its balloon; None: there is none.
@@ -130,7 +132,7 @@ class SourceStatus(NamedTuple):
         unknown: how many readings found no figures.
         wakeups: how often the kernel's low-memory alarm woke balloond.
         seen: the last reading; None: its figures are unknown.
-        age_s: how many seconds ago the source was read; None: it was not read yet.
+        age_s: how many seconds ago the last reading was; None: there was none yet.
     """
 
     name: str
@@ -163,8 +165,9 @@ class HostStatus(NamedTuple):
     Attributes:
         source: the low-memory source.
         decided: the last decision about any VM, ``Reason.RECHECK`` left out; None: there was none.
-        wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is none.
-        listens: whether the policy reacts to low memory now.
+        wake_in_s: in how many seconds the sizing policy's earliest deadline comes; None: there is
+            none.
+        listens: whether the sizing policy reacts to low memory now.
         dry_run: whether no VM's balloon is changed (``--dry-run``).
         paused_s: for how many seconds more nothing is taken from any VM, because an operator has
             paused all; None: they are not paused.
@@ -209,7 +212,7 @@ class OwnFigures(NamedTuple):
         virtual_bytes: its address space.
         cpu_s: processor time, in user and kernel mode, without that of its children.
         started_s: when it was started, in seconds since the epoch.
-        open_fds: how many descriptors it has open; the kernel tells it from 6.2 on.
+        open_fds: how many descriptors it has open; known from Linux 6.2 on.
         most_fds: how many it may have open (RLIMIT_NOFILE).
     """
 

@@ -111,9 +111,9 @@ class Answering:
         withdrawn."""
         self._numbers = itertools.count()
         self._held: dict[Client, tuple[int, int]] = {}
-        """The clients that have not taken all of their answers, in the order in which they got
-        them, each with its answer's number, which is the same for clients that share an answer,
-        and size."""
+        """The clients that have not received all of their answers, in the order in which the
+        answers were queued. Each has the number of its answer, which is the same for clients that
+        share one, and the answer's size."""
         self._too_slow = RateLimit(TOO_SLOW_A_SECOND)
 
     @property
@@ -160,7 +160,8 @@ class Answering:
         self._jobs.append(_Job(parts.parts, made.append, done, [client]))
 
     def _begin(self, client: Client, waiting: Waiting) -> None:
-        """Begins a command that takes a while; its client waits, or goes meanwhile (``left``)."""
+        """Begins a command that takes a while. Its client waits, or hangs up before the command
+        has ended (``left``)."""
         self._tickets[client] = None
 
         def ended(parts: Parts) -> None:
@@ -206,8 +207,8 @@ class Answering:
         self._hold(client, len(answer.body), number)
 
     def _hold(self, client: Client, n_bytes: int, number: int | None = None) -> None:
-        """Notes a client that has not taken all of its answer, and ends the slowest clients while
-        too many bytes wait for all.
+        """Notes a client that has not received all of its answer; then drops the slowest clients
+        while more than ``MOST_HELD_BYTES`` wait to be sent to all clients together.
 
         Args:
             client: the client.

@@ -74,7 +74,7 @@ class Client:
 
     @property
     def has_asked(self) -> bool:
-        """Whether anything of a request has come."""
+        """Whether a part of the request has been received."""
         return self._head is not None or bool(self._http.trailing_data[0])
 
     def receive(self) -> Request | None:

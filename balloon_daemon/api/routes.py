@@ -217,7 +217,7 @@ class Routes:
         stream = Stream(name, truth_of(follow))
         # A VM that has gone may still have events; the empty name is the host's.
         if name and not self._recent.has_lines_of(name):
-            # Events are kept by name: where several VMs have one name, the events of all come.
+            # ``Recent`` keeps events by name: of several VMs with one name, all events come.
             return stream._replace(vm=self._vm_named(name).name)
         return stream
 
@@ -266,7 +266,7 @@ class Routes:
         yield b"]}\n"
 
     def _steer(self, request: Request, command: Pause | Resume) -> Answer:
-        """Pauses or resumes; answers with the pauses of those that were asked for."""
+        """Pauses or resumes; answers with the pauses of the named VMs, and that of all VMs."""
         not_done = self._desk.steer(command, request.uid)
         if not_done is not None:
             raise _not_done(None, not_done)

@@ -48,8 +48,9 @@ LOOK_S = 1.0
 """How often to look for clients that are late (``ASK_WITHIN_S``, ``TAKE_WITHIN_S``)."""
 
 MOST_MISUSES = 16
-"""After so many connections in which clients sent descriptors, members of the socket's group may
-not ask any more: each such connection stays open for good, and so costs one descriptor."""
+"""After this many connections in which clients of ``READERS`` have sent descriptors, members of
+the socket's group are refused: each such connection stays open for good, and costs a descriptor.
+"""
 
 
 class Records(NamedTuple):
@@ -115,7 +116,7 @@ class Server:
     # --- turns --------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Serves clients for a moment, then rests."""
+        """Serves clients for about ``TURN_S``, then serves none for seven times as long."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._epoll.fileno())
         if (timer := self._timers.pop(self._turn, None)) is not None:
@@ -275,7 +276,7 @@ class Server:
             self.drop(client)
 
     def _accept_later(self) -> None:
-        """Lets clients wait in the socket's queue for a moment."""
+        """Stops accepting for ``LOOK_S``: new clients wait in the listening socket's queue."""
         self._listeners.watch(self._epoll, 0)
         self._later(LOOK_S, self._accept_again)
 

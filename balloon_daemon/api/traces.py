@@ -73,7 +73,7 @@ class Traces:
         self._later = later
 
     def add(self, client: Client) -> None:
-        """Takes a client whose trace is to begin, after the head of its answer."""
+        """Adds a client, to which the head of its answer was sent: its trace is to begin soon."""
         client.phase = Phase.TRACING
         self._clients[client] = 0
         self._later(max(0.0, self._next_s - time.monotonic()), self.begin)

@@ -48,7 +48,8 @@ def check(
             API's (``--api``), or metrics cannot go where they are wanted (``--metrics``).
         SourceError: low memory cannot be seen here.
         TrialError: no device can run here.
-        JudgeError: libseccomp compiles the policy to a filter that answers a call differently.
+        JudgeError: libseccomp compiles the seccomp policy to a filter that has another verdict on
+            some system call.
     """
     config = settings.config
     failed = look(config, keep_fds=settings.args.keep_fds)
@@ -117,7 +118,7 @@ def _second_opinion(compiled: CompiledFilter) -> str:
     """libseccomp's opinion of the filter, in one line.
 
     Raises:
-        JudgeError: libseccomp's filter answers a call differently.
+        JudgeError: libseccomp's filter has another verdict on some system call.
     """
     opinion = second_opinion(compiled.policy, compiled.bpf)
     if isinstance(opinion, Disagreement):

@@ -29,7 +29,7 @@ _LACKS = {
     Ability.DEFLATE_ON_OOM: "not known to deflate on OOM",
     Ability.DISK_READS: "its disk reads are not to be seen",
 }
-"""What is said of a VM of the profile careful or adaptive that lacks an ability."""
+"""For each ability, the remark on a VM of the profile careful or adaptive that lacks it."""
 
 
 def check_vms(config: Config, low: Low) -> Iterator[str]:

@@ -63,7 +63,7 @@ class OwnDevice(NamedTuple):
     shares_user: bool
 
     def prepare(self, publish: Publish) -> None:
-        """Gives the template the compiled policy; the template's end and restart are published."""
+        """Gives the template the compiled seccomp policy; its end and restart are published."""
         self.template.prepare(
             self.compiled.bpf,
             lambda why: publish(TemplateLost(why)),
@@ -139,7 +139,7 @@ class OwnDevice(NamedTuple):
 
 
 def prepare_device(config: Config, args: argparse.Namespace, template: Template) -> OwnDevice:
-    """Compiles the policy file and chooses the devices' user.
+    """Compiles the seccomp policy file and chooses the devices' user.
 
     Args:
         config: the settings.

@@ -58,7 +58,7 @@ LEAST_FDS = 64
 """With fewer open files allowed, balloond does not start."""
 
 MISTAKES_SHOWN = 5
-"""How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
+"""How many mistakes of a seccomp policy file are shown; ``balloonctl seccomp check`` shows all."""
 
 CONFIG_MISTAKES_SHOWN = 1000
 """How many mistakes of configuration files balloond shows: all mistakes of any file that a person
@@ -111,7 +111,8 @@ def _serve(
 
 
 def _heartbeat(bus: Bus, tend: Callable[[], None]) -> Heartbeat | None:
-    """Tells a service manager that has a watchdog how balloond is; None: there is no watchdog.
+    """Makes the sender of watchdog messages and of the status line to the service manager; None:
+    the service manager has set no watchdog.
 
     Args:
         bus: gives the status line its events.

@@ -43,7 +43,7 @@ WITHIN_S = 5.0
 """After this time a trial has failed; on an idle machine it takes some 20 ms."""
 
 END_WITHIN_S = 1.0
-"""How long a killed device may take to be gone."""
+"""How long to wait for a killed device to end."""
 
 GIVEN_BYTES = 2 << 20
 """Bytes that the trial's guest puts into its balloon: a huge page's size, so that the kernel frees
@@ -331,7 +331,8 @@ def _remedy(name: str | None) -> str:
 
 
 def _another_python() -> str:
-    """The remedy where this interpreter cannot run long under this policy."""
+    """The remedy where this Python makes a call, later in a device's life, that the seccomp policy
+    forbids."""
     return (
         f"run balloond with another Python than {platform.python_version()}, or allow it in the "
         "policy file"

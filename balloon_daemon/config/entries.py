@@ -16,7 +16,7 @@ DEEPEST = 3
 
 
 class Unreadable(Enum):
-    """Stands for a value that is no TOML; the mistake is noted already."""
+    """Used in place of a value that is no TOML, for which a mistake has been noted already."""
 
     VALUE = "?"
 
@@ -29,8 +29,8 @@ class Entry(NamedTuple):
 
     Attributes:
         path: its place in the file.
-        value: what TOML makes of it. A dict is a table; what is in it has entries of its own, down
-            to ``DEEPEST``.
+        value: its value, as tomllib parses it. A dict is a table, whose tables and keys have
+            entries of their own, down to ``DEEPEST``.
         line: counted from 1; 0: not known.
     """
 

@@ -32,9 +32,9 @@ class ConfigText(NamedTuple):
 def read_texts(path: Path, mistakes: list[str], *, optional: bool = False) -> list[ConfigText]:
     """Reads a configuration file, then its drop-ins in the order of their names.
 
-    Drop-ins are the files ``*.toml`` in ``DROP_INS``; hidden ones are left out, as of a shell.
-    Where root reads, nobody else may be able to write a file, or to put one there: whoever can
-    decides how much memory VMs keep, and where root makes sockets.
+    Drop-ins are the files ``*.toml`` in ``DROP_INS``; names that begin with a dot are left out, as
+    a shell does. If balloond runs as root, only root may be able to write these files or to add
+    one: they decide how much memory VMs keep, and where root makes sockets.
 
     Args:
         path: the configuration file.
@@ -91,7 +91,7 @@ def _read(path: Path, mistakes: list[str], why: Callable[[OSError], str]) -> Con
     Args:
         path: the file.
         mistakes: gets why it cannot be read or trusted.
-        why: makes words of the kernel's answer.
+        why: turns the kernel's error into the text of the mistake.
     """
     file = printable(str(path))
     try:

@@ -15,7 +15,8 @@ class Dismissals:
 
     Args:
         governor: is told to decide nothing more for these VMs.
-        tasks: the tasks that serve VMs; a VM's task is cancelled once its balloon is empty.
+        tasks: the tasks that serve VMs; a VM's task is cancelled once its balloon is empty, or
+            does not shrink any more.
         publish: called with each event to be published.
     """
 

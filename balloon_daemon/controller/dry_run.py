@@ -89,7 +89,7 @@ class DryGuest:
 
     @property
     def stays(self) -> bool:
-        """Whether another balloond goes on with the guest."""
+        """Whether another balloond can take the VM over, with its balloon."""
         return self._guest.stays
 
     def set_target(self, target_bytes: int) -> None:
@@ -108,8 +108,8 @@ class DryGuest:
         self._guest.keep(self.attached.row or true)
 
     async def give_back(self) -> None:
-        """Gives no memory back, as none was taken; where the VMM keeps the balloon, has the guest
-        restore the VMM's own settings."""
+        """Empties only the pretended balloon, as the dry run has taken no memory. If the VMM keeps
+        targets (``Ability.KEPT_BY_VMM``), also has the driver restore the VMM's settings."""
         self._seem_to_have(0)
         if Ability.KEPT_BY_VMM in self.attached.can:
             await self._guest.give_back()

@@ -56,7 +56,7 @@ from balloon_daemon.units import VmId
 MakePolicy = Callable[
     [PolicySettings, Callable[[], float], Callable[[VmId, int], Reason | None]], HostPolicy
 ]
-"""Makes a policy of ``HostPolicy``'s arguments."""
+"""Makes a ``HostPolicy``; has the same arguments as its constructor."""
 
 READ_AGAIN_S = 1.0
 """How long until the next try where reading the low-memory source raised an error, perhaps for

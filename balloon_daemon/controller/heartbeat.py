@@ -1,4 +1,4 @@
-"""Tells the service manager that the event loop turns, and balloond's status in a line.
+"""Sends the service manager WATCHDOG=1, as the event loop runs, and balloond's status in a line.
 
 Runs in the controller, under a service manager with a watchdog (``WatchdogSec=``). It wakes the
 controller twice in each watchdog time, for both messages together; without a watchdog not at all.
@@ -41,7 +41,7 @@ class Heartbeat:
 
     Args:
         every_s: the time between two messages.
-        line: words the status.
+        line: makes the status line.
         tend: replaces processes that devices need and that have ended.
     """
 

@@ -136,7 +136,7 @@ class Controller:
     Args:
         config: the settings.
         source: the low-memory source.
-        drivers: find the VMs, each those of one kind.
+        drivers: find and serve the VMs; each driver is for one kind of VMs.
         publish: called with each event to be published.
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
@@ -178,7 +178,8 @@ class Controller:
         The signals are blocked when this method begins, and again when it ends.
 
         Args:
-            heartbeat: tells the service manager how balloond is; None: there is no watchdog.
+            heartbeat: sends watchdog messages and the status line to the service manager; None:
+                there is no watchdog.
         """
         loop = asyncio.get_running_loop()
         watch = self._watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
@@ -238,9 +239,9 @@ class Controller:
         if others or places:
             self._publish(DrivesOthers(len(others), places))
         self.listening = True
-        # Read the source once even if no VM is attached: the log then says at the start what is
-        # wrong with its figures. Read in a callback: an error there is published and does not end
-        # the start.
+        # Read the low-memory source once even if no VM is attached: the log then says at the start
+        # what is wrong with its figures. Read in a callback: an error there is published and does
+        # not end the start.
         loop.call_soon(watch.read)
         if surveyed:
             survey.begin()

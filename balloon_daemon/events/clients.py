@@ -71,7 +71,8 @@ class ApiMisused(NamedTuple):
 
     Attributes:
         uid: the client's user.
-        closed: the group may not read any more, because its members have done so often.
+        closed: True: members of the socket's group are refused from now on, because they have sent
+            descriptors too often.
     """
 
     uid: int

@@ -26,8 +26,8 @@ class Stopping(NamedTuple):
 
     Attributes:
         signal: its name.
-        vms_stay: True: the VMs keep their balloons for the next balloond; else all memory is given
-            back to them.
+        vms_stay: True: all VMs keep their balloons for the next balloond; False: memory is given
+            back, to all VMs or to those whose driver cannot leave them to the next balloond.
     """
 
     signal: str

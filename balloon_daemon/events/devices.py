@@ -96,8 +96,8 @@ class DeviceDied(NamedTuple):
         by: the signal's name, such as ``SIGKILL``; for a filter's kill the system call's name, or
             "" where the kernel's log does not tell it.
         last_words: the last line of its standard error; "" where it wrote nothing.
-        deaths: 0: another device is forked. Else too many devices of this VM died, so many within
-            ``within_s``, and none is forked until the VMM reconnects.
+        deaths: 0: another device is forked. Else how many of this VM's devices have died within
+            ``within_s``: too many, so no other device is forked until the VMM reconnects.
         within_s: the time in which ``deaths`` were counted, in seconds.
     """
 

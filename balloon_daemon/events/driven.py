@@ -17,8 +17,8 @@ class Fault(Enum):
     """Nobody listens at the VM's address: the VM does not run, or the address is wrong."""
 
     NO_VM = "no-vm"
-    """Whoever listens at the address answers, and has no such VM: it does not run yet, or any
-    more, or its name is wrong."""
+    """The VMM or libvirt at the address answers that it has no such VM: the VM does not run yet,
+    or no longer, or its name is wrong."""
 
     NO_SIZE = "no-size"
     """How much memory the VM has cannot be found out yet."""
@@ -164,8 +164,8 @@ class VmLost(NamedTuple):
 
 @fact
 class VmLetGo(NamedTuple):
-    """A VM that the configuration no longer names or discovers has got its memory back, and
-    balloond no longer drives its balloon."""
+    """balloond no longer drives the balloon of a VM that the configuration neither names nor
+    discovers any more. Its memory was given back before, as far as its guest took it."""
 
     vm: VmId
 

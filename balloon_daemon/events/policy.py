@@ -1,7 +1,7 @@
 """Events about each step of the sizing policy (``HostPolicy``), from which readers make traces.
 Pure.
 
-They are published only while a trace is recorded, and the log has no lines for them.
+They are published only while a trace or a history is recorded, and the log has no lines for them.
 """
 
 from balloon_daemon.fact import fact

@@ -60,7 +60,7 @@ class ReclaimEnded(NamedTuple):
     Attributes:
         uid: the user who has asked.
         wanted_bytes: how much was wanted.
-        came_bytes: how much has come.
+        came_bytes: how much of it the balloons hold.
         took_s: in how many seconds.
         why: why it has ended.
     """

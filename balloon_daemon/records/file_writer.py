@@ -23,7 +23,7 @@ CHUNK = 1 << 16
 
 
 def copy(sock: socket.socket, file: int, limit_bytes: int) -> str:
-    """Writes to a file what comes through a socket, in whole lines.
+    """Writes the lines that come through a socket to a file, which then ends with a whole line.
 
     Returns:
         Why no more is written; "": the daemon has closed the socket.

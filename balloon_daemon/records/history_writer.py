@@ -29,7 +29,8 @@ HEADER_BYTES = 100
 """https://sqlite.org/fileformat.html, "The Database Header"."""
 
 MOST_ASIDE = 5
-"""How many damaged files are kept; with so many, no further one is renamed."""
+"""How many damaged histories are kept under other names. While there are as many, this program
+ends at a further one: nothing is written then."""
 
 SECONDS = 24 * 3600
 """How long a row is kept."""
@@ -207,7 +208,7 @@ def prune(history: sqlite3.Connection, now_s: float, share: int = 1) -> None:
 
 
 def keep(sock: socket.socket, history: sqlite3.Connection) -> str:
-    """Writes what comes through a socket.
+    """Writes the rows that come through a socket.
 
     Returns:
         Why no more is written; "": the daemon has closed the socket.

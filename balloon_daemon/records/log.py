@@ -1,7 +1,7 @@
 """Log lines: text for people, with fields for systemd-journald, or one JSON object a line.
 
-Each line words one event. A log that cannot be written (a full disk, a closed pipe, a pipe that is
-not read) neither stops balloond nor blocks it: lines that are not written are counted.
+Each line is about one event. A log that cannot be written (a full disk, a closed pipe, a pipe that
+is not read) neither stops balloond nor blocks it: lines that are not written are counted.
 """
 
 import json
@@ -126,7 +126,7 @@ def _text(line: Line) -> str:
 
 
 def _fields(line: Line) -> Iterator[tuple[str, str]]:
-    """A line's fields for journald; one with several values comes several times."""
+    """A line's fields for journald; a field with several values is yielded once for each."""
     yield "MESSAGE", _text(line)
     yield "PRIORITY", str(line.level.value)
     yield "SYSLOG_IDENTIFIER", "balloond"

@@ -1,9 +1,9 @@
 """Keeps the last events in memory for the API's clients, and tells later ones to clients that
 follow.
 
-The events are kept as values, and worded only when somebody asks: so a balloond that nobody asks
-spends no more on an event than its append to a queue. All bounds are counts, because an event
-holds a few hundred bytes.
+The events are kept as values, and their text is made only for a client that asks: without clients,
+an event costs no more than an append to a queue. All limits are numbers of events, because an
+event takes only a few hundred bytes.
 """
 
 from collections import deque

@@ -94,7 +94,7 @@ class Scribe:
             self._end()
 
     def take_line(self) -> str:
-        """Takes a whole line that the program has said; "": there is none."""
+        """A whole line that the program has sent, each line once; "": there is none."""
         if not self._ended:
             self._hear()
         line, newline, rest = self._heard.partition(b"\n")

@@ -1,4 +1,4 @@
-"""Words the daemon's state in one line, for ``systemctl status``."""
+"""Describes balloond's state in one line, for ``systemctl status``."""
 
 import time
 
@@ -10,7 +10,7 @@ from balloon_daemon.sizing.decision import NeverLow, Reading
 from balloon_daemon.units import MIB, format_size
 
 MOST_CHARACTERS = 160
-"""The longest account of a trouble; the log has the whole line."""
+"""The most characters of the last fault's text in the line; the log has the whole text."""
 
 
 class StatusLine:

@@ -216,6 +216,6 @@ class Client:
 
 
 def _comes(sock: socket.socket, until_s: float) -> bool:
-    """Whether anything comes until then."""
+    """Whether the socket becomes readable before ``until_s``."""
     left_s = max(0.0, until_s - time.monotonic())
     return bool(select.select([sock], [], [], left_s)[0])

@@ -1,5 +1,5 @@
 """Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``record``,
-``reload``, ``release`` and ``set``; those of ``steering``'s commands are added by it.
+``reload``, ``release`` and ``set``; the module ``steering`` adds the other commands.
 
 The modules that these commands need are imported when one of the commands runs.
 """

@@ -63,7 +63,7 @@ class Seen:
         self._balloons: dict[str, dict[int, int]] = {}
 
     def take(self, status: dict[str, Any], at_s: float) -> None:
-        """Takes a status.
+        """Adds a status that was received.
 
         Args:
             status: the answer to ``GET /v1/status``.

@@ -160,7 +160,7 @@ def reclaimed(told: dict[str, Any]) -> list[str]:
         if why is None
         else f"{came} of {wanted} came in {age(told['took_s'])}: {why}{dry_run}"
     ]
-    # Where all has come, a VM that was asked for nothing is of no interest.
+    # If all of the memory came, leave out VMs that were asked for nothing.
     lines += [_share(vm) for vm in told["vms"] if vm["asked_bytes"] or why is not None]
     return lines
 

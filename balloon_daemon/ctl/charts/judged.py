@@ -1,4 +1,5 @@
-"""A judgement as a picture: one host against time, and what policies cost hosts and guests."""
+"""The result of ``balloonctl judge`` as a picture: one host against time, and what each policy
+costs hosts and guests."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ LEFT, RIGHT, MIDDLE = 0.06, 0.98, 0.54
 
 
 def draw_judged(judged: Judged, path: Path) -> None:
-    """Draws a judgement.
+    """Draws the picture.
 
     Args:
         judged: the scores and courses of each policy on each host.

@@ -15,8 +15,8 @@ Row = dict[str, Any]
 """A row of the tables that docs/history.md describes."""
 
 GAP = 2.5
-"""If no sample comes for so many times the median time between two samples, balloond did not run
-then."""
+"""Two samples that are farther apart than this many times the median distance have a gap between
+them: balloond did not run then."""
 
 
 class Kind(Enum):

@@ -35,7 +35,7 @@ class Figures:
     Attributes:
         max_balloon_bytes: the largest balloon that the balloon policy allows for this guest.
         peak_balloon_bytes: the balloon's largest size in this run.
-        freed_bytes: the most that the host got back of the guest's initial memory.
+        freed_bytes: the most by which the host memory of the guest fell below its initial amount.
         low_memory_events: steps up by the daemon because the host was low.
         seconds_to_relief: the longest time without a break in which the host was low.
         pages_checked: the guest's pages compared whole, under pressure and at the end.
@@ -159,7 +159,7 @@ class Performance:
 
 
 def freed_bytes(samples: Sequence[Sample]) -> int:
-    """The most that the host got back of the guest's initial memory."""
+    """The most by which the host memory of the guest fell below its initial amount."""
     if not samples:
         return 0
     return samples[0].guest_bytes - min(sample.guest_bytes for sample in samples)

@@ -45,7 +45,7 @@ class DemoDaemon:
     """A running balloond.
 
     Args:
-        directory: gets its socket and its log, and has ``low-mem``.
+        directory: where its socket and its log are made, and where ``low-mem`` is.
         story: the VM's size, and how many times faster than ChromeOS's the balloon policy runs.
     """
 

@@ -9,7 +9,8 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 
 RATE_BYTES_S = 256 * MIB
 """How fast a balloon grows and shrinks. An assumption: a trace does not say how fast its guests
-could be, and with this rate a step of a sixteenth takes a second for a VM of 5 GiB."""
+could be. With this rate a step (a sixteenth of the greatest balloon) of a VM of 5 GiB takes a
+second."""
 
 LACKS_SHARE = 64
 """A guest with less available than a 64th of its memory lacks memory: its kernel has no more than

@@ -50,8 +50,8 @@ class Kernel:
     late_s: float = 2.0
 
     def times(self, factor: float) -> "Kernel":
-        """The kernel of a guest so many times as large: what it keeps grows by it, the rates do
-        not."""
+        """The kernel of a guest that is ``factor`` times as large: the amounts of memory grow by
+        the factor, the rates stay."""
         names = ("own_mib", "reserve_mib", "low_mib", "keep_mib", "least_mib")
         return replace(self, **{name: getattr(self, name) * factor for name in names})
 
@@ -99,7 +99,8 @@ class Load:
     works: bool = False
 
     def times(self, factor: float) -> "Load":
-        """The same load in a guest so many times as large: sizes and rates grow by it."""
+        """The same load in a guest that is ``factor`` times as large: sizes and rates grow by the
+        factor."""
         names = (
             "anon_mib", "cache_mib", "set_mib", "touch_rate", "disk_rate", "stream_rate",
             "stream_mib", "grow_mib", "grow_rate", "swap_mib", "swap_touches",
@@ -131,6 +132,6 @@ class Kind(NamedTuple):
     load: Load
 
     def of_size(self, size_mib: float) -> "Kind":
-        """The same kind of another size: what it uses and what it keeps grows with it."""
+        """The same kind of guest with another VM size: its kernel and its load grow with it."""
         factor = size_mib / self.size_mib
         return Kind(size_mib, self.kernel.times(factor), self.load.times(factor))

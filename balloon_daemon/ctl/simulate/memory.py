@@ -45,7 +45,7 @@ class Memory:
 
     @property
     def available_mib(self) -> float:
-        """What the guest says that it has available (si_mem_available)."""
+        """The available memory that the guest reports (si_mem_available)."""
         cache = self.set_mib + self.cold_mib
         kept = self.kernel.reserve_mib + min(cache / 2, self.kernel.low_mib)
         return max(0.0, self.free_mib + cache - kept)

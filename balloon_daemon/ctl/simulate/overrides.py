@@ -39,7 +39,7 @@ def changes_of(
     Args:
         recorded: the numbers of ChromeOS's balloon policy in the trace.
         assignments: the values of ``--set``, each NAME=VALUE.
-        profile: the profile of all VMs; None: each its own.
+        profile: the profile of all VMs; None: each VM has its recorded profile.
 
     Raises:
         ConfigError: one of them is wrong.

@@ -26,7 +26,7 @@ class Recording:
 
     Attributes:
         name: the file's name, without its directory and its end.
-        times: the host's clock in seconds; at 0 the first target was sent.
+        times: the host's clock in seconds; from 0 on the balloon's target grew.
         columns: the figures by their names, one for each time; NaN: not known.
     """
 

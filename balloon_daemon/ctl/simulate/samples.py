@@ -5,8 +5,8 @@ from bisect import bisect_right
 from balloon_daemon.sizing.need import Figures
 
 GONE_S = 90.0
-"""A guest that has sent nothing for this time counts as one that no longer sends statistics. A
-guest with an empty balloon was asked each 30 s."""
+"""A guest that has sent nothing for this time counts as one that no longer sends statistics. While
+its balloon is empty and the host has enough memory, a guest is asked only each 30 s."""
 
 
 class Samples:

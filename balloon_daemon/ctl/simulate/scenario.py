@@ -1,4 +1,4 @@
-"""A host of simulated guests: what it has, what its programs want, what its VMs do. Pure."""
+"""A host of simulated guests: its memory, its own programs' demand, and its VMs. Pure."""
 
 import math
 from bisect import bisect_right
@@ -30,13 +30,13 @@ TICK_S = 0.25
 under the profile seed on the standard hosts, and its guests lose the same time."""
 
 POLL_S = 1.0
-"""How often the host is read, and a driven VM asked for its balloon's size."""
+"""How often the policy gets a reading of the host's memory, and balloons' sizes are reported."""
 
 MEASURED_S = 5.0
 """How often a driver measures what its VM holds of the host's memory."""
 
 Course = tuple[tuple[float, float], ...]
-"""A figure against time: points (seconds, MiB), straight lines between them."""
+"""A figure that changes with time: points (seconds, MiB), with straight lines between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,11 @@ class ScenarioVm:
 
     Attributes:
         name: its name.
-        kind: its size, its kernel and its programs, by the scenario's clock.
+        kind: its size, its kernel and its programs; the load's times are on the scenario's clock.
         untouched: the share of its free memory that it has never used.
-        floor_mib: what it keeps at least; None: what its profile leaves.
-        priority: VMs of a higher priority are squeezed later.
+        floor_mib: the memory that the balloon always leaves the guest; None: what the profile
+            leaves it.
+        priority: memory is taken from VMs of a higher priority later.
     """
 
     name: str
@@ -66,13 +67,14 @@ class Scenario:
         name: its name.
         about: what happens, in one line.
         host_mib: all memory of the host.
-        margin_mib: less available than this is low.
-        available_mib: what is available at the start.
-        demand: how much more the host's own programs want than at the start.
+        margin_mib: with less available than this, memory is low.
+        available_mib: how much is available at the start.
+        demand: how much more memory the host's own programs want than at the start.
         seconds: how long it lasts.
         vms: its VMs.
-        busy: the VM whose place another kind of guest takes (``with_guest``).
-        event_s: when that guest begins what it does not do from the start on.
+        busy: the name of the VM that ``with_guest`` replaces.
+        event_s: when the guest that replaces it begins its stream and its growth, if these do not
+            begin with its load.
     """
 
     name: str
@@ -101,8 +103,9 @@ class Moment(NamedTuple):
 
     Attributes:
         at_s: when.
-        available_mib: what was available; below 0: what was wanted beyond all memory.
-        balloons_mib: what balloons held.
+        available_mib: how much was available; below 0: by how much the wanted memory exceeds the
+            host's.
+        balloons_mib: the sizes of all balloons, added up.
         stall: the shares of their time that guests lost, added up.
     """
 
@@ -113,11 +116,11 @@ class Moment(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        scores: its scores.
-        course: the host each second.
+        scores: the policy's scores.
+        course: the host's state at each second.
     """
 
     scores: Scores
@@ -136,7 +139,7 @@ def run(
         scenario: the host.
         contender: the policy.
         draw: gives the policy's random draws, uniform numbers of [0, 1).
-        settings: the numbers of ChromeOS's policy; None: the defaults.
+        settings: the numbers of ChromeOS's balloon policy; None: the defaults.
     """
     return _Run(scenario, contender, draw, settings or PolicySettings()).run()
 
@@ -204,7 +207,8 @@ class _Run:
                 course.append(self._moment())
             if self._wake_at_s <= self._now_s:
                 self._step(Woke(self._reading()))
-                # Move a deadline that stays in the past: no time would pass in this loop any more.
+                # Move a deadline that the policy has left in the past: otherwise this loop would
+                # wake the policy again and again without letting time pass.
                 if self._wake_at_s <= self._now_s:
                     self._wake_at_s = self._now_s + TICK_S
         scores = self._scorer.scores
@@ -226,7 +230,8 @@ class _Run:
         self._scorer.host(before_mib, self._left_mib, self._scenario.margin_mib, seconds)
 
     def _hear(self, *, measures: bool) -> None:
-        """Takes what guests and their VMMs have to report."""
+        """Gives the policy what guests and their VMMs have to report: balloons' sizes, statistics,
+        and, if ``measures``, how much memory VMs occupy."""
         careful = Terms(VmSettings(profile=self._profile)).is_careful
         for vm, row in self._vms.items():
             guest = row.guest
@@ -274,7 +279,7 @@ class _Run:
         return Moment(self._now_s, self._left_mib, balloons, stall)
 
     def _available_mib(self) -> float:
-        """What is available; below 0: what is wanted beyond all memory."""
+        """How much is available; below 0: by how much the wanted memory exceeds the host's."""
         scenario = self._scenario
         wanted = self._used_mib + at(scenario.demand, self._now_s) + self._held_mib()
         return scenario.host_mib - wanted

@@ -1,4 +1,4 @@
-"""What a policy is judged by: what its host lacked, what its guests lost, what it did. Pure."""
+"""The scores of a sizing policy: what its host lacked, what its guests lost, what it did. Pure."""
 
 import math
 from dataclasses import dataclass, fields
@@ -11,8 +11,8 @@ REVERSAL_S = 10.0
 changes was wrong."""
 
 LATE_S = 5.0
-"""For so long after a guest was short of memory, its shortage counts as the reason for a
-give-back: statistics are late."""
+"""A policy that gives memory back within this time after the guest was short of memory counts as
+having done so for that reason: statistics come late."""
 
 SAME_BYTES = MIB
 """A balloon this near to its target has reached it."""
@@ -26,9 +26,9 @@ class Scores:
         seconds: how long the time was.
         low_s: for how long less was available than the margin.
         least_available_mib: the least that was available.
-        unmet_gib_s: what the host's programs and guests wanted beyond all of its memory, times the
-            time: what was swapped out or killed for.
-        gib_minutes: the balloons' sizes, each times its time.
+        unmet_gib_s: the memory that the host's programs and guests wanted beyond all that it has,
+            in GiB times seconds. On a real host, memory is swapped out or processes are killed.
+        gib_minutes: the balloons' sizes, each in GiB times the minutes for which it had that size.
         need_s: for how long guests were in need, by the model, not by what the policy saw.
         stall_s: the time that guests lost by waiting for memory.
         steps: changes of targets.
@@ -50,19 +50,19 @@ class Scores:
     oom_kills: int = 0
 
     def __add__(self, other: "Scores") -> "Scores":
-        """The sums over both; the least available memory is added up, too."""
+        """The sum of each score over both runs, also of ``least_available_mib``."""
         names = [field.name for field in fields(self)]
         return Scores(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class Fared(NamedTuple):
-    """How a guest fared.
+    """A guest's state in a short time.
 
     Attributes:
         balloon_bytes: the size of its balloon.
         stall: the share of its time that its programs lost by waiting for memory.
         in_need: whether it was in need, by the model.
-        is_short: whether it lost any time, or had next to nothing left for the next moment.
+        is_short: whether it lost any time, or had little memory available.
     """
 
     balloon_bytes: int
@@ -87,13 +87,14 @@ class Scorer:
         self._vms: dict[VmId, _Vm] = {}
 
     def host(self, before_mib: float, after_mib: float, margin_mib: float, seconds: float) -> None:
-        """Notes what was available for so long.
+        """Notes how much memory the host had available during some time.
 
         Args:
-            before_mib: at the beginning; below 0: what was wanted beyond all memory.
-            after_mib: at the end; between them it changes evenly.
-            margin_mib: less is low.
-            seconds: how long.
+            before_mib: what was available at the beginning; below 0: by how much the wanted memory
+                exceeded the host's.
+            after_mib: what was available at the end; it changed evenly in between.
+            margin_mib: with less available than this, memory is low.
+            seconds: how long the time was.
         """
         scores = self.scores
         scores.seconds += seconds
@@ -107,13 +108,13 @@ class Scorer:
             scores.unmet_gib_s -= missing_mib / 2 / 1024 * seconds
 
     def guest(self, vm: VmId, fared: Fared, now_s: float, seconds: float) -> None:
-        """Notes how a guest fared for so long.
+        """Notes a guest's state during some time.
 
         Args:
             vm: the VM.
-            fared: how.
-            now_s: the clock at the end.
-            seconds: how long.
+            fared: the state.
+            now_s: the clock at the end of the time.
+            seconds: how long the time was.
         """
         scores = self.scores
         scores.gib_minutes += fared.balloon_bytes / (1024 * MIB) * seconds / 60

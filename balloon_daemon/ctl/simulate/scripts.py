@@ -4,16 +4,16 @@ from balloon_daemon.ctl.simulate.loads import KINDS
 from balloon_daemon.ctl.simulate.scenario import Course, Scenario, ScenarioVm
 
 HOST_MIB, MARGIN_MIB = 12 * 1024, 640
-"""A host of 12 GiB; its margin is balloond's, 5.2 % of that."""
+"""A host of 12 GiB, and balloond's default margin for it, 5.2 % of its memory."""
 
 
 def _vm(name: str, kind: str, gib: int, *, untouched: float = 0.0) -> ScenarioVm:
-    """A VM of so many GiB and of a kind that was recorded."""
+    """A VM of ``gib`` GiB with a kind of guest that was recorded."""
     return ScenarioVm(name, KINDS[kind].of_size(gib * 1024), untouched)
 
 
 def _waves(mib: float, every_s: float, for_s: float, rise_s: float, number: int) -> Course:
-    """Demand that comes so many times and goes again."""
+    """Demand that rises to ``mib`` and falls to 0 again, ``number`` times."""
     points = [(0.0, 0.0)]
     for each in range(number):
         begin_s = 30.0 + each * every_s
@@ -27,7 +27,8 @@ def _waves(mib: float, every_s: float, for_s: float, rise_s: float, number: int)
 
 
 def _noise(mib: float, every_s: float, number: int) -> Course:
-    """Demand that wanders by a fixed sequence (a linear congruence) between nothing and this."""
+    """Demand that changes by fixed pseudo-random numbers (a linear congruential generator) between
+    0 and ``mib``."""
     points, state = list[tuple[float, float]](), 12345
     for each in range(number):
         state = (state * 1103515245 + 12345) % 2**31

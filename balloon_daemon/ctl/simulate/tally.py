@@ -1,4 +1,4 @@
-"""Adds up what a host's policy did: for how long memory was low, and how much memory was taken.
+"""Adds up what a sizing policy did: for how long memory was low, and how much memory was taken.
 
 Pure.
 """
@@ -18,13 +18,13 @@ class Sums:
     Attributes:
         seconds: how long the time was.
         low_s: for how long less was available than the margin.
-        unknown_s: for how long the figures were unknown, or the source was switched off.
-        most_missing_mib: by how much available memory was below the margin at most.
-        byte_seconds: the balloons' sizes, each times its time.
-        peak_bytes: the balloons' greatest sum.
+        unknown_s: for how long the host's figures were unknown, or low memory was switched off.
+        most_missing_mib: the most by which available memory was below the margin.
+        byte_seconds: the balloons' sizes, each times the seconds for which it had that size.
+        peak_bytes: the greatest sum of all balloons' sizes at one time.
         steps_up: decisions that raised a VM's level.
-        steps_down: decisions that lowered it.
-        reversals: steps of a VM that went the other way than its step before.
+        steps_down: decisions that lowered a VM's level.
+        reversals: steps of a VM in the direction opposite to its step before.
         in_need: how often a guest was found in need.
         stalled: how often a balloon was found stalled.
     """
@@ -59,7 +59,8 @@ class Tally:
     _went_up: dict[VmId, bool] = field(default_factory=dict)
 
     def advance(self, at_s: float) -> None:
-        """Moves the clock on; up to this time the last readings and sizes count."""
+        """Moves the clock on to ``at_s``: the last reading and the last sizes are counted for the
+        time until then."""
         if self._at_s is None:
             self._at_s = at_s
         passed_s = max(0.0, at_s - self._at_s)
@@ -80,7 +81,7 @@ class Tally:
             self.sums.most_missing_mib = max(self.sums.most_missing_mib, missing_mib)
 
     def moved(self, vm: VmId, balloon_bytes: int) -> None:
-        """Notes the size of a VM's balloon; 0 also of a VM that is gone."""
+        """Notes the size of a VM's balloon; called with 0 for a VM that is gone."""
         self._total += balloon_bytes - self.balloons[vm]
         self.balloons[vm] = balloon_bytes
         self.sums.peak_bytes = max(self.sums.peak_bytes, self._total)
@@ -89,7 +90,7 @@ class Tally:
         """Notes what a step has decided and found."""
         sums = self.sums
         for vm, decision, _ in step.decisions:
-            # Nothing is asked of a guest whose balloon is adopted.
+            # An adopted balloon was there already: its guest is asked for nothing.
             if decision.level == decision.level_before or decision.reason is Reason.ADOPTED:
                 continue
             up = decision.level > decision.level_before

@@ -10,8 +10,9 @@ LIMIT_BYTES = 256 << 20
 """The largest trace that is read; a daemon's recording ends at a quarter of this."""
 
 BACK_S = 1.0
-"""How much earlier than the line above a line may be: a timer's step is given the time for which
-the timer was set, which may be a little after the clock's."""
+"""By how much a line's time may be before that of the line above. asyncio may call a timer
+slightly early; its step is then recorded with the time for which the timer was set, and the next
+event with the clock's time, which is earlier."""
 
 
 def read_trace(path: str) -> Trace:

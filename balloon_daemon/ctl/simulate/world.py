@@ -1,4 +1,4 @@
-"""A recorded host under other settings or another policy: a model of it. Pure.
+"""A model of a recorded host under other settings or another sizing policy. Pure.
 
 The model is simple, so that a few sentences say what it assumes:
 
@@ -53,9 +53,9 @@ from balloon_daemon.units import MIB, VmId
 DAY_S = 86_400.0
 
 MOST_GAP_S, MOST_S = DAY_S, 60 * DAY_S
-"""The longest time without an entry, and the longest trace, of which there is a model, which takes
-a step for each second: balloond reads the host once a minute at least, so that it fills the
-largest trace in 53 days."""
+"""The longest time between two entries, and the longest trace, that the model accepts, as it takes
+at least a step for each second. balloond reads the host at least once a minute, and so fills the
+largest trace within 53 days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Changes:
     """The settings that differ from the recorded ones.
 
     Attributes:
-        settings: the policies' numbers.
+        settings: the numbers of ChromeOS's balloon policy.
         margin_mib: the margin; None: the recorded one.
-        of_vm: gives a VM's settings by its recorded ones.
+        of_vm: turns a VM's recorded settings into the changed ones.
     """
 
     settings: PolicySettings
@@ -104,11 +104,12 @@ class World:
         self._scorer = Scorer()
         self._at_s: float | None = None
         self._host: tuple[int, int] | None = None
-        """What was available at the last reading, below 0 too, and the margin; None: unknown."""
+        """In MiB, how much was available at the last reading, perhaps below 0, and the margin;
+        None: unknown."""
 
     @property
     def scores(self) -> Scores:
-        """What the policy is judged by, up to now."""
+        """The policy's scores up to now."""
         return self._scorer.scores
 
     def run(self) -> Sums:
@@ -179,7 +180,7 @@ class World:
         vm, balloon_bytes, samples = event.vm, event.balloon_bytes, self._samples[event.vm]
         terms = Terms(
             self._changes.of_vm(event.terms.settings),
-            # A trace has no statistics of a VM that the recording daemon did not protect.
+            # A trace has no statistics of a VM that had the profile seed when it was recorded.
             event.terms.sends_stats and bool(samples),
             event.terms.deflates_on_oom,
         )
@@ -211,7 +212,7 @@ class World:
                 self._step(Woke(self._read(at_s)), at_s)
 
     def _advance(self, at_s: float) -> None:
-        """Lets time pass up to ``at_s``: the last readings and sizes count for it."""
+        """Lets time pass up to ``at_s``, and counts the last reading and the last sizes for it."""
         self._tally.advance(at_s)
         since_s = at_s if self._at_s is None else self._at_s
         self._at_s = max(at_s, since_s)
@@ -228,7 +229,7 @@ class World:
             self._scorer.guest(vm, fared, self._at_s, seconds)
 
     def _hear(self, vm: VmId, guest: Guest, at_s: float) -> None:
-        """Takes what a guest has to report at this time."""
+        """Gives the policy a guest's reports that are due at this time."""
         if guest.report_at_s <= at_s:
             balloon_bytes = guest.report(at_s)
             self._tally.moved(vm, balloon_bytes)
@@ -276,7 +277,7 @@ class World:
 
 
 def _check_times(trace: Trace) -> None:
-    """Raises ConfigError: so long a time passes in a trace that its model would take for ever."""
+    """Raises ConfigError: a trace is longer, or has a longer gap, than the model accepts."""
     for index, (before, entry) in enumerate(pairwise(trace.entries), 1):
         if entry.at_s - before.at_s > MOST_GAP_S:
             days = (entry.at_s - before.at_s) / DAY_S

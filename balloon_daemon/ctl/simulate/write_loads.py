@@ -1,7 +1,7 @@
 """``python -m balloon_daemon.ctl.simulate.write_loads DIRECTORY``: writes ``loads.py`` anew.
 
-It fits each recording of that directory in which no rule gave anything back, but for those that
-are held out to check the model on guests that it was not made for.
+It fits a model to each recording of that directory, except those in which a protection rule gave
+memory back, and those that are held out to check the model on guests that it was not made for.
 """
 
 import sys
@@ -15,9 +15,10 @@ from balloon_daemon.ctl.simulate.recording import Recording
 from balloon_daemon.ctl.simulate.recording_file import read_recordings
 
 RULED = ("-all", "-step")
-"""Ends of the names of recordings in which a rule answered: they show less of the load."""
+"""Ends of the names of recordings in which a protection rule gave memory back when it saw need:
+they show less of the load."""
 HELD_OUT = "own-"
-"""How the names of recordings begin that were made after the model."""
+"""The beginning of the names of the held-out recordings, which were made after the model."""
 
 _HEAD = '''"""The kinds of guests that were recorded: written by ``write_loads``. Pure."""
 

@@ -37,7 +37,7 @@ from balloon_daemon.records.words.vms import decision_fields, said_of_vm
 
 
 def worded(event: Event) -> Line | None:
-    """Words an event; None where the log has no line for it."""
+    """The log line of an event; None where the log has no line for it."""
     said = _said(event)
     if said is None:
         return None

@@ -2,11 +2,12 @@
 
 Rule
     Each second, for each VM by itself: the balloon changes by half of the difference between what
-    the guest and what the host have available above their critical margins. It takes no more than
-    10 MiB below the guest's critical margin, and gives no more than 10 MiB below the host's. A
-    difference of less than 2 % of both is ignored, unless either is within 1 MiB of its margin.
-    The guest's critical margin is first 400 MiB, and then the least that it had available twice in
-    a row with a balloon of less than 95 % of the greatest (at first three quarters of the VM).
+    the guest and what the host have available above their critical margins. A change leaves the
+    guest, or the host, at most 10 MiB less available than its critical margin. A difference of
+    less than 2 % of both is ignored, unless either is within 1 MiB of its margin. The guest's
+    critical margin is at first 400 MiB, and then the least that it had available twice in a row
+    while its balloon was smaller than 95 % of its greatest size so far (which counts as at least
+    three quarters of the VM).
 
 Approximated
     The guest's free memory and caches are its available memory, as traces have no size of caches.

@@ -53,7 +53,7 @@ class Mom:
     _decides: bool = False
 
     def decide(self, host: Host, vms: Mapping[VmId, PeerVm], now_s: float) -> Mapping[VmId, int]:
-        """Takes a sample, and decides at each other call."""
+        """Samples host and guests at each call, and decides at every second call."""
         self._host.append(host.available_bytes / host.total_bytes)
         self._guests = {vm: self._guests.get(vm) or _samples() for vm in vms}
         for vm_id, vm in vms.items():

@@ -120,8 +120,8 @@ class Peer:
 
     Args:
         rule: the rule.
-        draw: gives a uniform number of [0, 1): when the first round is, as a share of a period.
-            It is random because what happens on a host is not in step with the rounds.
+        draw: gives a uniform number of [0, 1), the time of the first round as a share of a period.
+            It is random because a trace's events have no fixed relation to the rounds.
         host_mib: all memory of the host, in MiB.
     """
 

@@ -9,10 +9,10 @@ Rule
     inactive, and the other VMs make up for it. squeezed reads no statistics.
 
 Approximated
-    What the host should have left is balloond's margin; squeezed's own 9 MiB are for Xen's heap,
-    as all else on such a host has its memory apart in domain 0. dynamic-min is what the operator's
-    settings, or else the seed's maximum, leave a VM, and dynamic-max its size. An inactive VM
-    keeps its target.
+    What the host should have left is balloond's margin. squeezed itself leaves 9 MiB, which are
+    for Xen's heap only: the host's programs run in domain 0, which has memory of its own.
+    dynamic-min is what the operator's settings, or else the maximum of the profile seed, leave a
+    VM, and dynamic-max is the VM's size. An inactive VM keeps its target.
 
 Source: xapi-project/xen-api, ``ocaml/squeezed/lib/squeeze.ml`` and the design document of squeezed
 (2026, the newest stored).
