@@ -1,17 +1,22 @@
-"""How much of what monitors send is read in a second: all monitors of one user share a part."""
+"""How much of what monitors send is read in a second and in a turn: one user's share a part."""
 
 import asyncio
+import math
 
 import pytest
 
-from balloon_daemon.guests.driven import parsing
-from balloon_daemon.guests.driven.qmp_wire import (
+from balloon_daemon.guests.driven import parsing, qmp_reading
+from balloon_daemon.guests.driven.qmp_reading import (
+    BYTE_S,
     LEAST_BYTES_PER_S,
     MAX_BYTES_OF_A_USER_PER_S,
     MAX_BYTES_PER_S,
-    Event,
-    Monitor,
+    READ_BYTES,
+    TURN_S,
+    Reading,
 )
+from balloon_daemon.guests.driven.qmp_wire import Event, Monitor
+from tests.fakes.quick_loop import run_quickly
 from tests.harness.faults import fault
 
 STAMP = b'{"seconds": 1, "microseconds": 2}'
@@ -57,7 +62,8 @@ class Flood:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is read is parsed at once (``test_parsing.py`` has what is not)."""
+    """All is read in one turn, and parsed at once (``test_parsing.py`` has what is not)."""
+    monkeypatch.setattr(qmp_reading, "TURN_S", math.inf)
     monkeypatch.setattr(parsing, "BYTES_AT_ONCE", 1 << 40)
     monkeypatch.setattr(parsing, "TURNS", parsing.Turns())
 
@@ -102,3 +108,81 @@ def test_monitors_of_a_user_who_has_very_many_have_no_more_together() -> None:
     sizes = read_of([HOSTILE] * 256)
     assert sum(sizes) <= MAX_BYTES_OF_A_USER_PER_S
     assert min(sizes) >= LEAST_BYTES_PER_S
+
+
+class SlowReads:
+    """Reads that take processor time, of monitors of one user or several.
+
+    Args:
+        patch: puts a clock in place of the processor's.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._now_s = 0.0
+        patch.setattr(qmp_reading, "thread_time", lambda: self._now_s)
+
+    def read(self, reading: Reading, took_s: float, most: int = 1) -> int:
+        """Reads from a monitor that has so many bytes; returns how many were read."""
+        n_bytes = min(most, len(reading.buffer()))
+        self._now_s += took_s
+        return len(reading.take(n_bytes))
+
+
+@fault("a QEMU monitor hangs, sends garbage")
+@pytest.mark.parametrize("took_s", [0.0, 0.0002])
+def test_monitors_that_send_a_byte_at_a_time_are_read_for_their_users_part_of_the_time(
+    took_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = SlowReads(monkeypatch)
+    counted = READ_BYTES + took_s / BYTE_S
+
+    async def in_a_second() -> int:
+        readings = [Reading(HOSTILE, lambda: None) for _ in range(64)]
+        count = 0
+        for reading in readings:
+            while reading.has_room:
+                reads.read(reading, took_s)
+                count += 1
+        for reading in readings:
+            reading.end()
+        return count
+
+    # The last read of each monitor is begun with little room.
+    assert asyncio.run(in_a_second()) <= MAX_BYTES_OF_A_USER_PER_S / counted * 1.01 + 64
+
+
+@fault("a QEMU monitor hangs, sends garbage")
+def test_monitors_of_one_user_are_read_for_a_moment_in_each_turn_and_others_have_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(qmp_reading, "TURN_S", TURN_S)
+    reads = SlowReads(monkeypatch)
+
+    async def scene() -> list[list[int]]:
+        *hostile, other = [Reading(user, lambda: None) for user in [HOSTILE] * 16 + [OTHER]]
+        turns = []
+        for _ in range(2):
+            turns.append([reads.read(each, TURN_S / 2.5, 1000) for each in [*hostile, other]])
+            await asyncio.sleep(0)
+        for each in [*hostile, other]:
+            each.end()
+        return turns
+
+    turn = [1000] * 3 + [1] * 13 + [1000]
+    assert asyncio.run(scene()) == [turn, turn]
+
+
+def test_second_ends_with_more_to_read_and_not_after_the_monitor_has_ended() -> None:
+    async def scene() -> list[str]:
+        again: list[str] = []
+        stays, ends = Reading(OTHER, lambda: again.append("stays")), Reading(OTHER, again.clear)
+        for each in (stays, ends):
+            while each.has_room:
+                each.take(len(each.buffer()))
+        ends.end()
+        await asyncio.sleep(1.5)
+        assert stays.has_room
+        stays.end()
+        return again
+
+    assert run_quickly(scene()) == ["stays"]
