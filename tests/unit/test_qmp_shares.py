@@ -5,17 +5,18 @@ import math
 
 import pytest
 
-from balloon_daemon.guests.driven import parsing, qmp_reading
+from balloon_daemon.guests.driven import parsing, reading
+from balloon_daemon.guests.driven.http import HttpConnection
 from balloon_daemon.guests.driven.qmp_reading import (
     BYTE_S,
     LEAST_BYTES_PER_S,
     MAX_BYTES_OF_A_USER_PER_S,
     MAX_BYTES_PER_S,
     READ_BYTES,
-    TURN_S,
-    Reading,
+    MonitorReading,
 )
 from balloon_daemon.guests.driven.qmp_wire import Event, Monitor
+from balloon_daemon.guests.driven.reading import TURN_S, Reading
 from tests.fakes.quick_loop import run_quickly
 from tests.harness.faults import fault
 
@@ -63,7 +64,7 @@ class Flood:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All is read in one turn, and parsed at once (``test_parsing.py`` has what is not)."""
-    monkeypatch.setattr(qmp_reading, "TURN_S", math.inf)
+    monkeypatch.setattr(reading, "TURN_S", math.inf)
     monkeypatch.setattr(parsing, "BYTES_AT_ONCE", 1 << 40)
     monkeypatch.setattr(parsing, "TURNS", parsing.Turns())
 
@@ -119,13 +120,13 @@ class SlowReads:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._now_s = 0.0
-        patch.setattr(qmp_reading, "thread_time", lambda: self._now_s)
+        patch.setattr(reading, "thread_time", lambda: self._now_s)
 
-    def read(self, reading: Reading, took_s: float, most: int = 1) -> int:
+    def read(self, wire: MonitorReading | Reading, took_s: float, most: int = 1) -> int:
         """Reads from a monitor that has so many bytes; returns how many were read."""
-        n_bytes = min(most, len(reading.buffer()))
+        n_bytes = min(most, len(wire.buffer()))
         self._now_s += took_s
-        return len(reading.take(n_bytes))
+        return len(wire.take(n_bytes))
 
 
 @fault("a QEMU monitor hangs, sends garbage")
@@ -137,14 +138,14 @@ def test_monitors_that_send_a_byte_at_a_time_are_read_for_their_users_part_of_th
     counted = READ_BYTES + took_s / BYTE_S
 
     async def in_a_second() -> int:
-        readings = [Reading(HOSTILE, lambda: None) for _ in range(64)]
+        monitors = [MonitorReading(HOSTILE, lambda: None) for _ in range(64)]
         count = 0
-        for reading in readings:
-            while reading.has_room:
-                reads.read(reading, took_s)
+        for each in monitors:
+            while each.has_room:
+                reads.read(each, took_s)
                 count += 1
-        for reading in readings:
-            reading.end()
+        for each in monitors:
+            each.end()
         return count
 
     # The last read of each monitor is begun with little room.
@@ -152,14 +153,15 @@ def test_monitors_that_send_a_byte_at_a_time_are_read_for_their_users_part_of_th
 
 
 @fault("a QEMU monitor hangs, sends garbage")
-def test_monitors_of_one_user_are_read_for_a_moment_in_each_turn_and_others_have_theirs(
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_vmms_of_one_user_are_read_for_a_moment_in_each_turn_and_others_have_theirs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(qmp_reading, "TURN_S", TURN_S)
+    monkeypatch.setattr(reading, "TURN_S", TURN_S)
     reads = SlowReads(monkeypatch)
 
     async def scene() -> list[list[int]]:
-        *hostile, other = [Reading(user, lambda: None) for user in [HOSTILE] * 16 + [OTHER]]
+        *hostile, other = [Reading(user) for user in [HOSTILE] * 16 + [OTHER]]
         turns = []
         for _ in range(2):
             turns.append([reads.read(each, TURN_S / 2.5, 1000) for each in [*hostile, other]])
@@ -172,10 +174,38 @@ def test_monitors_of_one_user_are_read_for_a_moment_in_each_turn_and_others_have
     assert asyncio.run(scene()) == [turn, turn]
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_http_connections_of_one_user_are_read_for_a_moment_in_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "TURN_S", TURN_S)
+    clock_s = [0.0]
+    monkeypatch.setattr(reading, "thread_time", lambda: clock_s[0])
+
+    async def scene() -> list[int]:
+        slow, next_one = HttpConnection("/slow"), HttpConnection("/next")
+        for each in (slow, next_one):
+            each.connection_made(Wire())
+        slow.get_buffer(-1)
+        clock_s[0] += TURN_S
+        slow.buffer_updated(1)
+        sizes = [len(next_one.get_buffer(-1))]
+        await asyncio.sleep(0)
+        sizes.append(len(next_one.get_buffer(-1)))
+        for each in (slow, next_one):
+            each.connection_lost(None)
+        return sizes
+
+    in_this_turn, in_the_next = asyncio.run(scene())
+    assert in_this_turn == 1
+    assert in_the_next > 1000
+
+
 def test_second_ends_with_more_to_read_and_not_after_the_monitor_has_ended() -> None:
     async def scene() -> list[str]:
         again: list[str] = []
-        stays, ends = Reading(OTHER, lambda: again.append("stays")), Reading(OTHER, again.clear)
+        stays = MonitorReading(OTHER, lambda: again.append("stays"))
+        ends = MonitorReading(OTHER, again.clear)
         for each in (stays, ends):
             while each.has_room:
                 each.take(len(each.buffer()))
