@@ -6,6 +6,7 @@ import math
 import pytest
 
 from balloon_daemon.guests.driven import parsing, reading
+from balloon_daemon.guests.driven.discovery import MOST_OF_ONE_USER
 from balloon_daemon.guests.driven.http import HttpConnection
 from balloon_daemon.guests.driven.qmp_reading import (
     BYTE_S,
@@ -150,6 +151,23 @@ def test_monitors_that_send_a_byte_at_a_time_are_read_for_their_users_part_of_th
 
     # The last read of each monitor is begun with little room.
     assert asyncio.run(in_a_second()) <= MAX_BYTES_OF_A_USER_PER_S / counted * 1.01 + 64
+
+
+def test_monitor_of_a_user_who_has_most_of_them_is_read_for_a_sample_in_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = SlowReads(monkeypatch)
+
+    async def scene() -> None:
+        monitors = [MonitorReading(OTHER, lambda: None) for _ in range(MOST_OF_ONE_USER)]
+        # A byte in each of ten turns in which others' answers come, then its own, one by one.
+        for answer_bytes in [1] * 10 + [700, 700, 60, 60, 60, 60]:
+            assert reads.read(monitors[0], 0.0, answer_bytes) == answer_bytes
+        assert monitors[0].has_room
+        for each in monitors:
+            each.end()
+
+    asyncio.run(scene())
 
 
 @fault("a QEMU monitor hangs, sends garbage")

@@ -16,7 +16,7 @@ has begun is parsed whole."""
 BYTES_PER_S = 8 * 1024 * 1024
 """How many bytes of all VMMs are parsed in a second: half of the time of the thread that
 serves all VMs. 1,024 VMs that are sampled each second send half as many; of one user's monitors no
-more than a quarter is read (``qmp_reading``)."""
+more than three eighths are read (``qmp_reading``)."""
 
 
 class Turns:

@@ -18,9 +18,10 @@ MAX_BYTES_OF_A_USER_PER_S = 2 * 1024 * 1024
 time. Each monitor has an equal part of these bytes, so that a monitor that floods delays no other
 one."""
 
-LEAST_BYTES_PER_S = 2 * 1024
-"""How many bytes of a monitor are read in a second at least, enough for a sample a second. It is
-each monitor's part where its user has 1,024 monitors, the most sockets that are found."""
+LEAST_BYTES_PER_S = 4 * 1024
+"""How many bytes of a monitor are read in a second at least, enough for a sample a second whose
+answers come one by one, with all others' at once. It is each monitor's part where its user has 512
+monitors or more; with 768, the most that are found of one user, it is 3/16 of the time."""
 
 BYTE_S, READ_BYTES = 60e-9, 128
 """The processor time that counts as a byte, and the bytes that a read counts beside its time: the
