@@ -59,9 +59,9 @@ class Turns:
 
         Args:
             user: whose VMM it is.
-            n_bytes: the message's length.
+            n_bytes: the message's length; 0: nothing is waited for.
         """
-        if not self.has_room(n_bytes):
+        if n_bytes and not self.has_room(n_bytes):
             bell = asyncio.get_running_loop().create_future()
             self.wait(user, partial(self._ring, bell, n_bytes))
             await bell
