@@ -278,8 +278,11 @@ class _Host:
         beside = path.with_name(f".{path.name}.new")
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
-        beside.write_text(text)
-        beside.chmod(0o644)
+        # "x" (O_EXCL) follows no link that whoever has the image makes in between: the host's own
+        # file, to which it leads, would be written.
+        with beside.open("x") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
         beside.replace(path)
 
     def remove(self, name: str) -> None:

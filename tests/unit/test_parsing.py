@@ -171,6 +171,20 @@ def test_small_answer_waits_behind_no_more_than_one_large_one_of_another_user() 
     assert max(run_quickly(run())) <= 2.1 * MAX_BODY_BYTES / BYTES_PER_S
 
 
+def test_answer_without_a_body_waits_for_nobody() -> None:
+    async def run() -> float:
+        loop, turns = asyncio.get_running_loop(), Turns()
+        large = [loop.create_task(turns.room(HOSTILE, MAX_BODY_BYTES)) for _ in range(3)]
+        await asyncio.sleep(0)
+        began_s = loop.time()
+        await turns.room(OTHER, 0)
+        waited_s = loop.time() - began_s
+        await asyncio.gather(*large)
+        return waited_s
+
+    assert run_quickly(run()) == 0.0
+
+
 @fault("a QEMU monitor hangs, sends garbage")
 def test_line_waits_behind_no_more_than_one_large_answer_of_another_user(
     monkeypatch: pytest.MonkeyPatch,

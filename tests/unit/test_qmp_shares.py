@@ -1,17 +1,24 @@
-"""How much of what monitors send is read in a second: all monitors of one user share a part."""
+"""How much of what monitors send is read in a second and in a turn: one user's share a part."""
 
 import asyncio
+import math
 
 import pytest
 
-from balloon_daemon.guests.driven import parsing
-from balloon_daemon.guests.driven.qmp_wire import (
+from balloon_daemon.guests.driven import parsing, reading
+from balloon_daemon.guests.driven.discovery import MOST_OF_ONE_USER
+from balloon_daemon.guests.driven.http import HttpConnection
+from balloon_daemon.guests.driven.qmp_reading import (
+    BYTE_S,
     LEAST_BYTES_PER_S,
     MAX_BYTES_OF_A_USER_PER_S,
     MAX_BYTES_PER_S,
-    Event,
-    Monitor,
+    READ_BYTES,
+    MonitorReading,
 )
+from balloon_daemon.guests.driven.qmp_wire import Event, Monitor
+from balloon_daemon.guests.driven.reading import TURN_S, Reading
+from tests.fakes.quick_loop import run_quickly
 from tests.harness.faults import fault
 
 STAMP = b'{"seconds": 1, "microseconds": 2}'
@@ -57,7 +64,8 @@ class Flood:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is read is parsed at once (``test_parsing.py`` has what is not)."""
+    """All is read in one turn, and parsed at once (``test_parsing.py`` has what is not)."""
+    monkeypatch.setattr(reading, "TURN_S", math.inf)
     monkeypatch.setattr(parsing, "BYTES_AT_ONCE", 1 << 40)
     monkeypatch.setattr(parsing, "TURNS", parsing.Turns())
 
@@ -102,3 +110,127 @@ def test_monitors_of_a_user_who_has_very_many_have_no_more_together() -> None:
     sizes = read_of([HOSTILE] * 256)
     assert sum(sizes) <= MAX_BYTES_OF_A_USER_PER_S
     assert min(sizes) >= LEAST_BYTES_PER_S
+
+
+class SlowReads:
+    """Reads that take processor time, of monitors of one user or several.
+
+    Args:
+        patch: puts a clock in place of the processor's.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._now_s = 0.0
+        patch.setattr(reading, "thread_time", lambda: self._now_s)
+
+    def read(self, wire: MonitorReading | Reading, took_s: float, most: int = 1) -> int:
+        """Reads from a monitor that has so many bytes; returns how many were read."""
+        n_bytes = min(most, len(wire.buffer()))
+        self._now_s += took_s
+        return len(wire.take(n_bytes))
+
+
+@fault("a QEMU monitor hangs, sends garbage")
+@pytest.mark.parametrize("took_s", [0.0, 0.0002])
+def test_monitors_that_send_a_byte_at_a_time_are_read_for_their_users_part_of_the_time(
+    took_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = SlowReads(monkeypatch)
+    counted = READ_BYTES + took_s / BYTE_S
+
+    async def in_a_second() -> int:
+        monitors = [MonitorReading(HOSTILE, lambda: None) for _ in range(64)]
+        count = 0
+        for each in monitors:
+            while each.has_room:
+                reads.read(each, took_s)
+                count += 1
+        for each in monitors:
+            each.end()
+        return count
+
+    # The last read of each monitor is begun with little room.
+    assert asyncio.run(in_a_second()) <= MAX_BYTES_OF_A_USER_PER_S / counted * 1.01 + 64
+
+
+def test_monitor_of_a_user_who_has_most_of_them_is_read_for_a_sample_in_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = SlowReads(monkeypatch)
+
+    async def scene() -> None:
+        monitors = [MonitorReading(OTHER, lambda: None) for _ in range(MOST_OF_ONE_USER)]
+        # A byte in each of ten turns in which others' answers come, then its own, one by one.
+        for answer_bytes in [1] * 10 + [700, 700, 60, 60, 60, 60]:
+            assert reads.read(monitors[0], 0.0, answer_bytes) == answer_bytes
+        assert monitors[0].has_room
+        for each in monitors:
+            each.end()
+
+    asyncio.run(scene())
+
+
+@fault("a QEMU monitor hangs, sends garbage")
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_vmms_of_one_user_are_read_for_a_moment_in_each_turn_and_others_have_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "TURN_S", TURN_S)
+    reads = SlowReads(monkeypatch)
+
+    async def scene() -> list[list[int]]:
+        *hostile, other = [Reading(user) for user in [HOSTILE] * 16 + [OTHER]]
+        turns = []
+        for _ in range(2):
+            turns.append([reads.read(each, TURN_S / 2.5, 1000) for each in [*hostile, other]])
+            await asyncio.sleep(0)
+        for each in [*hostile, other]:
+            each.end()
+        return turns
+
+    turn = [1000] * 3 + [1] * 13 + [1000]
+    assert asyncio.run(scene()) == [turn, turn]
+
+
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_http_connections_of_one_user_are_read_for_a_moment_in_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "TURN_S", TURN_S)
+    clock_s = [0.0]
+    monkeypatch.setattr(reading, "thread_time", lambda: clock_s[0])
+
+    async def scene() -> list[int]:
+        slow, next_one = HttpConnection("/slow"), HttpConnection("/next")
+        for each in (slow, next_one):
+            each.connection_made(Wire())
+        slow.get_buffer(-1)
+        clock_s[0] += TURN_S
+        slow.buffer_updated(1)
+        sizes = [len(next_one.get_buffer(-1))]
+        await asyncio.sleep(0)
+        sizes.append(len(next_one.get_buffer(-1)))
+        for each in (slow, next_one):
+            each.connection_lost(None)
+        return sizes
+
+    in_this_turn, in_the_next = asyncio.run(scene())
+    assert in_this_turn == 1
+    assert in_the_next > 1000
+
+
+def test_second_ends_with_more_to_read_and_not_after_the_monitor_has_ended() -> None:
+    async def scene() -> list[str]:
+        again: list[str] = []
+        stays = MonitorReading(OTHER, lambda: again.append("stays"))
+        ends = MonitorReading(OTHER, again.clear)
+        for each in (stays, ends):
+            while each.has_room:
+                each.take(len(each.buffer()))
+        ends.end()
+        await asyncio.sleep(1.5)
+        assert stays.has_room
+        stays.end()
+        return again
+
+    assert run_quickly(scene()) == ["stays"]

@@ -134,6 +134,21 @@ def test_link_that_leads_out_of_the_image_is_refused(
     assert list((tmp_path / "outside").iterdir()) == []
 
 
+def test_link_that_is_made_in_the_image_meanwhile_is_not_followed(
+    installed: Installed, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_host = tmp_path / "shadow"
+    of_the_host.write_text("secret")
+
+    def link_instead(path: Path, **_: bool) -> None:
+        path.symlink_to(of_the_host)
+
+    monkeypatch.setattr(Path, "unlink", link_instead)
+    with pytest.raises(FileExistsError):
+        install(installed, root, dry=False)
+    assert of_the_host.read_text() == "secret"
+
+
 @pytest.mark.parametrize(
     ("programs", "why"),
     [

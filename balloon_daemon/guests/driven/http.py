@@ -15,12 +15,13 @@ from balloon_daemon.guests.driven.answers import member, nonsense, parse, shown
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
 from balloon_daemon.guests.driven.parsing import TURNS
+from balloon_daemon.guests.driven.reading import Reading
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.passed_fds import DescriptorsSentError
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """A connection to an HTTP server on a Unix socket, kept alive from call to call.
 
     Args:
@@ -37,6 +38,7 @@ class HttpConnection(asyncio.Protocol):
         self._why: ControlError | None = None
         """Why the connection has ended, or is about to end; None: it is open."""
         self._user = -1
+        self._reading: Reading | None = None
         self.pid = 0
         """The server's process; 0 before ``open``."""
 
@@ -115,9 +117,18 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- asyncio.Protocol ---
+    # --- asyncio.BufferedProtocol ---
 
-    def data_received(self, data: bytes) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._reading = Reading(self._user)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        assert self._reading is not None
+        return self._reading.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        assert self._reading is not None
+        data = bytes(self._reading.take(nbytes))
         if self._parser is None or self._answer is None or self._answer.done():
             self._fail(nonsense("bytes without a call", data[:64]))
             return
@@ -130,6 +141,8 @@ class HttpConnection(asyncio.Protocol):
             self._answer.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._reading is not None:
+            self._reading.end()
         why = exc.strerror if isinstance(exc, OSError) else None
         fault = Fault.NONSENSE if isinstance(exc, DescriptorsSentError) else Fault.GONE
         first = self._fail(ControlError(fault, why or ""))

@@ -16,7 +16,7 @@ has begun is parsed whole."""
 BYTES_PER_S = 8 * 1024 * 1024
 """How many bytes of all VMMs are parsed in a second: half of the time of the thread that
 serves all VMs. 1,024 VMs that are sampled each second send half as many bytes; from all monitors
-of one user no more than a quarter of these bytes is read in a second (``qmp_wire``)."""
+of one user no more than three eighths of these bytes are read in a second (``qmp_reading``)."""
 
 
 class Turns:
@@ -60,9 +60,9 @@ class Turns:
 
         Args:
             user: whose VMM it is.
-            n_bytes: the message's length.
+            n_bytes: the message's length; 0: nothing is waited for.
         """
-        if not self.has_room(n_bytes):
+        if n_bytes and not self.has_room(n_bytes):
             bell = asyncio.get_running_loop().create_future()
             self.wait(user, partial(self._ring, bell, n_bytes))
             await bell

@@ -11,7 +11,7 @@ import asyncio
 import gc
 import json
 import socket
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.parsing import TURNS, Lines
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
+from balloon_daemon.guests.driven.qmp_reading import MonitorReading
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
@@ -31,33 +32,11 @@ MAX_MESSAGE_BYTES = 256 * 1024
 """The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for
 each node of a VM's disks."""
 
-MAX_BYTES_PER_S = 512 * 1024
-"""How many bytes of one monitor are read in a second; more are left unread until the second is
-over. Reading short messages takes 60 ns a byte, of the one thread that serves all VMs."""
-
-MAX_BYTES_OF_A_USER_PER_S = 2 * 1024 * 1024
-"""How many bytes of all monitors of one user are read in a second: an eighth of that thread's
-time. Each monitor has an equal part of these bytes, so that a monitor that floods delays no other
-one."""
-
-LEAST_BYTES_PER_S = 2 * 1024
-"""How many bytes of a monitor are read in a second at least, enough for a sample a second. It is
-each monitor's part where its user has 1,024 monitors, the most sockets that are found."""
-
 MAX_EVENT_BYTES = 16 * 1024
 """The longest line taken while no answer is waited for. The longest events are below 1 KiB; a line
 that does not end may be kept as long as its monitor likes, in each of a user's monitors."""
 
-_READ_BYTES = 16 * 1024
-_BUFFER = memoryview(bytearray(_READ_BYTES))
-"""Shared by all connections: asyncio fills this buffer and calls ``buffer_updated`` before it
-reads from another connection."""
-
-
 _NOT_GREETED = "it does not greet; nor does a socket that is not QMP's"
-
-_connected_of = Counter[int]()
-"""How many monitors are connected, for each user."""
 
 
 def _refuse(word: str) -> object:
@@ -160,8 +139,7 @@ class Monitor(asyncio.BufferedProtocol):
         self._last_id = 0
         self._failure: ControlError | None = None
         self._ended = asyncio.Event()
-        self._unread_since: asyncio.TimerHandle | None = None
-        self._heard_bytes = 0
+        self._reading: MonitorReading | None = None
         self.pid: int | None = None
         """The process that listens at the address, as the kernel knows it; None: unknown."""
 
@@ -249,23 +227,26 @@ class Monitor(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        _connected_of[self._user] += 1
+        self._reading = MonitorReading(self._user, self._resume)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        _connected_of[self._user] -= 1
         fault = Fault.NONSENSE if isinstance(exc, DescriptorsSentError) else Fault.GONE
         why = exc.strerror if isinstance(exc, OSError) else ""
         self._fail(ControlError(fault, printable(why or "")))
-        if self._unread_since is not None:
-            self._unread_since.cancel()
+        if self._reading is not None:
+            self._reading.end()
         self._ended.set()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _BUFFER[: max(1, self._part() - self._heard_bytes)]
+        assert self._reading is not None
+        return self._reading.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._limit_rate(nbytes)
-        self._lines.add(_BUFFER[:nbytes])
+        assert self._reading is not None
+        assert self._transport is not None
+        self._lines.add(self._reading.take(nbytes))
+        if not self._reading.has_room:
+            self._transport.pause_reading()
         if not self._lines.waits:
             self._parse()
 
@@ -298,28 +279,10 @@ class Monitor(asyncio.BufferedProtocol):
 
     def _resume(self) -> None:
         """Reads on, unless more has come in this second than may, or waits to be parsed."""
+        assert self._reading is not None
         assert self._transport is not None
-        if not self._lines.waits and self._heard_bytes < self._part():
+        if not self._lines.waits and self._reading.has_room:
             self._transport.resume_reading()
-
-    def _limit_rate(self, nbytes: int) -> None:
-        """Stops reading for the rest of this second once ``_part`` bytes have come in it."""
-        assert self._transport is not None
-        if self._unread_since is None:
-            self._unread_since = asyncio.get_running_loop().call_later(1, self._read_on)
-        self._heard_bytes += nbytes
-        if self._heard_bytes >= self._part():
-            self._transport.pause_reading()
-
-    def _part(self) -> int:
-        """How many bytes of this monitor are read in a second."""
-        part = MAX_BYTES_OF_A_USER_PER_S // max(1, _connected_of[self._user])
-        return min(max(part, LEAST_BYTES_PER_S), MAX_BYTES_PER_S)
-
-    def _read_on(self) -> None:
-        self._unread_since = None
-        self._heard_bytes = 0
-        self._resume()
 
     # --- messages --------------------------------------------------------------------------------
 
