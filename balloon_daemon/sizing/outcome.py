@@ -158,8 +158,9 @@ class Outcome:
         """
         balloon_bytes = min(balloon_bytes // PAGE_SIZE * PAGE_SIZE, row.policy.max_bytes)
         step = row.policy.adopt(balloon_bytes, self.now_s, hold_s)
-        step = step._replace(decision=step.decision._replace(reason=reason))
-        self.take(vm, row, step, balloon_bytes)
+        # The target before: within a level it grows or shrinks, too.
+        decision = step.decision._replace(reason=reason, before_bytes=row.told_bytes)
+        self.take(vm, row, step._replace(decision=decision), balloon_bytes)
 
     def move(
         self, vm: VmId, row: Row, target_bytes: int, release_at_s: float | None, why: Why

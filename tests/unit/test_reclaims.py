@@ -3,8 +3,11 @@
 import pytest
 
 from balloon_daemon.errors import StateError
+from balloon_daemon.events.vms import Decided
+from balloon_daemon.records.words.vms import said_of_vm
 from balloon_daemon.sizing.decision import Ended, Reason, Share
 from balloon_daemon.sizing.host_events import (
+    Asked,
     Halted,
     Paused,
     ReclaimOver,
@@ -78,6 +81,24 @@ def test_large_reclaim_goes_by_the_policys_steps(host: SteeredHost) -> None:
     assert ended.why is Ended.COMPLETE
     assert ended.took_s == pytest.approx(2.1)
     assert [share.came_bytes for share in ended.shares] == [3 * STEP, 3 * STEP]
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "said"),
+    [
+        (STEP + 8 * MIB, "grows to level 1/16, 40 MiB"),
+        (STEP + 4 * MIB, "shrinks to level 1/16, 36 MiB"),
+        (STEP + 6 * MIB, "stays at level 1/16, 38 MiB"),
+    ],
+)
+def test_target_that_changes_within_a_level_is_said_to(
+    host: SteeredHost, size_bytes: int, said: str
+) -> None:
+    host.step(Asked(A, STEP + 6 * MIB, 600.0))
+    (decided,) = host.step(Asked(A, size_bytes, 600.0)).decisions
+    words = said_of_vm(Decided(A, decided.decision))
+    assert words is not None
+    assert words[1].endswith(f": balloon {said}")
 
 
 def test_reclaim_from_one_vm_takes_nothing_from_others(host: SteeredHost) -> None:

@@ -67,7 +67,7 @@ def _misled(facts: HostFacts) -> Iterator[Finding]:
             f"{stored} are swapped out to zram, where they occupy {used}: MemAvailable "
             f"({available}) has {format_size(gained)} that are gone again once those pages are "
             "used",
-            "make the margin larger by that (--margin), or swap to a disk",
+            "make the margin larger by that (margin in [host], or --margin), or swap to a disk",
             figures={"stored_bytes": facts.zram.stored_bytes, "used_bytes": facts.zram.used_bytes},
         )
 
@@ -118,7 +118,7 @@ def margin_findings(
                 Check.MARGIN,
                 f"{said} is half or more of the {format_size(usable)} that this host can have: "
                 "memory is low nearly always, and VMs are kept small",
-                "give a smaller one (--margin); without that flag it is 5.2 %",
+                "give a smaller one (margin in [host], or --margin); without either it is 5.2 %",
                 figures=figures | {"usable_bytes": usable},
             )
         # ChromeOS's kernel sets its margin for the host that it runs on: do not call it too small.
@@ -127,7 +127,7 @@ def margin_findings(
                 Check.MARGIN,
                 f"{said} is less than a hundredth of the {format_size(usable)} that this host can "
                 "have: it may be used up between two readings, a second apart",
-                "give a larger one (--margin); without that flag it is 5.2 %",
+                "give a larger one (margin in [host], or --margin); without either it is 5.2 %",
                 figures=figures | {"usable_bytes": usable},
             )
     left = sum(max(0, (vm["max_balloon_bytes"] or 0) - vm["balloon_bytes"]) for vm in vms)

@@ -84,8 +84,8 @@ def _swapped(vm: Vm, swapped_bytes: int | None) -> Iterator[Finding]:
         f"{format_size(swapped_bytes)} of its VMM are in the host's swap, while nothing in the "
         f"guest uses {format_size(free)}: the host has written pages that the guest would have "
         "given",
-        "make the margin larger (--margin), so that balloons come before swap, and "
-        "vm.swappiness smaller; balloonctl set VM SIZE empties those pages now",
+        "make the margin larger (margin in [host], or --margin), so that balloons come before "
+        "swap, and vm.swappiness smaller; balloonctl set VM SIZE empties those pages now",
         vm["name"],
         {"swapped_bytes": swapped_bytes, "guest_free_bytes": free, "vmm_pid": vm.get("vmm_pid")},
     )
