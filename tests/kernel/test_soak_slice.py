@@ -46,7 +46,7 @@ def test_killed_devices_and_controllers_lose_no_page(tmp_path: Path) -> None:
     assert chaos.tally.controller_kills >= 1
     assert [len(gauge.samples) for gauge in chaos.gauges] == [2, 2, 2, 2 * can_keep_fds()]
     assert verdict["pages_lost"] == 0
-    assert verdict["ok"], verdict
+    assert verdict["ok"], str(verdict)
 
     draw(tmp_path / "soak.png", chaos.gauges, chaos.tally.kill_times, "a slice")
     assert (tmp_path / "soak.png").stat().st_size > 10_000
