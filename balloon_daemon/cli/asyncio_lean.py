@@ -21,7 +21,7 @@ _CO_COROUTINE = 0x80
 """A code object's flag (inspect.CO_COROUTINE)."""
 
 
-class _Later(ModuleType):
+class Later(ModuleType):
     """Stands for a module in ``sys.modules`` until something in it is used, and forwards to it."""
 
     def __getattr__(self, name: str) -> object:
@@ -29,19 +29,19 @@ class _Later(ModuleType):
         # module.
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(_load(self.__name__), name)
+        return getattr(load(self.__name__), name)
 
 
-def _load(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
     """The module itself, in its stand-in's place."""
-    if isinstance(sys.modules.get(name), _Later):
+    if isinstance(sys.modules.get(name), Later):
         del sys.modules[name]
     return importlib.import_module(name)
 
 
 def _called_later(module: str, name: str) -> Callable[..., object]:
     """A function of a module that is loaded when the function is called."""
-    return lambda *args, **options: getattr(_load(module), name)(*args, **options)
+    return lambda *args, **options: getattr(load(module), name)(*args, **options)
 
 
 def _iscoroutinefunction(function: object) -> bool:
@@ -83,7 +83,7 @@ def _get_annotations(thing: object, **how: object) -> object:
     """A class's own annotations; dataclasses asks that in Python 3.13, for each class."""
     if isinstance(thing, type) and not how:
         return dict(vars(thing).get("__annotations__") or {})
-    return _load("inspect").get_annotations(thing, **how)
+    return load("inspect").get_annotations(thing, **how)
 
 
 # Since Python 3.14 a class makes its annotations when it is asked, and annotationlib asks.
@@ -116,7 +116,7 @@ def _import_lean() -> None:
     for name, given in LATER.items():
         if name in sys.modules:
             continue
-        stand_in = sys.modules[name] = _Later(name)
+        stand_in = sys.modules[name] = Later(name)
         vars(stand_in).update(given)
         package, _, child = name.rpartition(".")
         if package and package != "asyncio":

@@ -8,7 +8,6 @@ at a time, and rests in between.
 
 import base64
 import binascii
-import importlib
 import marshal
 import sys
 import time
@@ -17,7 +16,8 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoade
 from importlib.util import spec_from_file_location
 from types import CodeType, ModuleType
 
-from balloon_daemon.cli.asyncio_lean import asyncio
+from balloon_daemon.cli.asyncio_lean import Later, asyncio
+from balloon_daemon.cli.asyncio_lean import load as load_module
 
 SHARE = 1 / 8
 """The part of the event loop's time that modules may take, as the API's clients: a driver's are
@@ -33,7 +33,7 @@ def carried_modules(load: Callable[[], object]) -> Iterator[list[object]]:
     Raises:
         ValueError: they cannot be imported; says which and the remedy.
     """
-    before = set(sys.modules)
+    before = _loaded()
     try:
         load()
     except ImportError as err:
@@ -62,15 +62,20 @@ async def run_modules(carried: Sequence[object]) -> None:
             modules.take(part)
         sys.meta_path.insert(0, modules)
         for name in modules.loaders:
-            if name not in sys.modules:
+            if name not in _loaded():
                 began_s = time.monotonic()
-                importlib.import_module(name)
+                load_module(name)
                 await asyncio.sleep((time.monotonic() - began_s) * (1 / SHARE - 1))
     except (ImportError, ValueError) as err:
         raise OSError(0, f"the modules for these VMs cannot be loaded: {err}") from err
     finally:
         if modules in sys.meta_path:
             sys.meta_path.remove(modules)
+
+
+def _loaded() -> set[str]:
+    """The modules that are loaded: a ``Later`` only stands for one."""
+    return {name for name, module in sys.modules.items() if not isinstance(module, Later)}
 
 
 class _Carried(SourceFileLoader):
