@@ -23,9 +23,9 @@ MAX_FAILURES = 5
 
 MAX_RSS_GROWTH = 8 << 20
 MAX_FD_GROWTH = 8 + TOGETHER - 1
-"""More than this is growth; a median over a quarter of a short run is a little off by itself. Where
-closes have taken long, as on a busy machine, so many descriptors less one wait for a child that
-closes them (``figures.Closes``)."""
+"""More than this is growth; a median over a quarter of a short run is a little off by itself.
+Where closes have taken long, as on a busy machine, up to ``TOGETHER - 1`` descriptors wait for a
+child that closes them (``figures.Closes``)."""
 
 
 @dataclass(slots=True)
