@@ -142,9 +142,16 @@ def test_driver_whose_guest_has_taken_pages_back_is_not_told_its_target_again(ho
         wait_for_balloon(daemon, monitor, MOST)
         run(lambda: setattr(monitor.vm, "actual", GIB - BASE))
         looks = len(monitor.vm.commands)
-        # Long after it would have been told, if its driver had stopped: at each look at low memory
-        # it is sampled, and those come each 50 ms.
-        daemon.wait(lambda: len(monitor.vm.commands) > looks + 6 * 60, what="time has gone by")
+        decided = len(events(daemon, "decided"))
+        # Long after it would have been told, if its driver had stopped: two decisions come each 50
+        # ms while memory is low, and a sample of at least six commands in 30 of them.
+        daemon.wait(
+            lambda: (
+                len(events(daemon, "decided")) > decided + 2 * 60
+                and len(monitor.vm.commands) > looks + 2 * 6
+            ),
+            what="time has gone by",
+        )
         assert not is_repeated(monitor)
         daemon.stop()
 
