@@ -61,7 +61,8 @@ def living_peer_of(sock: socket.socket) -> int:
     if closes_are_behind():
         return 0
     try:
-        # Any user may lock a pidfd (fcntl(2)), so its close may take long.
+        # Any user may put many locks on a pidfd (fcntl(2)), and close(2) looks at all of them.
+        # So a slow close is left to a child (``lockable``).
         process = lockable(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
     except OSError as err:
         return 0 if err.errno in _HAS_ENDED else pid

@@ -173,7 +173,8 @@ class Adaptive:
 
     def _size(self, reading: Reading, outcome: Outcome) -> bool:
         """Sizes all balloons; returns whether low memory is far."""
-        # Operators' reserves are part of the aim, but do not enlarge the headroom.
+        # An operator's reserve raises the margin, and so the aim (the margin and a headroom), but
+        # not the headroom's limits, which are multiples of the margin without reserves.
         margin_bytes = (reading.margin_mib - reading.reserved_mib) * MIB
         actual = told = 0
         for row in self._rows.values():

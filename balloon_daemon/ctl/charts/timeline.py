@@ -204,7 +204,8 @@ def _draw_all(axes: Axes, past: Past) -> None:
 
 
 def draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
-    """Draws when balloons grew and shrank, and when something was found."""
+    """Draws three lanes of marks: balloons grew, balloons shrank, and what the guests' protection
+    found (``Kind.FINDING``), such as a guest in need."""
     kinds = list(reversed(Kind))
     for lane, kind in enumerate(kinds):
         times = times_of(mark.at_s for mark in marks if mark.kind is kind)
