@@ -123,6 +123,15 @@ def without_figures(line: str) -> str:
     return " ".join(_FIGURE.sub("#", line).split())
 
 
+def _by_name(lines: list[str]) -> list[str]:
+    """The lines with the rows of a table of VMs sorted: VMs are listed in the order in which they
+    were found, and which of two is found first is chance."""
+    if not lines or not lines[0].startswith("VM "):
+        return lines
+    end = lines.index("") if "" in lines else len(lines)
+    return [lines[0], *sorted(lines[1:end]), *lines[end:]]
+
+
 def as_shown(shown: Sequence[str], printed: str) -> bool:
     """Whether a command printed what a page shows: the same lines, whatever their figures.
 
@@ -130,8 +139,8 @@ def as_shown(shown: Sequence[str], printed: str) -> bool:
         shown: the lines; one that is ``…`` alone stands for any lines, or none.
         printed: all that the command printed.
     """
-    wanted = [without_figures(line) for line in shown]
-    found = [without_figures(line) for line in printed.strip("\n").split("\n")]
+    wanted = _by_name([without_figures(line) for line in shown])
+    found = _by_name([without_figures(line) for line in printed.strip("\n").split("\n")])
     pattern = "".join(
         "(?:.*\n)*?" if line == _ANY_LINES else re.escape(line) + "\n" for line in wanted
     )

@@ -79,7 +79,9 @@ def machine(images: Images, request: pytest.FixtureRequest) -> Iterator[ServiceH
         built = checkout / "build/package"
         built.mkdir(parents=True)
         shutil.copyfile(package, built / package.name)
-        shutil.copytree(images.root / KERNEL, machine.path(f"images/{KERNEL}"))
+        # Without extended attributes, in which another libvirt may say that it uses the file.
+        kernel = machine.path(f"images/{KERNEL}")
+        shutil.copytree(images.root / KERNEL, kernel, copy_function=shutil.copyfile)
         machine.path("etc/libvirt/qemu.conf").write_text(QEMU_CONF)
         # sudo looks the machine's name up.
         machine.path("etc/hosts").write_text("127.0.0.1 localhost vm\n")
