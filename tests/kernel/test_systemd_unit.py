@@ -1,5 +1,6 @@
 """systemd/balloond.service, judged by systemd itself."""
 
+import json
 import os
 import re
 import signal
@@ -62,6 +63,16 @@ def exposure(unit: Path) -> float:
     return float(figure)
 
 
+def sum_of_parts(unit: Path) -> float:
+    """What systemd-analyze counts of each setting: the whole is rounded to tenths."""
+    run = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--json=short", str(unit)],
+        capture_output=True,
+        text=True,
+    )
+    return sum(float(part["exposure"] or 0) for part in json.loads(run.stdout))
+
+
 def test_unit_exposure_by_systemd_does_not_rise() -> None:
     assert exposure(UNIT) <= MOST_EXPOSURE
 
@@ -73,7 +84,7 @@ def test_unit_without_one_of_its_walls_is_more_exposed(setting: str, tmp_path: P
     unit.write_text("".join(line for line in lines if not line.startswith(setting)))
 
     assert unit.read_text() != UNIT.read_text()
-    assert exposure(unit) > exposure(UNIT)
+    assert sum_of_parts(unit) > sum_of_parts(UNIT)
 
 
 def test_limit_on_the_services_memory_would_be_filled_for_good_by_what_one_device_touches() -> (
