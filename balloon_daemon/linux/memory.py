@@ -6,8 +6,8 @@ import os
 import stat
 
 from balloon_daemon.errors import MemoryFileError, printable
-from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.libc import mount_of
+from balloon_daemon.linux.mountinfo import read_lines
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import format_size
 
@@ -50,11 +50,52 @@ MAX_KIND = 32
 """Characters of a file system's type that are kept."""
 
 
-def inspect_memory_file(fd: int) -> MemoryFile:
+class FileSystems:
+    """The types of the file systems on which open files lie, by one reading of the mounts.
+
+    Ask only for files that were open before the first question: an open file keeps its mount, and
+    so the mount's number, from which the list tells the type. Of a file that was opened later, the
+    number may have been another mount's in the list.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[bytes, bytes] | None = None
+
+    def kind(self, fd: int) -> str:
+        """The type of an open file's file system; "" if unknown.
+
+        The mount's number is also in /proc/PID/fdinfo, but that is not read: for some files (epoll
+        instances, tun devices) a read of it takes a lock that another process may hold for long.
+        """
+        mount = mount_of(fd)
+        if mount is None:
+            return ""
+        if self._lines is None:
+            self._lines = _lines_of_mounts()
+        line = self._lines.get(b"%d" % mount, b"")
+        kind = line.rpartition(b" - ")[2].split(b" ")[0].decode("ascii", "replace")
+        # Whoever mounts a file system of FUSE chooses a part of its type, of any length and with
+        # any characters.
+        return printable(kind[:MAX_KIND])
+
+
+def _lines_of_mounts() -> dict[bytes, bytes]:
+    """The lines of the list of mounts, by the mounts' numbers."""
+    try:
+        return {line.partition(b" ")[0]: line for line in read_lines()}
+    except OSError:
+        return {}
+
+
+def inspect_memory_file(fd: int, file_systems: FileSystems | None = None) -> MemoryFile:
     """Examines a file that is to be guest memory, without mapping it or waiting for a server.
 
     Raises nothing: a VM's memory table also lists regions that are no RAM (NVDIMMs, shared-memory
     devices, ROMs), with files of any kind.
+
+    Args:
+        fd: the file.
+        file_systems: tells the file system's type where the file is no memory; None: a new one.
     """
     # Ask for the seals first: the kernel answers by itself, and refuses where the file is no
     # memory file. fstat(2) of a file of FUSE would ask the file system's server, which may be
@@ -62,7 +103,7 @@ def inspect_memory_file(fd: int) -> MemoryFile:
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
-        return _other_file(fd)
+        return _other_file(fd, file_systems or FileSystems())
     status = os.fstat(fd)
     page_bytes = max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE)
     never_freed = ""
@@ -73,9 +114,9 @@ def inspect_memory_file(fd: int) -> MemoryFile:
     return MemoryFile(status.st_size, page_bytes, never_freed, mappable=not never_freed)
 
 
-def _other_file(fd: int) -> MemoryFile:
+def _other_file(fd: int, file_systems: FileSystems) -> MemoryFile:
     """Examines a file that is neither shmem nor hugetlbfs; only the kernel is asked."""
-    kind = _file_system(fd)
+    kind = file_systems.kind(fd)
     if kind in LOCAL_FILE_SYSTEMS:
         try:
             writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
@@ -86,27 +127,6 @@ def _other_file(fd: int) -> MemoryFile:
             return MemoryFile(status.st_size, mmap.PAGESIZE, f"is a file on {kind}")
     what = f"is a file on {kind}" if kind else "is no file of shared memory"
     return MemoryFile(None, mmap.PAGESIZE, what, mappable=False)
-
-
-def _file_system(fd: int) -> str:
-    """The type of an open file's file system, from the kernel's list of mounts; "" if unknown.
-
-    /proc/PID/fdinfo has the mount's number too, but is not read: for some files (epoll instances,
-    tun devices) a read of it takes a lock that another process may hold for long.
-    """
-    mount = mount_of(fd)
-    if mount is None:
-        return ""
-    try:
-        for line in read_figures("/proc/self/mountinfo").split(b"\n"):
-            if line.split(b" ", 1)[0] == b"%d" % mount:
-                kind = line.rpartition(b" - ")[2].split()[0].decode("ascii", "replace")
-                # Whoever mounts a file system of FUSE chooses a part of its type, of any length
-                # and with any characters.
-                return printable(kind[:MAX_KIND])
-    except (OSError, IndexError):
-        pass
-    return ""
 
 
 def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:

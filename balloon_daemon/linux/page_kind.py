@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from balloon_daemon.linux.figures import read_figures
+from balloon_daemon.linux.mountinfo import read_lines
 
 MOUNTS = Path("/proc/self/mountinfo")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -61,17 +62,14 @@ def _mount_options() -> dict[str, str]:
     """For each mounted file system's device (``major:minor``): its ``huge=`` option, or
     ``never``."""
     try:
-        content = read_figures(os.fspath(MOUNTS)).decode(errors="replace")
+        lines = read_lines(MOUNTS)
     except OSError:
         return {}
     found: dict[str, str] = {}
-    # Split lines at newlines and fields at blanks only: the kernel escapes blanks, tabs, newlines
-    # and backslashes in a mount point's name (fs/proc_namespace.c, mangle), but no other white
-    # space.
-    for line in content.split("\n"):
+    for line in lines:
         # Fields as numbered in proc_pid_mountinfo(5): (3) is the device; (11), the last, has the
         # super block's options, among them huge=.
-        fields = line.split(" ")
+        fields = line.decode(errors="replace").split(" ")
         if len(fields) > 3 and fields[2] not in found:
             options = dict(word.partition("=")[::2] for word in fields[-1].split(","))
             found[fields[2]] = options.get("huge", "never")

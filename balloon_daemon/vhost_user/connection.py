@@ -10,13 +10,14 @@ import os
 import select
 import socket
 import termios
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
-from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.linux.memory import FileSystems, inspect_memory_file
 from balloon_daemon.linux.passed_fds import (
     DescriptorsSentError,
     bytes_without_fds,
@@ -59,10 +60,12 @@ def right_kind(request: int, fd: Fd) -> bool:
     return kind is None or fd_kind(fd.fileno()) is kind
 
 
-def inspect_memory(fd: Fd) -> FileFacts:
-    """The facts of a memory region's file."""
-    file = inspect_memory_file(fd.fileno())
-    return FileFacts(file.size_bytes, file.page_bytes, file.never_freed, file.mappable)
+def inspect_memory(fds: Sequence[Fd]) -> Iterator[FileFacts]:
+    """The facts of each memory region's file, of those that came with one message."""
+    file_systems = FileSystems()
+    for fd in fds:
+        file = inspect_memory_file(fd.fileno(), file_systems)
+        yield FileFacts(file.size_bytes, file.page_bytes, file.never_freed, file.mappable)
 
 
 class Received(NamedTuple):

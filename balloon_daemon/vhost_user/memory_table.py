@@ -1,6 +1,6 @@
 """The front-end's memory table: its regions, checked against each other and their files.
 
-Pure: the controller passes ``inspect``, which examines a region's file.
+Pure: the controller passes ``inspect``, which examines regions' files.
 
 A VM must not end because of a region that its balloon cannot use, but most VMMs exit when a
 back-end hangs up during their start. So a region whose file cannot be freed is kept as *never
@@ -12,7 +12,7 @@ whose descriptors do not match its regions raises FrontendError.
 Source: vhost-user, "Memory region description", SET_MEM_TABLE, ADD_MEM_REG, REM_MEM_REG.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from balloon_daemon.errors import FrontendError
@@ -81,10 +81,11 @@ class MemoryTable:
     """The regions of one guest.
 
     Args:
-        inspect: (descriptor) -> the facts of its file.
+        inspect: called with the descriptors of one message; gives the facts of their files, in the
+            same order.
     """
 
-    def __init__(self, inspect: Callable[[Fd], FileFacts]) -> None:
+    def __init__(self, inspect: Callable[[Sequence[Fd]], Iterable[FileFacts]]) -> None:
         self._inspect = inspect
         self.regions: list[Region] = []
         self.unsound = ""
@@ -122,8 +123,8 @@ class MemoryTable:
                 request, f"{len(descriptions)} regions with {len(fds)} file descriptors"
             )
         self.close()
-        for description, fd in zip(descriptions, fds, strict=True):
-            self.add(description, fd)
+        for description, fd, facts in zip(descriptions, fds, self._inspect(fds), strict=True):
+            self._add(description, fd, facts)
 
     def add(self, description: RegionDescription, fd: Fd | None) -> None:
         """Adds a region (ADD_MEM_REG), or marks the table unsound because of it.
@@ -132,12 +133,15 @@ class MemoryTable:
             description: its addresses and size.
             fd: its file; None where another controller had closed the file already.
         """
+        for facts in [_NO_FILE] if fd is None or self.unsound else self._inspect([fd]):
+            self._add(description, fd, facts)
+
+    def _add(self, description: RegionDescription, fd: Fd | None, facts: FileFacts) -> None:
         new = Region(description, fd, PAGE_SIZE)
         if self.unsound:
             new.close()
             return
         self.regions.append(new)
-        facts = _NO_FILE if fd is None else self._inspect(fd)
         self.unsound = self._problem(description, facts)
         if self.unsound:
             self._drop()

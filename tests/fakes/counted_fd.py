@@ -1,5 +1,6 @@
 """A file descriptor that the kernel does not know, and that counts how often it is closed."""
 
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 from balloon_daemon.vhost_user.memory_table import FileFacts
@@ -53,10 +54,11 @@ class CountedFd:
         )
 
 
-def inspect(fd: object) -> FileFacts:
-    """The facts of a descriptor's file, for a MemoryTable."""
-    assert isinstance(fd, CountedFd)
-    return FileFacts(fd.file_bytes, fd.page_bytes, fd.never_freed, fd.mappable)
+def inspect(fds: Iterable[object]) -> Iterator[FileFacts]:
+    """The facts of descriptors' files, for a MemoryTable."""
+    for fd in fds:
+        assert isinstance(fd, CountedFd)
+        yield FileFacts(fd.file_bytes, fd.page_bytes, fd.never_freed, fd.mappable)
 
 
 def right_kind(_request: int, fd: object) -> bool:

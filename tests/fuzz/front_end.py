@@ -231,7 +231,7 @@ def _check_memory(backend: Backend) -> None:
         if region.fd is None:
             require(region.never_freed, "freed and not mapped", region)
             continue
-        facts = inspect_memory(region.fd)
+        [facts] = inspect_memory([region.fd])
         require(region.never_freed or not facts.never_freed, "would be freed", region, facts)
         require(facts.mappable, "would be mapped", region, facts)
         size = facts.size_bytes

@@ -239,7 +239,7 @@ def test_list_of_mounts_that_cannot_be_read_leaves_a_file_of_no_kind(
         closed.set()
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(memory, "read_figures", refuse)
+    monkeypatch.setattr(memory, "read_lines", refuse)
     found = inspect_memory_file(fd)
     monkeypatch.undo()
     os.close(fd)

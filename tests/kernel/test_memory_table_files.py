@@ -14,14 +14,19 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.errors import MemoryFileError
+from balloon_daemon.linux import figures, mountinfo
+from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import (
     LOCAL_FILE_SYSTEMS,
+    FileSystems,
     MemoryFile,
-    _file_system,
     inspect_memory_file,
     map_shared,
     memory_file_use,
 )
+from balloon_daemon.linux.mountinfo import MOST_BYTES, read_lines
+from balloon_daemon.vhost_user.connection import inspect_memory
+from balloon_daemon.vhost_user.messages import MAX_FDS
 from tests.harness.faults import fault
 from tests.harness.slow_close import MuteFile
 
@@ -160,7 +165,7 @@ def disk_file(tmp_path: Path) -> Path:
         path = folder / f"balloond-test-{os.getpid()}"
         path.write_bytes(bytes(8192))
         fd = os.open(path, os.O_RDONLY)
-        kind = _file_system(fd)
+        kind = FileSystems().kind(fd)
         os.close(fd)
         if kind in LOCAL_FILE_SYSTEMS:
             return path
@@ -173,7 +178,7 @@ def test_file_on_a_local_disk_is_mapped_for_its_rings_and_never_freed(disk_file:
     # RAM on such a file (QEMU's memory-backend-file) holds the rings, too.
     fd = os.open(disk_file, os.O_RDWR)
     disk_file.unlink()
-    file, kind = inspect_memory_file(fd), _file_system(fd)
+    file, kind = inspect_memory_file(fd), FileSystems().kind(fd)
     os.close(fd)
     assert file == MemoryFile(8192, 4096, f"is a file on {kind}", mappable=True)
 
@@ -182,7 +187,7 @@ def test_file_on_a_local_disk_is_mapped_for_its_rings_and_never_freed(disk_file:
 def test_file_on_a_local_disk_not_open_for_both_is_not_mapped(disk_file: Path, mode: int) -> None:
     fd = os.open(disk_file, mode)
     disk_file.unlink()
-    file, kind = inspect_memory_file(fd), _file_system(fd)
+    file, kind = inspect_memory_file(fd), FileSystems().kind(fd)
     os.close(fd)
     assert file == MemoryFile(None, 4096, f"is a file on {kind}", mappable=False)
 
@@ -193,6 +198,31 @@ def test_directory_on_a_local_disk_is_not_mapped(disk_file: Path) -> None:
     file = inspect_memory_file(fd)
     os.close(fd)
     assert file == MemoryFile(None, 4096, file.never_freed, mappable=False)
+
+
+@fault("one user has much to say, over however many connections")
+def test_mounts_are_read_once_for_all_files_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[str]()
+
+    def counted(path: str, **how: figures.Content) -> bytes:
+        read.append(path)
+        return figures.read_figures(path, **how)
+
+    monkeypatch.setattr(mountinfo, "read_figures", counted)
+    fds = [OwnedFd(proc_file()) for _ in range(MAX_FDS)]
+    whys = {facts.never_freed for facts in inspect_memory(fds)}
+    for fd in fds:
+        fd.close()
+    assert whys == {"is a file on proc"}
+    assert read == ["/proc/self/mountinfo"]
+
+
+@fault("one user has much to say, over however many connections")
+def test_of_mounts_with_long_paths_few_are_read(tmp_path: Path) -> None:
+    line = b"7 1 0:7 / /" + 4000 * b"x" + b" rw - ramfs none rw\n"
+    path = tmp_path / "mountinfo"
+    path.write_bytes(1000 * line)
+    assert read_lines(path) == MOST_BYTES // len(line) * [line[:-1]]
 
 
 def test_closed_descriptor_is_neither_freed_nor_mapped() -> None:

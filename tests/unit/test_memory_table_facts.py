@@ -1,6 +1,6 @@
 """What a memory table makes of its files: RAM, what is never freed, what contradicts itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -44,8 +44,8 @@ class Files:
         self._facts[id(fd)] = facts
         return fd
 
-    def inspect(self, fd: Fd) -> FileFacts:
-        return self._facts[id(fd)]
+    def inspect(self, fds: Iterable[Fd]) -> list[FileFacts]:
+        return [self._facts[id(fd)] for fd in fds]
 
 
 @pytest.fixture

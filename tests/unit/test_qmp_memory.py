@@ -44,7 +44,7 @@ def test_many_mounts_are_read_once_and_compared_only_with_paths_in_pools(
 ) -> None:
     read, compared = [], []
 
-    def read_mounts(path: Path) -> list[Mount]:
+    def read_mounts(path: Path, most_bytes: int) -> list[Mount]:
         read.append(path)
         mounts = [Mount("/", f"/mnt/{n}", "overlay", frozenset()) for n in range(5000)]
         return [*mounts, Mount("/", "/dev/hugepages", "hugetlbfs", frozenset())]

@@ -15,7 +15,7 @@ from balloon_daemon.guests.driven import qmp_answers as answers
 from balloon_daemon.guests.driven import vmm_process
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.qmp_wire import Monitor, Question, property_of
-from balloon_daemon.linux.mountinfo import MOUNTINFO, Mount, read_mounts
+from balloon_daemon.linux.mountinfo import MOST_BYTES, MOUNTINFO, Mount, read_mounts
 
 REST_S = 1.0
 """How long a list of mounts counts."""
@@ -92,7 +92,7 @@ class Mounts:
         if now_s >= self._again_s:
             self._again_s = now_s + REST_S
             try:
-                self._mounts = read_mounts(self._path)
+                self._mounts = read_mounts(self._path, MOST_BYTES)
             except OSError:
                 self._mounts = []
         return self._mounts
