@@ -12,6 +12,7 @@ from balloon_daemon.guests.driven.parsing import BYTES_AT_ONCE, BYTES_PER_S, Tur
 from balloon_daemon.guests.driven.qmp_wire import MAX_EVENT_BYTES, Monitor
 from tests.fakes.quick_loop import run_quickly
 from tests.harness.faults import fault
+from tests.harness.waiting import HANG_S
 
 HOSTILE, OTHER = 1003, 1004
 _STAMP = b'"timestamp": {"seconds": 1, "microseconds": 2}'
@@ -161,7 +162,7 @@ def test_small_answer_waits_behind_no_more_than_one_large_one_of_another_user() 
         for number in range(8):
             await asyncio.sleep(number * 0.01)  # At each stage of a large answer.
             began_s = loop.time()
-            await asyncio.wait_for(turns.room(OTHER, 100), 10)
+            await asyncio.wait_for(turns.room(OTHER, 100), HANG_S)
             waited_s.append(loop.time() - began_s)
         for task in hostile:
             task.cancel()
