@@ -15,7 +15,7 @@ import importlib
 import sys
 from _random import Random
 from collections.abc import Callable
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 _CO_COROUTINE = 0x80
 """A code object's flag (inspect.CO_COROUTINE)."""
@@ -48,6 +48,22 @@ def _iscoroutinefunction(function: object) -> bool:
     """Whether calling this function makes a coroutine; asyncio asks that of signals' handlers."""
     code = getattr(function, "__code__", None)
     return isinstance(code, CodeType) and bool(code.co_flags & _CO_COROUTINE)
+
+
+def _unwrapped(function: object) -> object:
+    """The function that a decorator has wrapped (functools.wraps).
+
+    asyncio asks that, and ``_isfunction``, when a callback has raised an error, to say where the
+    callback is defined. Loading inspect then would read files while VMs are served. It would also
+    fail where no descriptor is free, and that error would end the event loop.
+    """
+    while isinstance(function, FunctionType) and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _isfunction(thing: object) -> bool:
+    return isinstance(thing, FunctionType)
 
 
 def _untranslated(message: str) -> str:
@@ -97,7 +113,12 @@ LATER: dict[str, dict[str, object]] = {
         name: name for name in ("FIRST_COMPLETED", "FIRST_EXCEPTION", "ALL_COMPLETED")
     },
     "gettext": {"gettext": _untranslated, "ngettext": _plural},
-    "inspect": {"iscoroutinefunction": _iscoroutinefunction, **_OF_CLASSES},
+    "inspect": {
+        "iscoroutinefunction": _iscoroutinefunction,
+        "unwrap": _unwrapped,
+        "isfunction": _isfunction,
+        **_OF_CLASSES,
+    },
     "ipaddress": {},
     "logging": {"DEBUG": 10, "getLogger": _Logger},
     "random": {"random": Random().random},
@@ -108,8 +129,8 @@ LATER: dict[str, dict[str, object]] = {
     "urllib.parse": {"quote_from_bytes": _called_later("urllib.parse", "quote_from_bytes")},
 }
 """Each module with those of its names that argparse, asyncio, pathlib and balloond use as they are
-imported, or at each start; any other name loads the module. Python 3.14 loads inspect all the
-same, for the docstrings of asyncio.graph's classes."""
+imported, at each start, or when a callback has raised an error; any other name loads the module.
+Python 3.14 loads inspect all the same, for the docstrings of asyncio.graph's classes."""
 
 
 def _import_lean() -> None:

@@ -18,7 +18,17 @@ from tests.harness.faults import fault
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"]
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+        # JSON's text is UTF-8 (RFC 8259, 8.1); Python would load a module for these.
+        "{}".encode("utf-16-be"),
+        "{}".encode("utf-32-le"),
+    ],
 )
 def test_what_is_no_json_is_nonsense(text: bytes) -> None:
     with pytest.raises(ControlError) as caught:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from balloon_daemon.cli.asyncio_lean import LATER
+from tests.harness.faults import fault
 
 OF_INSPECT = () if sys.version_info >= (3, 14) else ("inspect", "ast", "dis")
 """What loads with inspect, which Python 3.14's own asyncio.graph has dataclasses load."""
@@ -141,6 +142,40 @@ print(NoDocstring.__doc__, *loaded())
         f"NoDocstring(field: int) {' '.join([*OF_INSPECT, 'ipaddress'])}",
         "",
     ]
+
+
+@fault("a mistake of balloond's own in a callback, with no descriptor left")
+def test_callback_that_fails_loads_no_module_and_the_loop_goes_on() -> None:
+    """A module's import would read files, and fail; asyncio would let that end the loop."""
+    program = """\
+import functools, os, resource, sys
+import balloon_daemon.cli.run
+import asyncio
+class Bound:
+    def method(self):
+        1 / 0
+@functools.wraps(Bound.method)
+def wrapped():
+    1 / 0
+def failed(loop, context):
+    print(type(context["exception"]).__name__, context["message"].split(" at ")[0])
+async def serve():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(failed)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, lowest_free))
+    before = {name: id(module) for name, module in sys.modules.items()}
+    for callback in (Bound().method, wrapped, functools.partial(wrapped)):
+        loop.call_soon(callback)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    print(before == {name: id(module) for name, module in sys.modules.items()})
+asyncio.run(serve())
+"""
+    names = ("Bound.method()", "Bound.method()", "Bound.method()()")
+    lines = [f"ZeroDivisionError Exception in callback {name}" for name in names]
+    assert run(program) == "\n".join([*lines, "True", ""])
 
 
 def test_start_loads_no_module_that_has_a_stand_in() -> None:

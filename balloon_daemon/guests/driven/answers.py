@@ -73,7 +73,9 @@ def parse(text: bytes) -> object:
         ControlError: the text is no JSON, or is nested too deeply.
     """
     try:
-        return json.loads(text)
+        # Decode here: of bytes json guesses the encoding, and Python loads the module of UTF-16 or
+        # UTF-32 at its first use, which reads files while VMs are served.
+        return json.loads(text.decode())
     except (ValueError, RecursionError) as err:
         raise nonsense("not JSON", text[:_SHOWN]) from err
 

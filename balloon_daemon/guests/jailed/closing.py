@@ -161,6 +161,8 @@ class Closer:
             self._loop.call_later(BLIND_LOOK_S, self._look_blindly, child)
 
     def _look_blindly(self, child: ClosingChild) -> None:
+        if child not in self._working:
+            return  # ``_close_by_idle`` has found that the child is done.
         if child.is_done():
             self._done(child)
         else:
