@@ -17,7 +17,7 @@ from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
-from balloon_daemon.linux.memory import FileSystems, inspect_memory_file
+from balloon_daemon.linux.memory_file_kind import FileSystems, inspect_memory_file
 from balloon_daemon.linux.passed_fds import (
     DescriptorsSentError,
     bytes_without_fds,

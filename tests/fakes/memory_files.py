@@ -8,13 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.linux.memory import (
-    F_ADD_SEALS,
-    F_SEAL_FUTURE_WRITE,
-    F_SEAL_WRITE,
-    LOCAL_FILE_SYSTEMS,
-    inspect_memory_file,
-)
+from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
+from balloon_daemon.linux.memory_file_kind import LOCAL_FILE_SYSTEMS, inspect_memory_file
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import RegionDescription
 

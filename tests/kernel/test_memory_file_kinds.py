@@ -15,9 +15,10 @@ from types import FrameType
 
 import pytest
 
-from balloon_daemon.linux import memory
+from balloon_daemon.linux import memory_file_kind
 from balloon_daemon.linux.figures import read_figures
-from balloon_daemon.linux.memory import MemoryFile, inspect_memory_file, memory_file_use
+from balloon_daemon.linux.memory import memory_file_use
+from balloon_daemon.linux.memory_file_kind import MemoryFile, inspect_memory_file
 from balloon_daemon.units import MIB
 from tests.fakes import memory_files
 from tests.harness.faults import fault
@@ -119,7 +120,7 @@ def test_descriptor_of_no_memory_is_never_freed_never_mapped_and_not_waited_for(
 
 NAMED_BY_ITS_OWNER = """
 import ctypes, os, sys
-from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.linux.memory_file_kind import inspect_memory_file
 
 device = os.open("/dev/fuse", os.O_RDWR)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
@@ -153,7 +154,7 @@ def test_file_on_a_disk_is_mapped_for_its_rings_and_never_freed() -> None:
     found = inspect_memory_file(fd)
     os.close(fd)
     kind = found.never_freed.removeprefix("is a file on ")
-    assert kind in memory.LOCAL_FILE_SYSTEMS
+    assert kind in memory_file_kind.LOCAL_FILE_SYSTEMS
     assert found == MemoryFile(3 * MIB, 4096, f"is a file on {kind}", mappable=True)
 
 
@@ -209,7 +210,7 @@ def test_file_of_fuse_whose_server_does_not_answer_is_not_asked(tmp_path: Path) 
 
 FDINFO_IS_READ = """
 import os, sys
-from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.linux.memory_file_kind import inspect_memory_file
 read = []
 sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
 device = os.open(os.devnull, os.O_RDWR)
@@ -239,7 +240,7 @@ def test_list_of_mounts_that_cannot_be_read_leaves_a_file_of_no_kind(
         closed.set()
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(memory, "read_lines", refuse)
+    monkeypatch.setattr(memory_file_kind, "read_lines", refuse)
     found = inspect_memory_file(fd)
     monkeypatch.undo()
     os.close(fd)

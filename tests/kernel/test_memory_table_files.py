@@ -16,13 +16,12 @@ import pytest
 from balloon_daemon.errors import MemoryFileError
 from balloon_daemon.linux import figures, mountinfo
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.memory import (
+from balloon_daemon.linux.memory import map_shared, memory_file_use
+from balloon_daemon.linux.memory_file_kind import (
     LOCAL_FILE_SYSTEMS,
     FileSystems,
     MemoryFile,
     inspect_memory_file,
-    map_shared,
-    memory_file_use,
 )
 from balloon_daemon.linux.mountinfo import MOST_BYTES, read_lines
 from balloon_daemon.vhost_user.connection import inspect_memory

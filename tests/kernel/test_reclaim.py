@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balloon_daemon.device.reclaim import Reclaimer, runs_of
-from balloon_daemon.linux.memory import inspect_memory_file, map_shared
+from balloon_daemon.linux.memory import map_shared
+from balloon_daemon.linux.memory_file_kind import inspect_memory_file
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 from benchmarks.guest_file import GuestFile
