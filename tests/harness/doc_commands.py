@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,12 +126,17 @@ def without_figures(line: str) -> str:
 
 
 def _by_name(lines: list[str]) -> list[str]:
-    """The lines with the rows of a table of VMs sorted: VMs are listed in the order in which they
-    were found, and which of two is found first is chance."""
-    if not lines or not lines[0].startswith("VM "):
-        return lines
+    """The lines, with the rows of a table of VMs and the metrics of VMs sorted: VMs are listed in
+    the order in which they were found, and which of two is found first is chance."""
     end = lines.index("") if "" in lines else len(lines)
-    return [lines[0], *sorted(lines[1:end]), *lines[end:]]
+    rows = range(1, end) if lines and lines[0].startswith("VM ") else range(0)
+    by_vm = [number in rows or '{vm="' in line for number, line in enumerate(lines)]
+    groups = groupby(zip(by_vm, lines, strict=True), key=itemgetter(0))
+    return [
+        line
+        for of_vms, group in groups
+        for line in (sorted if of_vms else list)(line for _, line in group)
+    ]
 
 
 def as_shown(shown: Sequence[str], printed: str) -> bool:
