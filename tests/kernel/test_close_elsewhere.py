@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -269,32 +268,6 @@ def test_child_for_which_there_was_no_descriptor_is_reaped(loop: Loop) -> None:
         close_dropped(peer(closer, account), fd)
         turn_until(loop, lambda: account.waiting == 0, "it is closed")
     assert not is_open(fd)
-    assert children("") == []
-
-
-def test_child_without_a_descriptor_that_another_order_finds_done_is_ended_once(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(closing, "BLIND_LOOK_S", 0.01)
-    failed: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: failed.append(context))
-    closer, account = Closer(loop), FdAccount()
-    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(2)]
-    with room_for_fds(0):
-        close_dropped(peer(closer, account), fds[0])
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        # Take the number that it has freed, so that the next child has no descriptor either.
-        os.open("/dev/null", os.O_RDONLY)
-        close_dropped(peer(closer, account), fds[1])
-        looks_s = loop.time() + 3 * closing.BLIND_LOOK_S
-        turn_until(
-            loop,
-            lambda: account.waiting == 0 and loop.time() > looks_s,
-            "both are closed, and looked at",
-        )
-    os.close(fds[0])
-
-    assert failed == []
     assert children("") == []
 
 

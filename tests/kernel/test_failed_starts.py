@@ -271,7 +271,7 @@ def test_keeper_outlives_its_balloond_and_holds_none_of_its_streams(
     (keeper,) = one.processes()
     streams = {os.readlink(f"/proc/{keeper}/fd/{fd}") for fd in range(3)}
     assert streams == {"/dev/null"}
-    assert os.readlink(f"/proc/{keeper}/cwd") == "/"
+    wait_until(lambda: os.readlink(f"/proc/{keeper}/cwd") == "/", what="it has left the directory")
     end_keeper(keeper_path(path))
 
 
