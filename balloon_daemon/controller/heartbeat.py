@@ -1,7 +1,7 @@
 """Sends the service manager WATCHDOG=1, as the event loop runs, and balloond's status in a line.
 
-Runs in the controller, under a service manager with a watchdog (``WatchdogSec=``). It wakes the
-controller twice in each watchdog time, for both messages together; without a watchdog not at all.
+Runs in the controller, if the service manager has a watchdog for it (``WatchdogSec=``). A timer
+wakes the controller twice in each watchdog time, for both messages; without a watchdog, never.
 
 ``WATCHDOG=1`` is sent even while a device, or the template (the process that forks devices), does
 not answer: otherwise a device that its guest has taken over could have systemd kill balloond, and

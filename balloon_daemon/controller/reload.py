@@ -28,7 +28,7 @@ MISTAKES_SAID = 100
 gets all of them."""
 
 READY_AGAIN_S = 0.1
-"""How soon to tell the service manager again where its queue is full."""
+"""How soon READY=1 is sent again if the service manager's socket queue is full."""
 
 
 FAILED = "it could not be applied, which is a bug of balloond's: look at its log, and try again"

@@ -24,7 +24,8 @@ from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.units import VmId
 
 SIZES_A_SECOND = 2
-"""Changes of a VM's size published at full level: a guest may report any size at any time."""
+"""How many changes of a VM's size are published in a second without ``quiet``: a guest may report
+any size at any time."""
 
 ASK_AGAIN_S = 30.0
 """How often a guest of the profile seed is asked for statistics while the same decision about it
@@ -45,7 +46,7 @@ class Vm:
         guest: its guest.
         settings: its operator's settings.
         kind: how its balloon is reached, as the configuration file calls it.
-        can: its abilities, as its guest reported them when the VM attached.
+        can: its abilities, as its guest reported them last.
         balloon_bytes: its balloon's size, as the driver reports it.
         stats: its guest's last statistics; None where it has sent none.
         held: the host's memory that it occupies; None where that is not known.

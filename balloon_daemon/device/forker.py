@@ -36,8 +36,8 @@ NAME = "balloond-forks"
 """The process's name in ``ps`` and ``top``."""
 
 OWN_FDS = 4
-"""Descriptors that a device has besides those of its request while it receives that: standard
-error, the template's socket and both ends of the pipe."""
+"""Descriptors that a device has besides those of its request while it receives the request:
+standard error, the template's socket and both ends of the pipe."""
 
 
 def run_template(sock: socket.socket, parent: int) -> NoReturn:

@@ -86,8 +86,8 @@ class Asked:
     """Counts how many pages the targets still ask the guest to move.
 
     Args:
-        memory_pages: the most that a guest has to move at a time, in 4 KiB pages: all that it has,
-            or the host has.
+        memory_pages: the most 4 KiB pages that targets can ask the guest to move at a time: its
+            whole memory, or the host's if that is smaller.
         first_pages: the pages granted for the first target, because this device does not know how
             large the balloon is already.
     """
@@ -137,8 +137,8 @@ class Account:
     """All allowances of one guest.
 
     Args:
-        memory_pages: the most that a guest has to move at a time, in 4 KiB pages: all that it has,
-            or the host has.
+        memory_pages: the most 4 KiB pages that targets can ask the guest to move at a time: its
+            whole memory, or the host's if that is smaller.
         earned: how much of its allowances it has at the beginning, from 0 to 1. A guest that has
             its device started anew over and over must not have full allowances each time.
     """

@@ -20,7 +20,7 @@ _FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec
 HELLO = f"balloond {__version__} forks {' '.join(_FIELDS)}".encode()
 """The template's first datagram, with the names of all fields. The files on disk may be newer than
 the running controller, even of the same version; a template with other fields would decode a
-request wrongly, so the controller refuses one."""
+request wrongly, so the controller refuses such a template."""
 
 ANSWER = struct.Struct("<qi")
 """The device's process id, and an errno (not 0: no device was forked)."""

@@ -45,8 +45,8 @@ class MetricsNotWritten(NamedTuple):
 
     Attributes:
         text_bytes: the size of the text that was not written.
-        most_bytes: how much may wait for the program that writes the file. A text of less was not
-            written because the program has not taken the one before.
+        most_bytes: how many bytes may wait for the program that writes the file. If the text is
+            no larger, the program has not taken the text before it.
     """
 
     text_bytes: int
@@ -86,7 +86,7 @@ class ApiClientTooSlow(NamedTuple):
 
     Attributes:
         uid: the client's user.
-        most_bytes: how many may wait.
+        most_bytes: how many bytes of answers may wait.
         suppressed: how many other clients were dropped so since the last such event.
     """
 

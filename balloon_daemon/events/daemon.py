@@ -84,10 +84,10 @@ class SocketUnitNotServed(NamedTuple):
 
 @fact
 class SocketNotPrivate(NamedTuple):
-    """Other users may write to a directory of balloond's sockets and files, or list it. Who may
-    write to it can put a socket of their own at balloond's path, and VMMs that connect there give
-    it their guests' memory. Who lists it (getdents64(2)) holds its lock (inode->i_rwsem), so that
-    balloond waits when it makes, renames or removes a file there.
+    """Other users may write to a directory of balloond's sockets and files, or list it. Whoever
+    may write to the directory can put a socket at balloond's path, and VMMs that connect to that
+    socket hand over their guests' memory. Whoever lists the directory (getdents64(2)) holds its
+    lock (inode->i_rwsem), so that balloond waits when it makes, renames or removes a file there.
 
     Attributes:
         risk: the harm that they could do, and the remedy.

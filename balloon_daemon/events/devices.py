@@ -178,8 +178,8 @@ class GuestFault(NamedTuple):
         rule: the rule.
         found: the value that broke it.
         head: the chain's head descriptor index, or ``errors.NO_HEAD``.
-        stops_queue: the ring cannot be trusted and its queue is stopped; else that chain is
-            dropped.
+        stops_queue: True: the ring cannot be trusted, and its queue is served no more; False: only
+            this chain was dropped.
     """
 
     vm: VmId

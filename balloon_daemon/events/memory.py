@@ -25,8 +25,8 @@ class MemoryKnown(NamedTuple):
     """A VMM has sent a memory table.
 
     Attributes:
-        size_bytes: the memory that can be freed, in whole MiB.
-        kinds: the kinds of pages of its files.
+        size_bytes: how much of its memory can be freed, in bytes, rounded up to whole MiB.
+        kinds: the kinds of pages of the files that this memory lies in.
     """
 
     vm: VmId
@@ -41,7 +41,7 @@ class MemoryNeverFreed(NamedTuple):
     Attributes:
         size_bytes: the region's size.
         guest_addr: the region's guest-physical address.
-        why: what its file is or does, for "their file …".
+        why: the end of the log's sentence after "their file", such as "is sealed against writing".
     """
 
     vm: VmId
@@ -70,7 +70,7 @@ class TmpfsLimited(NamedTuple):
 
     Attributes:
         limit_bytes: the limit.
-        free_bytes: what is free below it.
+        free_bytes: how much of the limit is free.
     """
 
     vm: VmId

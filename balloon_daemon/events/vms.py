@@ -232,7 +232,8 @@ class StateRefused(NamedTuple):
     """The state that another balloond stored for a VM is unusable: its VMM's connection is closed.
 
     Attributes:
-        why: the error's text, for "the state that another balloond left …".
+        why: the error's text, the end of the log's sentence "the state that another balloond left
+            …".
     """
 
     vm: VmId

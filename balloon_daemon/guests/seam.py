@@ -28,8 +28,8 @@ class VmRow(NamedTuple):
     Attributes:
         vm_mem_bytes: the VM's size that the policy uses.
         level: the policy's level, 0 where the balloon is empty (``sizing/balloon_policy.py``).
-        recheck_at_s: when the policy reacts to low memory again, on CLOCK_MONOTONIC; None: it does
-            now.
+        recheck_at_s: when the policy reacts to low memory again, on CLOCK_MONOTONIC; None: it
+            reacts at once.
         release_at_s: when to try to lower the level by one, on CLOCK_MONOTONIC; None: there is
             nothing to give back.
     """
@@ -242,7 +242,7 @@ class Guest(Protocol):
         """Serves the VM until it is gone; cancelled when balloond ends."""
 
     def set_target(self, target_bytes: int) -> None:
-        """Sets the balloon's wanted size; the same value again tells the driver once more.
+        """Sets the balloon's wanted size; the same size again may be told to the driver again.
 
         Never blocks.
 

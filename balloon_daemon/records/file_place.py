@@ -24,7 +24,7 @@ def check_place(flag: str, path: Path, why_not: Callable[[Path], str]) -> None:
             with the remedy; "": it can be.
 
     Raises:
-        ConfigError: it cannot, or other users could replace the file.
+        ConfigError: the file cannot be kept there, or other users could replace it.
     """
     try:
         why = _directory_not(path.absolute().parent) or why_not(path)

@@ -29,8 +29,8 @@ HEADER_BYTES = 100
 """https://sqlite.org/fileformat.html, "The Database Header"."""
 
 MOST_ASIDE = 5
-"""How many damaged histories are kept under other names. While there are as many, this program
-ends at a further one: nothing is written then."""
+"""How many damaged histories are kept under other names. If there are as many and another history
+is damaged, this program ends, and no history is written."""
 
 SECONDS = 24 * 3600
 """How long a row is kept."""

@@ -37,7 +37,8 @@ class Scribe:
         program: the name of the program's file in this folder.
         arguments: its arguments, after the number of its socket.
         low: starts the program without any descriptor that a VMM has sent.
-        file: an open file, of which the program gets a duplicate; None: it opens its file.
+        file: an open file, of which the program gets a duplicate; None: the program opens its file
+            by itself.
 
     Raises:
         OSError: the program cannot be started, or does not begin in time.

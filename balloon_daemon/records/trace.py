@@ -127,7 +127,7 @@ class Trace:
     Attributes:
         name: the file's name, for messages.
         header: its first line.
-        entries: all others, in order; entry ``n`` is on line ``n + 2``.
+        entries: all other lines, in order; entry ``n`` is on line ``n + 2``.
         is_cut: whether the last line was left out, because it has no end.
     """
 

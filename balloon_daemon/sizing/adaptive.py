@@ -24,8 +24,8 @@ Theory of operation
     is not raised for ``TURN_S``, and one that went up is not lowered for as long, except for a
     guest in need.
 
-    It remembers only the last seconds: when balloond starts, or a VM becomes adaptive, it begins
-    with the VMs' present targets.
+    ``Adaptive`` remembers only the last seconds: when balloond starts, or a VM becomes adaptive,
+    it begins with the VMs' present targets.
 """
 
 import math
@@ -117,7 +117,7 @@ class Adaptive:
         self._looked_at_s = -math.inf
         self._returned = Returned()
         self.next_s = math.inf
-        """When to look next; infinity: it has no VM."""
+        """When to look next; infinity: there is no adaptive VM."""
         self.aim: Aim | None = None
         """The aim of the last look; None: the host's figures were unknown, or nobody looked."""
 

@@ -102,10 +102,10 @@ def _ask(
 
 
 def _coldest(vms: list[AdaptiveVm], most: list[int]) -> list[int]:
-    """How much page cache to ask each VM for: of those that can give some only those whose cache
-    is the most likely to be cold. A guest that was asked for page cache, and has not got its
-    memory back since, goes on giving. If there is no such guest, those give that have the most
-    page cache for their size; another VM gives once they have no more than it has.
+    """How much page cache to ask each VM for: 0 for all but those whose page cache is the most
+    likely to be cold. These are the guests that have page cache to give, were asked for some
+    before, and have not got their memory back since. If there are none, these are the guests with
+    the most page cache for their size; a guest with less is asked once the others have no more.
     """
     if any(size and each.gives_cache for each, size in zip(vms, most, strict=True)):
         return [size if each.gives_cache else 0 for each, size in zip(vms, most, strict=True)]

@@ -368,7 +368,7 @@ class BalloonPolicy:
         return Step(actions, self._decision(Reason.ADOPTED, before))
 
     def go_to(self, held_bytes: int, release_at_s: float | None) -> None:
-        """Goes to the highest level whose target is not larger; None: nothing is to release."""
+        """Goes to the highest level that asks for at most ``held_bytes``; None: no release."""
         level = self._level_below(held_bytes)
         self._state = self._state._replace(level=level, release_at_s=release_at_s)
 

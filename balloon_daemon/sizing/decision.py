@@ -211,8 +211,8 @@ class Decision(NamedTuple):
         reading: The reading; None where the event has none or the figures are unknown.
         needed_mib: What had to be available for a step down; None where no step down was tried.
         aim_mib: How much ``Adaptive`` wants to be available; None: it did not decide.
-        before_bytes: The target before, where the new one may be of the same level; None: it is
-            the level's own.
+        before_bytes: The target before the step, where both targets may have the same level; None:
+            it was the target of ``level_before``.
     """
 
     reason: Reason

@@ -308,7 +308,7 @@ class ReclaimOver(NamedTuple):
         wanted: what was wanted.
         why: why it has ended.
         took_s: how long it took.
-        shares: what VMs were asked for, and why not.
+        shares: what each VM was asked for, and why it was not asked for more.
     """
 
     wanted: Wanted
@@ -325,7 +325,7 @@ class ReserveAnswered(NamedTuple):
         why: why the wait has ended.
         took_s: how long it took.
         reading: what is available, and the margin with all reserves; None: unknown.
-        shares: where less is available: what is against asking each VM for more.
+        shares: if less than that is available: what is against asking each VM for more.
     """
 
     reserved: Reserved

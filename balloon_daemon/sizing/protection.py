@@ -53,8 +53,8 @@ class Protection:
         self._is_far = True
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Begins to protect a VM, before it is sent any target. Does nothing for a VM whose
-        profile is ``Profile.SEED``."""
+        """Begins to protect a VM; does nothing for a VM whose profile is ``Profile.SEED``. If the
+        VM was sent a target before, the caller tells it to ``row.guard`` afterwards."""
         if row.terms.is_careful:
             row.guard = Guard(sends_stats=row.terms.sends_stats)
             row.guard.moved(row.actual_bytes, outcome.now_s)

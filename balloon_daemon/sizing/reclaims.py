@@ -1,10 +1,10 @@
 """Takes an amount of memory from guests at once, for operators that wait for the answer. Pure.
 
 Theory of operation
-    A *reclaim* asks in rounds, one each ``recheck_s``, as the policy does while memory is low: of
-    all VMs against which nothing speaks those of the lowest priority, each for one step at most,
-    and for less where less is missing. A round that asks several reclaims' VMs gives the older
-    reclaim more. What a reclaim has asked of a VM are *spans* of its balloon, from one size to
+    A *reclaim* asks in rounds, one each ``recheck_s``, as the policy does while memory is low. Of
+    all VMs that may be asked, a round asks those of the lowest priority, each for one step at
+    most, and for less where less is missing. If several reclaims ask a VM in one round, the oldest
+    is served first. What a reclaim has asked of a VM are *spans* of its balloon, from one size to
     another; so no byte counts for two reclaims, or for a reclaim and for the policy.
 
     ============  =================================================================================
@@ -211,7 +211,7 @@ class Reclaims:
         """Asks VMs for what is missing; returns whether any was asked.
 
         Args:
-            reclaim: for whom.
+            reclaim: the reclaim that asks.
             missing_bytes: what is missing.
             left: what each VM may still be asked for in this round.
             objections: what speaks against asking VMs, as far as it is known in this round.

@@ -10,7 +10,7 @@ from balloon_daemon.sizing.terms import Terms
 
 BACK_S = 30.0
 """For so long a balloon counts as going back after its target was lowered: Linux's driver gives 1
-GiB in less than a second, with a tenth of a CPU in ten."""
+GiB in less than a second, and with a tenth of a CPU in ten seconds."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Row:
         patience: how often it has waited for VMs of other priorities.
         back_bytes: the size from which its balloon goes back to a target that was lowered; 0: it
             does not, or should have long since.
-        back_until_s: until when that counts.
+        back_until_s: until when ``back_bytes`` counts.
     """
 
     policy: BalloonPolicy

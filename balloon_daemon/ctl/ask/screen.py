@@ -116,7 +116,7 @@ def spark(values: Iterable[int | None], top: int, heights: str) -> str:
     """A sparkline: a character for each value, a space where there is none.
 
     Args:
-        values: from 0 on.
+        values: numbers of 0 or more; None: unknown.
         top: the value of the full height.
         heights: ``BLOCKS`` or ``ASCII``.
     """

@@ -40,7 +40,7 @@ class PlainLines:
         return
 
     def show(self, samples: Sequence[Sample]) -> None:
-        """Prints the latest sample if a second has passed."""
+        """Prints the latest sample if a second has passed, or the load's phase has changed."""
         sample = samples[-1]
         if sample.at_s >= self._next_s or sample.phase is not self._phase:
             print(in_words(sample), flush=True)

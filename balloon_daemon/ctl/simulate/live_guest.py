@@ -38,7 +38,7 @@ IN_VAIN = 1.0
 """The driver allocates in vain while the balloon grows by fewer MiB a second than this."""
 
 REPORT_S = 1.0
-"""How often it sends statistics."""
+"""How often a guest sends statistics, in seconds."""
 
 
 class LiveGuest:

@@ -54,7 +54,8 @@ def shown(value: object) -> str:
             text = value
         case list() | dict():
             # Do not call repr(): a value that json has parsed may be nested too deeply for repr().
-            # CPython 3.14 and newer limit both by the C stack, of which repr() may need more.
+            # In CPython 3.14 and newer the C stack limits how deep json and repr() can go, and
+            # repr() may need more of the stack.
             text = "an array" if isinstance(value, list) else "an object"
         case _:
             text = repr(value)

@@ -38,7 +38,7 @@ milliseconds to find out which ones to drop, so that is not done for each new en
 
 
 def bases_path(main_socket: Path, kind: Kind) -> Path:
-    """The file of the VMs of this kind, beside balloond's socket: libvirt's domains have one of
+    """The file of the VMs of this kind, beside balloond's socket: libvirt's domains have a file of
     their own, as each file has one writer."""
     of_libvirt = "libvirt-" if kind is Kind.LIBVIRT else ""
     return main_socket.with_name(f"{main_socket.name}.{of_libvirt}bases")

@@ -206,7 +206,7 @@ class CrosvmControl:
 
         Args:
             answer: the parsed JSON; None: crosvm has not answered in time.
-            now_s: when it came.
+            now_s: when the answer came.
         """
         if answer is None:
             return (GuestState.PAUSED if self._answered else GuestState.NO_DRIVER), None, None

@@ -101,8 +101,8 @@ class Search:
 
     Attributes:
         patterns: the patterns.
-        found: each socket by its resolved path, so that a socket with two names is found once: by
-            its own, where that matches.
+        found: each socket by its resolved path, so that a socket with two paths is found once. Its
+            ``path`` is the resolved one, where that matches a pattern.
         others: paths of files that are no sockets.
         directories: where a new name could make a new match of a pattern.
         unseen: those of ``directories`` that cannot be listed now.

@@ -73,7 +73,7 @@ class _Request:
         user: whose process is looked at; None: no process is.
         take: takes the answer's parts.
         fd: the socket to connect; -1: none.
-        done: has the error, if there is one.
+        done: its result is the error; None: the order was carried out.
     """
 
     order: Sequence[object]
@@ -115,7 +115,8 @@ class _Late:
         return len(self._children)
 
     def owned(self, place: str, owner: int) -> None:
-        """Notes the owner of the directory in which a lookup of this place may wait."""
+        """Notes the owner of the place: of the directory in which a lookup may wait, or of the
+        processes."""
         _note(self._owners, place, owner)
 
     def add(self, child: AskedChild, place: str) -> None:
@@ -174,7 +175,9 @@ class Lookups:
         """Has an order carried out by a child; an ``Ask``.
 
         Raises:
-            ControlError: the place is looked at too slowly now, or was lately.
+            ControlError: the child's answer was late, or the order's place (see the module's
+                beginning) is not looked at for now (``_Late``); or ``close`` was called, or the
+                kernel allows no child.
             OSError: the kernel's reason.
         """
         loop = asyncio.get_running_loop()

@@ -79,7 +79,7 @@ class Turns:
 
         Args:
             user: whose VMM it is.
-            go_on: called once; may ask and wait again.
+            go_on: called once, when there is room; may call ``has_room`` and ``wait`` again.
         """
         self._waiting.setdefault(user, deque()).append(go_on)
         self._set_timer()
@@ -142,5 +142,6 @@ class Lines:
 
     @property
     def unfinished_bytes(self) -> int:
-        """How much has come of a line that is not complete, where no line waits."""
+        """How many bytes of an incomplete line have come. Ask only after ``take`` has returned
+        None and ``waits`` is False: else complete lines are counted, too."""
         return len(self._rest)

@@ -2,8 +2,8 @@
 
 Runs in a child of the controller's (``lookups.py``), or in a process that serves no VMs. Whoever
 may list a directory in /proc/PID can put locks on that directory by the million (fcntl(2)), and
-each close(2) of it looks at all of them: 70 ms for 300,000. Such a user can also keep lookups of
-names in that directory waiting, as in any other.
+each close(2) of the directory looks at all of these locks: 70 ms for 300,000. Such a user can also
+keep lookups of names in that directory waiting, as in any directory.
 """
 
 import os
@@ -106,7 +106,7 @@ def has_thread(pid: int, thread: int) -> bool:
 
 def _inner_numbers(pid: int, tasks: Iterable[str]) -> Iterator[int]:
     """The numbers that threads have in their process's own PID namespace, until the time is up;
-    none where the process is in ours."""
+    none where the process is in the PID namespace of this process."""
     until_s = time.monotonic() + WITHIN_S
     for task in islice(tasks, MOST_READ):
         if time.monotonic() >= until_s:

@@ -36,8 +36,8 @@ CONFIRM_AFTER_S = 0.1
 microseconds, unless the host preempts its virtual CPU."""
 
 _EVENTS_OF_MIGRATIONS = {"capabilities": [{"capability": "events", "state": True}]}
-"""Makes QEMU send MIGRATION events. Of a migration that is cancelled before it stops the VM there
-is no other event, and after two of these query-migrate gives the same answer."""
+"""Makes QEMU send MIGRATION events. QEMU sends no other event for a migration that is cancelled
+before the VM is stopped, and query-migrate gives the same answer after each such migration."""
 
 _INTERVAL = "guest-stats-polling-interval"
 _LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -59,7 +59,7 @@ T = TypeVar("T")
 def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
     """The least memory that a guest keeps, whatever the target.
 
-    Of all sizes for the VM QEMU refuses only 0 bytes. It keeps the target over a reset, so the
+    Of all sizes for the VM QEMU refuses only 0 bytes. QEMU keeps the target over a reset, so the
     next kernel has to give that memory while it boots. If its driver does not deflate on OOM, the
     kernel then kills processes. Such a guest keeps more: a quarter of its size, as with the
     profile careful. For a VM of over 4 GiB that is more than the 1 GiB that the profile seed

@@ -9,8 +9,8 @@ size:
 - After a reset the next driver sends its first statistics some milliseconds before it writes its
   first size. Until then QEMU still reports the size from before the reset. That size counts again
   only if the driver writes it, or if it has not changed for ``SETTLED_S``.
-- QEMU delays the event BALLOON_CHANGE by up to a second: one that comes after a RESET may tell of
-  a size that was written before it.
+- QEMU delays the event BALLOON_CHANGE by up to a second: an event that comes after a RESET may be
+  about a size that the driver wrote before the reset.
 - With legacy virtio the driver writes the size byte by byte, and QEMU reports half-written sizes.
   So a size that is not between the last known size and the target counts only if the next reading
   lies on the same side of the last known size.

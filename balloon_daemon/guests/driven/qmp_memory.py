@@ -18,7 +18,7 @@ from balloon_daemon.guests.driven.qmp_wire import Monitor, Question, property_of
 from balloon_daemon.linux.mountinfo import MOST_BYTES, MOUNTINFO, Mount, read_mounts
 
 REST_S = 1.0
-"""How long a list of mounts counts."""
+"""How long a list of mounts is used before it is read anew."""
 
 HUGETLBFS = "hugetlbfs"
 
@@ -71,7 +71,7 @@ class Mounts:
     hundreds of monitors, to each of which balloond connects anew again and again.
 
     Args:
-        path: the kernel's list of them.
+        path: the kernel's list of mounts.
     """
 
     def __init__(self, path: Path = MOUNTINFO) -> None:

@@ -19,13 +19,13 @@ time. Each monitor has an equal part of these bytes, so that a monitor that floo
 one."""
 
 LEAST_BYTES_PER_S = 4 * 1024
-"""How many bytes of a monitor are read in a second at least, enough for a sample a second whose
-answers come one by one, with all others' at once. It is each monitor's part where its user has 512
-monitors or more; with 768, the most that are found of one user, it is 3/16 of the time."""
+"""How many bytes of a monitor are read in a second at least: enough for one sample a second, even
+if each of its answers is read by itself. Each monitor of a user with 512 monitors or more has this
+part; all parts of 768 monitors, the most that are found of one user, are 3/16 of that time."""
 
 BYTE_S, READ_BYTES = 60e-9, 128
-"""The processor time that counts as a byte, and the bytes that a read counts beside its time: the
-event loop takes 8 µs for it."""
+"""Reads are counted in bytes: a read's processor time counts as a byte for each ``BYTE_S``, and
+``READ_BYTES`` are added for the 8 µs that the event loop takes for each read."""
 
 _connected_of = Counter[int]()
 """How many monitors are connected, for each user."""
@@ -36,7 +36,7 @@ class MonitorReading:
 
     Args:
         user: whose monitor it is.
-        again: called once a second is over in which something was read.
+        again: called at the end of each second in which something was read.
     """
 
     def __init__(self, user: int, again: Callable[[], None]) -> None:

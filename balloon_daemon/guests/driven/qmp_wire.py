@@ -278,7 +278,7 @@ class Monitor(asyncio.BufferedProtocol):
             self._resume()
 
     def _resume(self) -> None:
-        """Reads on, unless more has come in this second than may, or waits to be parsed."""
+        """Goes on reading, unless this second's bytes are used up or a line waits for parsing."""
         assert self._reading is not None
         assert self._transport is not None
         if not self._lines.waits and self._reading.has_room:

@@ -1,4 +1,4 @@
-"""How much of what VMMs send is read in one turn of the event loop: a moment's worth for a user.
+"""Limits for how long the connections of one user's VMMs are read in a turn of the event loop.
 
 Runs in the controller. A VMM may send each byte by a write of its own. The kernel keeps a buffer
 for each of these writes, and a socket has room for some 270: reading them takes 0.2 ms, however
@@ -9,8 +9,8 @@ import asyncio
 from time import thread_time
 
 TURN_S = 0.001
-"""For how long a user's connections are read in one turn of the event loop. After that a byte of
-each is read: asyncio has no way to read nothing without two system calls, which take longer."""
+"""For how long a user's connections are read in one turn of the event loop. After that one byte of
+each connection is read: to read nothing, asyncio needs two system calls, which take longer."""
 
 _BUFFER = memoryview(bytearray(16 * 1024))
 """Shared by all connections: asyncio fills this buffer and calls ``buffer_updated`` before it

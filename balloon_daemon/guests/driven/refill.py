@@ -20,7 +20,7 @@ SLACK_BYTES = 64 * MIB
 filled again: the two figures are not read at the same moment."""
 
 SAMPLES = 3
-"""How many samples in a row have to show a memory file that holds more."""
+"""How many samples in a row have to show a memory file that holds over ``SLACK_BYTES`` more."""
 
 STEPS = 16
 REACHED_BYTES = 16 * MIB

@@ -12,7 +12,7 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 LEAST_LEFT_BYTES = 256 * MIB
 """Each guest keeps so much, or half of its memory without its base if that is less, whatever the
 target. VMMs do not check targets: QEMU accepts a target that leaves the guest a single page. No
-balloon policy asks for so much, but a target may be too large for a VM whose memory was unplugged
+policy's target leaves less than this, but it may be too large for a VM whose memory was unplugged
 since the last sample. The half is of the memory without the base, because that is the VM's size to
 the policy, which may ask for half of it: a smaller limit would make the balloon count as
 stalled."""

@@ -195,8 +195,8 @@ class Balloon:
         self._report_held()
 
     def _report_held(self) -> None:
-        """Reports how much host memory the VM occupies: for a VM that nobody watches, of the
-        profile seed, each time that it has reached a target."""
+        """Reports how much host memory the VM occupies. A VM with the profile seed is not watched:
+        ``_look`` is not called for it, and this is called only when it has reached a target."""
         if self._attached and self.limits.size_bytes:
             now_s = asyncio.get_running_loop().time()
             self._report(self._vm, Held(self.limits.held_bytes(), now_s))
@@ -265,7 +265,7 @@ class Balloon:
         return frozenset(ability for ability, has_it in can.items() if has_it)
 
     def _vmm_was_seen(self) -> None:
-        """Reports what is known since the files of the VMM's process were opened."""
+        """Reports what the VM can do, now that the files of its VMM's process have been opened."""
         if self._attached:
             self._report(self._vm, CanDo(self._can))
 

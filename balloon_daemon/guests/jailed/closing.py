@@ -379,7 +379,7 @@ class _Lot:
         """Closing this descriptor closes all descriptors in the queue."""
 
     def put(self, fds: list[int]) -> None:
-        """Puts descriptors into the queue, so that no close of their numbers is their last one.
+        """Puts descriptors into the queue, so that closing their numbers is not the last close.
 
         Raises:
             OSError: the queue is full, or the user has too many descriptors in flight

@@ -145,7 +145,7 @@ class Conversation:
                 assert_never(effect)
 
     def access_config(self, received: Received) -> None:
-        """Answers an access to the config space, which needs no wait and no stored state.
+        """Answers an access to the config space, without waiting for the store to receive a state.
 
         ``actual`` changes with each MiB that the guest gives, so it is stored a little later.
         ``poison_val`` is stored before the answer: a controller that went on with an earlier

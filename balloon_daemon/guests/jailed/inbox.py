@@ -15,7 +15,7 @@ from balloon_daemon.vhost_user.connection import Connection, Received
 from balloon_daemon.vhost_user.messages import FrontendRequest
 
 CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG))
-"""Requests that stop and start nothing, and change nothing that has to be stored at once."""
+"""Requests that stop and start no device, and are answered without waiting for the store."""
 
 
 LOOK_EACH = 8

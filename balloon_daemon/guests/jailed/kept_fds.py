@@ -59,7 +59,8 @@ class KeptFds:
         return next(same, None)
 
     def add(self, fd: HasFileno) -> int:
-        """Gives a descriptor the next number. Raises OSError: none is free for a duplicate."""
+        """Gives a descriptor the next number. Raises OSError: it cannot be duplicated, as no
+        descriptor of this process is free."""
         number = self._next
         self._keep(number, fd)
         self._next += 1

@@ -90,7 +90,7 @@ class VhostUserGuests:
         return self._store.keeps
 
     def tend(self) -> None:
-        """Replaces the process that devices are forked from where it has ended."""
+        """Replaces the template process, which forks the devices, if it has ended."""
         self._forks.tend()
 
     def start(self, registry: VmRegistry) -> None:

@@ -44,7 +44,7 @@ second. Unused time is saved up, ``SAVED_S`` at most, for VMs that start at the 
 MEASURING, MEASURING_AT_ONCE_S = 1 / 16, 0.02
 """The part of the event loop's time that may go into asking the kernel how much memory one user's
 VMs occupy, and seconds of it at once: all VMs are asked in one turn of the loop when memory
-becomes low. It takes 7 µs a file, and a user may have 24,000 of them."""
+becomes low. Asking takes 7 µs a file, and a user may have 24,000 files."""
 
 ENDS_A_SECOND = 10
 """How many ends of one user's connections are published in a second; any user may connect
@@ -181,7 +181,7 @@ class Peers:
 
     @property
     def numbers(self) -> int:
-        """How many descriptor numbers of this process all users' descriptors occupy, or may.
+        """How many descriptor numbers of this process all users' descriptors occupy or may occupy.
 
         Parked descriptors occupy no number and are not counted. A refused connection may be
         parked too: if it counted, one user could connect and be refused so often that all other

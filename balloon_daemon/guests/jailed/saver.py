@@ -215,8 +215,8 @@ class Saver(Protocol):
 
         Raises:
             OSError: the guest is not kept. Raised once for a store without room, and each time for
-                a host without memory or descriptors. The state before stays in the store, while it
-                is valid for the guest.
+                a host without memory or descriptors. The state that was stored last stays in the
+                store while it is valid.
         """
 
     def save_soon(self) -> None:

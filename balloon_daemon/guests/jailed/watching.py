@@ -37,7 +37,8 @@ class Watching:
 
     @property
     def knows_disk_reads(self) -> bool:
-        """Whether the kernel tells what the VMM has read, as far as that is known yet."""
+        """Whether the kernel tells how much the VMM has read from disks; False until a child has
+        opened the files of the VMM's process."""
         return self._vmm.now.may_tell_reads
 
     def watch(self, every_s: float | None) -> None:

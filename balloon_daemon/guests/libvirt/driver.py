@@ -161,8 +161,8 @@ class Host:
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
     def change(self, named: Sequence[VmConfig], *, discover: bool) -> None:
-        """Finds other domains from now on. The connection stays, also where none is left: it is
-        needed to give memory back.
+        """Finds other domains from now on. The connection stays even if no domain is wanted any
+        more: it is needed to give memory back.
 
         Args:
             named: the domains that the configuration names.

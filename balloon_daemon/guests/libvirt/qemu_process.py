@@ -60,7 +60,7 @@ async def find_memory_file(pid: int) -> str:
         The path; "": the memory is no memfd, or several, or balloond may not look.
 
     Raises:
-        ControlError: it cannot be looked at in time.
+        ControlError: the process cannot be looked at in time.
     """
     files = await open_files(pid, _MEMORY_FILES)
     found = {each.inode: each.path for each in files.found if each.inode}

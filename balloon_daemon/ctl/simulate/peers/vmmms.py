@@ -55,7 +55,7 @@ class Blocks:
         self._until_s: dict[Way, dict[int, float]] = {way: {} for way in Way}
 
     def lowest_allowed(self, way: Way, now_s: float) -> int:
-        """The lowest priority of which a request is not blocked."""
+        """The lowest priority at which a request for this way is not blocked."""
         opposite = Way.DEFLATE if way is Way.INFLATE else Way.INFLATE
         blocking = [p for p, until_s in self._until_s[opposite].items() if now_s <= until_s]
         return min(blocking, default=LOWEST + 1) - 1
@@ -116,7 +116,8 @@ class Vmmms:
         self._balloons: dict[VmId, _Balloon] = {}
 
     def decide(self, host: Host, vms: Mapping[VmId, PeerVm], now_s: float) -> Mapping[VmId, int]:
-        """Handles the requests of this second."""
+        """Makes the requests that the host and the guests have in this second, and carries out
+        those that are not blocked. Deflates balloons that are stalled."""
         self._balloons = {
             vm: self._balloons.get(vm) or _Balloon(it.target_bytes, it.balloon_bytes, now_s)
             for vm, it in vms.items()
