@@ -42,8 +42,8 @@ class SetBalloon(NamedTuple):
     Attributes:
         vm: the VM.
         balloon_bytes: the size; rounded down to whole pages.
-        for_s: for how long, at most ``MOST_HOLD_S``. Low memory ends it, and so does a guest in
-            need.
+        for_s: for how long, at most ``MOST_HOLD_S``. Low memory ends the hold, and so does a
+            guest in need.
     """
 
     vm: VmId

@@ -53,7 +53,7 @@ def _iscoroutinefunction(function: object) -> bool:
 def _unwrapped(function: object) -> object:
     """The function that a decorator has wrapped (functools.wraps).
 
-    asyncio asks that, and ``_isfunction``, when a callback has raised an error, to say where the
+    asyncio calls this, and ``_isfunction``, when a callback has raised an error, to say where the
     callback is defined. Loading inspect then would read files while VMs are served. It would also
     fail where no descriptor is free, and that error would end the event loop.
     """

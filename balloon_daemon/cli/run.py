@@ -125,7 +125,7 @@ def _heartbeat(bus: Bus, tend: Callable[[], None]) -> Heartbeat | None:
 
     status = StatusLine()
     bus.read_by(status)
-    # Half of it, as sd_watchdog_enabled(3) recommends: one message may be late.
+    # Half of the watchdog time, as sd_watchdog_enabled(3) recommends: one message may be late.
     return Heartbeat(watchdog_s / 2, status.line, tend)
 
 

@@ -57,7 +57,8 @@ class Config:
         policy_file: the device's seccomp policy.
         low_mem_dir: directory of the files ``available`` and ``margin``; None: the host's own
             low-memory source.
-        margin_bytes: with less available memory is low; overrides the low-memory source's margin.
+        margin_bytes: with less available, memory is low; used in place of the low-memory source's
+            margin.
         policy: the numbers of ChromeOS's balloon policy.
         poll_s: how often to read the low-memory source while the kernel cannot wake balloond, in
             seconds.

@@ -38,7 +38,8 @@ class _RulesetAttr(ctypes.Structure):
 
 def stay_out_of_other_processes() -> bool:
     """Enters a Landlock domain for good, with all later children, unless balloond needs what the
-    domain forbids; and a filter that leaves other processes' limits alone (``OWN_LIMITS``).
+    domain forbids. In the domain also loads a filter that refuses to set other processes' limits
+    (``OWN_LIMITS``).
 
     To be called before the first child is forked: a child outside could not be signalled.
 
@@ -60,8 +61,8 @@ def stay_out_of_other_processes() -> bool:
     version = _call(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     if version < 1:
         return False
-    # The kernel refuses a ruleset that forbids no kind of access (ENOMSG). So forbid three that
-    # balloond does not need: it makes no device node, no FIFO and no symbolic link.
+    # The kernel refuses a ruleset that forbids no kind of access (ENOMSG). So forbid some kinds
+    # that balloond does not need: it makes no device node, no FIFO and no symbolic link.
     attr = _RulesetAttr(_MAKE_CHAR | _MAKE_FIFO | _MAKE_BLOCK | _MAKE_SYM)
     if version >= _SCOPES_SINCE:
         attr.scoped = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL

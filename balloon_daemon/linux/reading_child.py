@@ -59,8 +59,9 @@ MOST_BYTES = 1 << 16
 
 _MOST_NOTED = 1024
 _ORDER, _ANSWER = struct.Struct("2i2q"), struct.Struct("id")
-"""An order: descriptor, most bytes, and for which user and group to read, -1 for root's own. An
-answer: an errno, the seconds of processor time that the reading took, then what was read."""
+"""An order: descriptor, most bytes, and the user and group as whom to read, both -1 for this
+process's own. An answer: an errno, the seconds of processor time that the reading took, then what
+was read."""
 _OWN = -1, -1
 
 

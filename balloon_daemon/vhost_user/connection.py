@@ -139,8 +139,8 @@ class Connection:
     def _hang_up(self) -> bool:
         """Shuts the connection down; True where no descriptors wait in its queue, nor ever can.
 
-        Other than ``passed_fds.hang_up`` this leaves what waits in the queue: so a front-end whose
-        request was not read is told so by ECONNRESET.
+        Unlike ``passed_fds.hang_up`` this reads nothing of what waits in the queue: so the
+        front-end gets ECONNRESET if a request of it was not read.
         """
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -107,7 +107,7 @@ class DriverState:
 
     def begin_anew(self) -> bool:
         """Sets ``actual`` to 0 and forgets ``poison_val`` unless it is the new driver's, as a
-        driver begins anew; True where ``actual`` was more."""
+        driver begins anew; True where ``actual`` was above 0."""
         self.reset_signed = self.balloon_unknown = False
         self._forget_poison_val()
         held, self.config.actual = self.config.actual, NumPages(0)

@@ -19,9 +19,9 @@ allow."""
 
 
 CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
-"""Seconds that this process itself spends on closing one user's descriptors, and how much of them,
-in seconds, comes back in each second. All descriptors that a user may send take far less, at some
-2 µs each."""
+"""How many seconds this process itself may spend on closing one user's descriptors, before it
+leaves them to a child; and how much of that allowance, in seconds, comes back in each second. All
+descriptors that a user may send take far less, at some 2 µs each."""
 
 
 class FdAccount:
