@@ -102,7 +102,8 @@ def _get_annotations(thing: object, **how: object) -> object:
     return _load("inspect").get_annotations(thing, **how)
 
 
-# Since Python 3.14 a class makes its annotations when it is asked, and annotationlib asks.
+# Since Python 3.14 a class makes its annotations only when asked for them, so ``vars`` may lack
+# them; the standard library then asks by annotationlib, not by inspect.
 _OF_CLASSES: dict[str, object] = (
     {} if sys.version_info >= (3, 14) else {"get_annotations": _get_annotations}
 )
@@ -141,7 +142,8 @@ def _import_lean() -> None:
         vars(stand_in).update(given)
         package, _, child = name.rpartition(".")
         if package and package != "asyncio":
-            # "import urllib.parse" finds the stand-in, and gives "urllib", where it must be, too.
+            # "import urllib.parse" finds the stand-in in sys.modules, but binds only "urllib": so
+            # make the stand-in an attribute of that package, too.
             setattr(importlib.import_module(package), child, stand_in)
     if "ssl" in sys.modules or "asyncio" in sys.modules:
         return  # Too late: asyncio or ssl has been loaded already.

@@ -77,7 +77,9 @@ def _drop_ins(directory: Path, mistakes: list[str]) -> list[Path]:
     except (OSError, ValueError) as err:  # ValueError: a NUL byte in the path
         if isinstance(err, OSError) and os.path.lexists(directory):
             mistakes.append(f"{name}: {err.strerror}; make it a readable directory, or remove it")
-        return []  # The configuration file's path has the same fault, which is noted already.
+        # Where no mistake was added here, the configuration file's path has the same fault, and a
+        # mistake says so already.
+        return []
     if os.geteuid() == 0 and (why := others_may_write(directory)):
         mistakes.append(f"{name}: {why}: files could be added; let root alone write there")
         return []

@@ -109,7 +109,7 @@ class Governor:
         is gone."""
         vm = self._vms.get(vm_id)
         if vm is None:
-            return  # It is gone, and its task goes on for a moment, or until its device ends.
+            return  # The VM is removed; its task goes on for a moment, or until its device ends.
         vm.settings = settings or vm.settings
         if self._policy.governs(vm_id):
             if settings is None:

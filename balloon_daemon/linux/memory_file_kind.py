@@ -45,8 +45,8 @@ class FileSystems:
     """The types of the file systems on which open files lie, by one reading of the mounts.
 
     Ask only for files that were open before the first question: an open file keeps its mount, and
-    so the mount's number, from which the list tells the type. Of a file that was opened later, the
-    number may have been another mount's in the list.
+    so the mount's number, from which the list tells the type. A file that was opened later may lie
+    on a newer mount, whose number an earlier mount had when the list was read.
     """
 
     def __init__(self) -> None:

@@ -131,8 +131,8 @@ OWN_LIMITS = Program(
         )
     )
 )
-"""Makes prlimit(2) fail with EPERM where it sets a limit of the process of any number but 0, which
-stands for the caller, and allows all else.
+"""Makes prlimit(2) fail with EPERM where it sets a limit and its process id is not 0 (0 stands for
+the caller); allows all other calls.
 
 A process may set limits of every process of its user, and with CAP_SYS_RESOURCE of all. The kernel
 kills whoever has used up its RLIMIT_CPU. A service manager's filter cannot refuse this: the C

@@ -4,13 +4,13 @@ from balloon_daemon.linux.figures import read_figures
 
 
 def has_terminal() -> bool:
-    """Whether there is one, and it has not hung up.
+    """Whether this process has a controlling terminal that has not hung up.
 
     The kernel takes a terminal that hangs up from all processes of its session before it sends
     them SIGHUP (drivers/tty/tty_jobctrl.c: session_clear_tty, tty_signal_session_leader).
 
-    The file stays open from the first call on: the kernel looks up a name that it has not cached
-    under the lock of the directory, and anybody may list /proc/PID, and so hold that lock.
+    /proc/self/stat stays open from the first call on: the kernel looks up a name that it has not
+    cached under the lock of the directory, and anybody may list /proc/PID, and so hold that lock.
 
     Source: proc(5), /proc/PID/stat, field 7 (tty_nr).
     """

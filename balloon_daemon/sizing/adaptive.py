@@ -66,7 +66,8 @@ by giving it. On the hosts of docs/judgement.md: with 2 margins memory is low fo
 long, with 8 hardly less."""
 
 ROOM_KEPT = 1 / 8
-"""So much more than the aim stays available when memory goes back, in margins."""
+"""When memory goes back to guests, the host keeps the aim and this much more available, in
+multiples of the margin."""
 
 SOONEST = 0.9
 """A reading is ignored if less than this share of the time between two looks has passed since the
@@ -284,8 +285,8 @@ class Adaptive:
 
         Args:
             room_bytes: how much the host can give back.
-            spare_bytes: if the room is larger by this than all balloons that are due, all goes
-                back at once.
+            spare_bytes: if the room exceeds the targets of all balloons that are due, added up,
+                by at least this, all of these balloons go back at once.
             why: what was seen.
             outcome: takes the targets.
         """

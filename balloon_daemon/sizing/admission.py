@@ -42,7 +42,7 @@ class Admission:
         self._adaptive = adaptive
 
     def add(self, event: Added, outcome: Outcome) -> Row:
-        """Takes a VM whose balloon is told to be empty, or is adopted as it is."""
+        """Takes a VM: adopts the balloon that it has; where it has none, sends it the target 0."""
         max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy(max_bytes, self._settings, self._draw)
         row = Row(policy, event.vm_mem_bytes, event.terms, event.balloon_bytes)

@@ -12,8 +12,8 @@ from balloon_daemon.sizing.shares import divided
 from balloon_daemon.units import PAGE_SIZE
 
 AT_ONCE = 64
-"""So many VMs at most are asked at a look for what was promised: a decision must not take longer
-than 2 ms."""
+"""About how many VMs at most are asked for what was promised (``ask_promised``) at one look: a
+decision must not take longer than 2 ms."""
 
 
 class Kind(Enum):
@@ -115,12 +115,13 @@ def _coldest(vms: list[AdaptiveVm], most: list[int]) -> list[int]:
 
 
 def ask_promised(promised: Sequence[AdaptiveVm], givers: Sequence[AdaptiveVm], steps: int) -> None:
-    """Adds what is missing of the targets' sum that each profile promises while memory is low.
+    """Asks VMs for what is missing of the promise: while memory is low, the targets' sum rises at
+    each look, and is the sum of the maximums after ``steps`` looks.
 
     Args:
         promised: the VMs whose maximums the promise is about.
         givers: those of them that may be asked for more.
-        steps: after how many looks all is promised.
+        steps: after how many looks the targets' sum is to be the sum of the maximums.
     """
     missing = sum(_behind_bytes(each, each.low_looks, steps) for each in promised)
     # Of very many VMs a part is asked at each look, for as many steps at once as there are parts.

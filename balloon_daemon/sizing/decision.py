@@ -123,11 +123,11 @@ class InNeed(NamedTuple):
 
 
 class Stalled(NamedTuple):
-    """A balloon does not grow towards its target: the squeeze ends at what was reached.
+    """A balloon does not grow towards its target: the squeeze ends at the balloon's present size.
 
     Attributes:
         target_bytes: the target.
-        balloon_bytes: what was reached.
+        balloon_bytes: the balloon's size.
         left_alone_s: for how long the guest is asked for no more.
     """
 

@@ -239,7 +239,7 @@ class HostPolicy:
         return self._row(vm).guard
 
     def vm_mem_bytes(self, vm: VmId) -> int:
-        """The VM size that its policy uses. Raises StateError: the VM has none."""
+        """The VM size that its policy uses. Raises StateError: the VM has no policy."""
         return self._row(vm).vm_mem_bytes
 
     # --- VMs ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Times in which the policy asks for nothing more, because an operator has paused it. Pure.
 
 A pause is of one VM, or of all VMs, those that come later too. It only keeps the policy from
-asking for more memory: a guest in need, memory that is back and an operator's release give back as
-ever. Nothing of it is stored: a balloond that starts has no pauses.
+asking for more memory. Memory still goes back: to a guest in need, once the host has room again,
+and by an operator's release. No pause is stored: a balloond that starts has none.
 """
 
 import math

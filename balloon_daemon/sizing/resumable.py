@@ -1,7 +1,7 @@
 """A host's policy from whose present state another one can go on, for a trace that begins midway.
 
-Pure. ``Restored`` is for another balloond, whose VMs get a decision and a target; here nothing is
-decided, and the target and what protects the guest are as they were, too.
+Pure. ``Restored`` is for another balloond, whose VMs get a decision and a target; ``Found`` causes
+neither, and also has the last target and the state of the guest's protection.
 """
 
 import math

@@ -213,7 +213,7 @@ class DemoGuest:
             raise DemoError(_ended(err)) from None
 
     def close(self) -> None:
-        """Ends it."""
+        """Kills the guest's process."""
         self._pipes.kill()
 
 

@@ -76,7 +76,7 @@ def vm_findings(vm: Vm, events: Sequence[Event], swapped_bytes: int | None) -> I
 
 
 def _swapped(vm: Vm, swapped_bytes: int | None) -> Iterator[Finding]:
-    free = vm.get("guest_free_bytes")  # An older balloond does not tell it.
+    free = vm.get("guest_free_bytes")  # An older balloond's status lacks it.
     if swapped_bytes is None or free is None or min(swapped_bytes, free) < LEAST_BYTES:
         return
     yield Finding(

@@ -31,8 +31,8 @@ recordings with zram, half."""
 GRIND = 0.095
 """The share of its time that a guest loses while its balloon driver tries in vain to allocate.
 With this value the models of the recordings k61-anon and k72-anon together lose 16 s, as the
-recorded guests did. Those lost most of it in a few seconds, above ``IN_NEED``; the model spreads
-the loss evenly, and stays below ``IN_NEED``."""
+recorded guests did. The recorded guests lost most of these seconds within a short time, above
+``IN_NEED``; the model spreads the loss evenly, and stays below ``IN_NEED``."""
 
 IN_VAIN = 1.0
 """The driver allocates in vain while the balloon grows by fewer MiB a second than this."""

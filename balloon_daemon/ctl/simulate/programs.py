@@ -64,7 +64,7 @@ class Programs:
         got = memory.obtain(want, seconds)
         if got < want:
             back = out_of_memory(want - got)
-            memory.untouched_mib -= back  # Programs use it at once.
+            memory.untouched_mib -= back  # Programs use what the balloon gave back at once.
             got += back
             if not back and not memory.can_reclaim:
                 self.oom_kills += 1

@@ -88,7 +88,7 @@ class InTurn:
             try:
                 self._carry_out(work)
             except Exception as err:
-                # A bug in the work for one VM must not end that for others.
+                # A bug in the work for one VM must not end the work for others.
                 loop.call_exception_handler({"message": "a VMM's answer", "exception": err})
             if self._spent_s >= TURN_S:
                 break

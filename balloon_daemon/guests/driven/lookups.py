@@ -38,10 +38,9 @@ QUICK_S = 0.005
 than this: 500 descriptors take as long."""
 
 TAKEN_S, REGAINED = 1.0, 1 / 50
-"""How many seconds of processor time looks at one user's processes that take more than ``QUICK_S``
-may take together, before no process of that user is looked at any more; and how much of that
-allowance, in seconds, comes back in each second. A look at 4,096 descriptors takes 35 ms at
-most."""
+"""Each user's allowance, in seconds of processor time, for looks at the user's processes that take
+more than ``QUICK_S`` each; and how much of it, in seconds, comes back in each second. While it is
+used up, no process of that user is looked at. A look at 4,096 descriptors takes 35 ms at most."""
 
 MOST_CHILDREN, MOST_OF_ONE_OWNER = 16, 4
 """The most children, with those that are late; and the most late children in directories of one

@@ -24,7 +24,8 @@ MAX_THREADS = 256
 """How many threads are looked at, oldest first: the first virtual CPU's is among the oldest."""
 
 MOST_READ, WITHIN_S = 64, 0.02
-"""The status of at most so many of these threads is read, for at most so many seconds."""
+"""Of how many of these ``MAX_THREADS`` threads the status is read at most, and for how many
+seconds at most."""
 
 _MOST_BYTES = 1 << 20
 """A status with all of a process's 65,536 groups has 0.7 MiB."""

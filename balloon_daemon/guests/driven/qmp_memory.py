@@ -56,7 +56,8 @@ async def find_memory(monitor: Monitor, backends: list[str], pid: int | None) ->
             raise ControlError(Fault.HUGETLB, answers.shown(os.path.basename(each)))
         if file or kind == "memory-backend-memfd":  # QEMU names a memfd by its object's type.
             found[each] = file or f"/memfd:{kind}"
-    # "" where the memory is of several NUMA nodes, each with a backend of its own.
+    # The machine names no backend ("") where its memory is of several NUMA nodes, each with a
+    # backend of its own.
     is_other = main.value and main.value not in found
     if pid is None or len(found) != 1 or is_other:
         return ""

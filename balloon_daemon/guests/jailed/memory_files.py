@@ -42,7 +42,7 @@ class MemoryFiles:
         return True
 
     def __str__(self) -> str:
-        """The table that was seen last, to tell it from others."""
+        """The table that was seen last, as a text that differs from other tables' texts."""
         return str(self._table)
 
     def uses(self) -> list[FileUse]:
