@@ -79,7 +79,7 @@ class Traces:
         self._later(max(0.0, self._next_s - time.monotonic()), self.begin)
 
     def begin(self) -> None:
-        """Begins the traces of all clients that wait for that."""
+        """Begins a trace for all clients that wait for one; drops clients that have gone."""
         for client in [client for client in self._clients if not self._serves(client)]:
             self._remove(client)
         if not all(self._clients.values()):

@@ -82,7 +82,7 @@ def entries_of(content: Mapping[str, object], line: int = 0, above: Key = ()) ->
 
     Args:
         content: a table, as tomllib makes it.
-        line: where they are; 0: not known.
+        line: the line that each entry names as its place; 0: not known.
         above: the table's own place.
     """
     for name, value in content.items():

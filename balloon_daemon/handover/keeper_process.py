@@ -1,6 +1,6 @@
 """The process of a keeper, for the balloond that has started it.
 
-The standard library's subprocess would do, and takes a quarter of a MiB of a controller for it.
+The standard library's subprocess is not used: it would cost the controller a quarter of a MiB.
 """
 
 import contextlib

@@ -21,10 +21,10 @@ def others_may_write(directory: Path) -> str:
     """Why other users than root and this process's may put files there; "" if none may.
 
     The check covers the directory, all directories above it and every symbolic link on the way,
-    since the owner of any of them can replace it. A sticky directory (mode 1777, as /tmp) forbids
-    that to its users, so it may be above; it may not be the directory itself, where any user can
-    take a free name. A path that lstat(2) cannot examine passes this check: when the caller uses
-    that path, the error says more.
+    since the owner of any of them can replace it. In a sticky directory (mode 1777, as /tmp) users
+    cannot replace each other's files, so a directory above may be sticky. The directory itself may
+    not: any user can take a free name in it. A path that lstat(2) cannot examine passes this
+    check: when the caller uses that path, the error says more.
     """
     trusted = {0, os.geteuid()}
     named = directory.absolute()

@@ -1,11 +1,12 @@
 """Keeps this process out of all processes but its own children, by Landlock (landlock(7)).
 
-The shipped unit leaves balloond CAP_SETUID, CAP_SETGID and CAP_KILL, with which devices become
-another user and are ended all the same. Whoever takes the controller over could become any user by
-them, and look at the host through a process of that user's (/proc/PID/root), or kill any process.
-A Landlock domain closes both, whatever capabilities its processes have: the kernel refuses them
-ptrace_may_access() of processes outside it, and where it can (Linux 6.12) signals to these. A
-seccomp filter refuses prlimit(2) of other processes, by which they could be killed, too.
+The shipped unit leaves balloond CAP_SETUID and CAP_SETGID, by which devices become another user,
+and CAP_KILL, by which balloond can kill them then. Whoever takes the controller over could become
+any user, and look at the host through a process of that user's (/proc/PID/root), or kill any
+process. A Landlock domain prevents both, whatever capabilities its processes have: the kernel
+refuses them ptrace_may_access() of processes outside the domain, and where it can (Linux 6.12)
+signals to such processes. A seccomp filter refuses prlimit(2) of other processes, which could kill
+them, too (RLIMIT_CPU).
 """
 
 import ctypes

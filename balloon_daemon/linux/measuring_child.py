@@ -1,8 +1,8 @@
 """A child process that tells how many blocks another process's open files occupy.
 
-It has a descriptor table of its own, like an ``AskedChild``: while a lookup of its waits for ever,
-it keeps nothing of the controller's open. Its orders and answers are as short as those of the
-child that reads (``reading_child.py``), as the controller waits for them.
+It has a descriptor table of its own, like an ``AskedChild``: even while one of its lookups waits
+for ever, it keeps no file of the controller's open. Its orders and answers are as short as those
+of the child that reads (``reading_child.py``), as the controller waits for them.
 """
 
 import contextlib

@@ -57,7 +57,7 @@ WAITS = (Reason.CONTESTED, Reason.IN_NEED, Reason.STALLED)
 
 
 class Lasting(NamedTuple):
-    """What a guard remembers for long, with which another one can go on.
+    """What a guard remembers for long, with which another guard can go on.
 
     A guard's windows of a few seconds are not in it: the next figures fill them again.
 

@@ -202,8 +202,8 @@ class Connection:
         size = self._wanted - len(self._received)
         try:
             if no_fds:
-                # Read no more than these: the front-end may send further bytes, with descriptors,
-                # before that read.
+                # Read no more than the bytes that have come without descriptors: the front-end may
+                # send further bytes, with descriptors, before recvmsg.
                 size = bytes_without_fds(self._socket, size)
             content, ancillary, flags, _ = self._socket.recvmsg(
                 size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
