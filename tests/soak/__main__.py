@@ -10,10 +10,11 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
-from tests.soak.attacks import Outcome, attack, possible_plans
+from tests.soak.attacks import CONTROL, Outcome, attack, possible_plans
 from tests.soak.chaos import Chaos
 from tests.soak.picture import draw
 from tests.soak.world import Host, can_keep_fds
@@ -54,7 +55,7 @@ def main() -> int:
         verdict = _chaos(args)
     each_s = max(SHORTEST_ATTACK_S, min(LONGEST_ATTACK_S, args.time / 10))
     wanted = args.attacks or ([] if args.no_attacks else plans)
-    attacks = {name: _attack(name, each_s, args.dir) for name in wanted}
+    attacks = _attacks(wanted, each_s, args.dir)
     verdict["attacks"] = attacks
     verdict["ok"] = bool(verdict["ok"] and all(each["ok"] for each in attacks.values()))
     print(f"logs in {args.dir}")
@@ -87,21 +88,26 @@ def _chaos(args: argparse.Namespace) -> dict[str, object]:
     return verdict
 
 
-def _attack(name: str, seconds: float, folder: Path) -> dict[str, object]:
-    plan = possible_plans()[name]
-    outcome = attack(plan, seconds, folder / name)
-    found = outcome.as_json()
-    print(_line(outcome, "ok" if found["ok"] else "NOT OK"), flush=True)
-    for what in (*outcome.failures, *outcome.slow()):
-        print(f"  {what}", flush=True)
+def _attacks(wanted: Iterable[str], seconds: float, folder: Path) -> dict[str, dict[str, object]]:
+    """Makes the attacks; their parts of the last line, by name. The control comes first, as the
+    others are held against it."""
+    plans, computing, found = possible_plans(), None, {}
+    for name in dict.fromkeys((CONTROL.name, *wanted) if wanted else ()):
+        outcome = attack(plans[name], seconds, folder / name, beside_computing=computing)
+        if name == CONTROL.name:
+            computing = outcome.attacked
+        found[name] = outcome.as_json()
+        print(_line(outcome, "ok" if found[name]["ok"] else "NOT OK"), flush=True)
+        for what in (*outcome.failures, *outcome.slow()):
+            print(f"  {what}", flush=True)
     return found
 
 
 def _line(outcome: Outcome, verdict: str) -> str:
     """What an attack did, for people."""
-    usual = max((each.p99_ms for each in outcome.undisturbed), default=0.0)
+    usual = outcome.usual_p99_ms
     said = [f"{outcome.attack}, {outcome.seconds:g} s: {verdict}; the neighbour waits"]
-    said.append(f"p99 {usual:.2f} ms undisturbed,")
+    said.append(f"p99 {usual:.2f} ms without an attack,")
     if (delays := outcome.attacked) is not None:
         said.append(f"p50 {delays.p50_ms:.2f} p99 {delays.p99_ms:.2f} max {delays.max_ms:.1f} ms;")
     said.append(f"{outcome.cpu_share:.0%} of a core, {outcome.log_lines_a_second:g} lines/s,")
