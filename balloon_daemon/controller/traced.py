@@ -112,7 +112,7 @@ class Traced:
         draw: Callable[[], float],
         against_more: Callable[[VmId, int], Reason | None],
     ) -> TracedPolicy:
-        """Makes the policy. A ``MakePolicy``."""
+        """Makes the policy of this run (the type ``MakePolicy``)."""
         self._policy = TracedPolicy(settings, draw, against_more, self._publish, self._clock)
         self._policy.publishes = self._always
         return self._policy

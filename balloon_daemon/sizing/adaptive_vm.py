@@ -50,8 +50,8 @@ class AdaptiveVm:
     """An adaptive VM.
 
     Attributes:
-        vm: which.
-        row: its row.
+        vm: its id.
+        row: its policy, size and target, as ``HostPolicy`` keeps them.
         rate: how fast its balloon grows, in bytes a second.
         told_bytes: its target at the last look.
         actual_bytes: its balloon's size at the last look.
@@ -59,8 +59,8 @@ class AdaptiveVm:
         lowered_at_s: when its target was seen to have fallen last.
         low_looks: how many looks in a row found memory low while it could be asked.
         spare: what its guest can spare; None: unknown.
-        spares: what its guest can spare of each ``Kind``, in whole pages, and no more than it may
-            be asked for.
+        spares: what its guest can spare of each kind of memory (``asking.Kind``), in whole pages,
+            and no more than it may be asked for.
         asked_bytes: how much more it is asked for at this look.
         against: what is against asking it for more; None: nothing is.
         sizes: its balloon's recent sizes, each with the time at which it was seen.
@@ -100,7 +100,7 @@ class AdaptiveVm:
 
     @property
     def ahead_bytes(self) -> int:
-        """The size that its balloon can have soon, by how fast it grows."""
+        """The size that its balloon can have in ``AHEAD_S``, by how fast it grows."""
         return counted_bytes(self.row) + int(self.rate * AHEAD_S)
 
     def measure(self, passed_s: float, now_s: float) -> None:
@@ -209,7 +209,8 @@ def counted_bytes(row: Row) -> int:
 
 
 def settled_bytes(row: Row) -> int:
-    """The size that a balloon will have if its guest does what it was told to."""
+    """The size that a balloon will have if its guest does what it was told to: its target; its
+    present size, if somebody else sets the size (CONTESTED) or the guest does not run."""
     guard = row.guard
     stands = guard is not None and (guard.left is Reason.CONTESTED or not guard.runs)
     return counted_bytes(row) if stands else row.told_bytes

@@ -48,7 +48,7 @@ class Bearing:
         self._is_new = False
 
     def told(self, target_bytes: int, now_s: float) -> None:
-        """Notes a target."""
+        """Notes a target that was sent."""
         if target_bytes < self._target_bytes:
             self._lowered_at_s = now_s
         self._target_bytes, self._gone_at_s = target_bytes, None

@@ -59,7 +59,7 @@ class Outcome:
 
     Args:
         deadlines: takes the deadlines of VMs whose policies were stepped.
-        priorities: knows who is squeezed first.
+        priorities: tells which VMs are asked for memory first.
         now_s: the step's time.
     """
 
@@ -204,11 +204,11 @@ class Outcome:
         self.take(vm, row, Step((), decision))
 
     def find(self, vm: VmId, finding: Finding) -> None:
-        """Notes what was noticed about a VM."""
+        """Notes a finding about a VM's guest or its balloon (``guard``)."""
         self._findings.append(VmFinding(vm, finding))
 
     def watch(self, vm: VmId, every_s: float | None) -> None:
-        """Asks a VM for its figures so often; None: only on demand."""
+        """Has a VM's figures read each ``every_s`` seconds; None: only on demand."""
         self._watches.append(Watch(vm, every_s))
 
     def note(self, over: Over) -> None:

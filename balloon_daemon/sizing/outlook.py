@@ -62,7 +62,7 @@ class Outlook:
             seen.popleft()
 
     def forget(self) -> None:
-        """Forgets all readings: those to come are of something else, or come after a gap."""
+        """Forgets all readings, because the next one comes after a gap."""
         self._seen.clear()
 
     @property

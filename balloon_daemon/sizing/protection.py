@@ -184,7 +184,8 @@ class Protection:
             outcome.settle(vm, row, reached, Reason.ADOPTED)
 
     def _see(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> None:
-        """Applies another floor where a guest turns out to send no statistics, or to send some."""
+        """Changes the memory that a guest keeps (``terms.BLIND_BYTES``), where the guest turns out
+        to send no statistics, or to send some."""
         blind = guard.is_blind(outcome.now_s)
         if blind is not row.terms.sends_stats:
             return

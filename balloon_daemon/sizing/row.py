@@ -30,7 +30,7 @@ class Patience:
 
 @dataclass(slots=True)
 class Row:
-    """One VM.
+    """One VM: its policy, and what the sizing of its balloon depends on.
 
     Attributes:
         policy: its policy.

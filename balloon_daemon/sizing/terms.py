@@ -23,7 +23,7 @@ class Terms:
     """One VM's settings, and what its driver can do for its protection.
 
     Attributes:
-        settings: the operator's.
+        settings: what the operator has set for it.
         sends_stats: its guest sends statistics, which show that it is in need.
         deflates_on_oom: its driver takes pages back before the guest's kernel kills a process.
     """

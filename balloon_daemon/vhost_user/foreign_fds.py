@@ -142,7 +142,7 @@ class ForeignFds:
             self._here = False
 
     def close_dropped(self) -> None:
-        """Passes all descriptors dropped since the last call to the closer."""
+        """Passes to the closer all descriptors that were dropped since the last call."""
         if self._dropped:
             dropped, self._dropped = self._dropped, []
             self.wait(-len(dropped))

@@ -181,7 +181,7 @@ def _draw_all(axes: Axes, past: Past) -> None:
     names = [*named, *([""] if len(named) < len(ranked) else [])]
     colours = [*OF_VMS[: len(named)], *([OTHERS] if len(named) < len(ranked) else [])]
     points = [(at_s, [float(balloons[at_s][name]) for name in names]) for at_s in balloons]
-    # Add NaN after each run of samples: it ends the area where balloond did not run.
+    # Add NaN after each run of samples: it leaves a gap in the area for the time without balloond.
     points += [(run[-1]["at_s"] + 0.001, [float("nan")] * len(names)) for run in past.host[:-1]]
     points.sort()
     heights = list(zip(*(sizes for _, sizes in points), strict=True))

@@ -94,7 +94,7 @@ def _number(text: str | None, column: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        # The column with the findings of the recording's protection rule has words, not numbers.
+        # The column ``need``, the findings of the recording's protection rule, has words.
         number = math.nan
     if needed and not 0 <= abs(number) < 1e9:
         raise ConfigError(f"{where}: {column} is {printable(text)!r}, no number")

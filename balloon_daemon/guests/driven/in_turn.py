@@ -20,7 +20,8 @@ Work = Callable[[], object]
 
 
 class InTurn:
-    """The work that is done, and that waits.
+    """Does work for driven VMs, for ``TURN_S`` in one turn of the event loop; later work waits for
+    the next turns, where users take turns.
 
     Args:
         clock: gives seconds.

@@ -68,8 +68,9 @@ class _Request:
 
     Attributes:
         order: what a child is to do.
-        place: the directory that a name is looked up in, all processes of ``user``, or /proc.
-        user: whose process is looked at; None: no process is.
+        place: what the lookup may have to wait for: the directory that a name is looked up in, all
+            processes of ``user``, or /proc.
+        user: the user id of the process that is looked at; None: no process is looked at.
         take: takes the answer's parts.
         fd: the socket to connect; -1: none.
         done: its result is the error; None: the order was carried out.
@@ -89,8 +90,8 @@ class _Turn:
 
     Attributes:
         request: the request; None: the child is being started.
-        began_s: when the child began.
-        heard_s: when the child began, or last sent a message.
+        began_s: when the child began with the request, or was started.
+        heard_s: the same, or when the child last sent a message, if that is later.
         overdue: the timer that kills the child if it sends no message for ``WITHIN_S``.
     """
 

@@ -56,7 +56,7 @@ class Bell:
 
 
 class Notices:
-    """News from a VMM, collected until its VM's task looks at them.
+    """The notices of a VMM (``control.Notice``), collected until its VM's task looks at them.
 
     Args:
         user: the user of the VMM's process; -1: unknown.

@@ -197,8 +197,8 @@ class BalloonLimits:
         """Why the guest should not be asked for more just now; None: it may be.
 
         Args:
-            level: its balloon's level; at 0 the balloon is empty, and earlier findings against
-                the guest are dropped.
+            level: how many steps the policy has let its balloon grow; at 0 the balloon is empty,
+                and earlier findings against the guest are dropped.
         """
         if level == 0:
             self._gain.start_anew()
