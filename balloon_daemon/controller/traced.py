@@ -80,7 +80,8 @@ class TracedPolicy(ResumablePolicy):
 
 
 class Traced:
-    """Has the sizing policy's steps published while a client records a trace: a ``Tracing``.
+    """Has the sizing policy's steps published while a client records a trace. ``api/traces.py``
+    begins and ends that by the methods of ``Tracing``.
 
     Args:
         publish: called with each event to be published.

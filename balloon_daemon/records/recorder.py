@@ -131,7 +131,7 @@ def lock_trace(file: int, path: Path) -> OwnedFd:
         path: its path.
 
     Returns:
-        Holds the lock until it is closed.
+        A descriptor of the file: the lock is held until this descriptor is closed.
 
     Raises:
         ConfigError: the file cannot be locked.

@@ -31,7 +31,8 @@ _NOT_UNDERSTOOD = (
     ArithmeticError,
     RecursionError,
 )
-"""What reading an answer raises that is no JSON, is nested too deeply, or has another shape."""
+"""The errors raised when an answer is read that is no JSON, is nested too deeply, or lacks members
+or types that balloond's answers have."""
 
 
 class NoAnswerError(Exception):

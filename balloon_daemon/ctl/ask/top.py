@@ -34,7 +34,7 @@ def watch(client: Client, every_s: float) -> None:
 
     Args:
         client: asks balloond.
-        every_s: how often.
+        every_s: the time between two requests.
 
     Raises:
         NoAnswerError: balloond did not answer the first request; later ones are tried again.
@@ -96,7 +96,7 @@ def _woken() -> Iterator[int]:
 
 
 class _Terminal:
-    """The whole screen of the terminal, and its keys. Leaves both as they were."""
+    """Takes over the terminal's screen and keys, and restores both at the end."""
 
     def __init__(self) -> None:
         self._colours = not os.environ.get("NO_COLOR")
