@@ -213,7 +213,7 @@ class Answering:
         Args:
             client: the client.
             n_bytes: the size of the answer, all of which stays in memory until all is sent.
-            number: as for ``finish``.
+            number: the answer's number, if other clients get the same answer; None: none does.
         """
         self._held[client] = next(self._numbers) if number is None else number, n_bytes
         for each in [each for each in self._held if not self._waits(each)]:

@@ -37,8 +37,9 @@ NEAR, FAR = 1.5, 2.0
 until twice the margin is available."""
 
 SOON, NOT_SOON = 2.5, 3.0
-"""As ``NEAR, FAR``, for adaptive VMs. They may be asked for memory with up to twice the margin
-available (``adaptive``), by figures that are to be of the same second."""
+"""The same as ``NEAR`` and ``FAR``, in multiples of the margin, for adaptive VMs. They may be
+asked for memory with up to twice the margin available (``adaptive``), by figures that are to be of
+the same second."""
 
 
 class Protection:

@@ -92,7 +92,7 @@ class Connection:
         foreign: closes the descriptors that are received.
 
     Attributes:
-        foreign: the same object.
+        foreign: the object of that name in ``Args``.
     """
 
     def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:

@@ -71,8 +71,8 @@ class Sample:
     """A VM's figures at one moment.
 
     Attributes:
-        vm_mem_bytes: as in ``Found``.
-        balloon_bytes: as in ``Found``.
+        vm_mem_bytes: all memory that it could have, plugged memory included.
+        balloon_bytes: the size of its balloon; None: not known.
         state: its state.
         stats: its guest's statistics, with the time at which the *guest* sent them; None where it
             has sent none, or none since the last sample.
