@@ -180,7 +180,8 @@ class Answering:
             self._tickets[client] = ticket
 
     def left(self, client: Client) -> None:
-        """Notes that a client's connection has ended: what it waits for is withdrawn."""
+        """Notes that a client's connection has ended: makes no answer for it, and withdraws the
+        command whose end it waits for."""
         self._held.pop(client, None)
         for clients in self._wanting.values():
             if client in clients:

@@ -83,7 +83,7 @@ class Drivers:
         self._libvirt: LibvirtVms | None = None
 
     def open(self, config: Config) -> list[GuestDriver]:
-        """Makes the drivers that a configuration needs. Those that there are already are told
+        """Makes the drivers that a configuration needs. Drivers that were made before are told
         which VMs are wanted now.
 
         Returns:

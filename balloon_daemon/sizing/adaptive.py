@@ -143,8 +143,8 @@ class Adaptive:
 
     @property
     def listens(self) -> bool:
-        """Whether ``look`` must be called at once when memory becomes low. It need not be where
-        the last look found memory low."""
+        """Whether ``look`` must be called at once when memory becomes low: not if the last look
+        found memory low already, or there is no adaptive VM."""
         return bool(self._vms) and not self._low
 
     def look(self, seen: Seen, outcome: Outcome) -> None:

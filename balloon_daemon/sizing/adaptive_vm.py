@@ -161,8 +161,8 @@ class AdaptiveVm:
         )
 
     def _note_own(self, figures: Figures) -> None:
-        """Notes how fast the guest's own programs take memory: by how much what it has available
-        and in its balloon has fallen since the statistics before."""
+        """Notes how fast the guest's own programs take memory: how much the sum of its available
+        memory and its balloon has fallen since the statistics before."""
         if figures.available_bytes is None:
             return
         before, at_s = self.own, figures.at_s

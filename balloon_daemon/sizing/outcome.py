@@ -96,7 +96,7 @@ class Outcome:
 
         Args:
             vm: the VM.
-            row: its row.
+            row: what the policy keeps of the VM.
             step: the step of its policy.
             target_bytes: the target to send in place of the level's; None: send the level's.
         """
@@ -150,7 +150,7 @@ class Outcome:
 
         Args:
             vm: the VM.
-            row: its row.
+            row: what the policy keeps of the VM.
             balloon_bytes: the size; where it exceeds the policy's maximum, the maximum is taken.
             reason: why.
             hold_s: how long to wait with a step down, unless memory is low before; None: as long
@@ -169,7 +169,7 @@ class Outcome:
 
         Args:
             vm: the VM.
-            row: its row.
+            row: what the policy keeps of the VM.
             target_bytes: the target, in whole pages; the same as before: nothing is sent.
             release_at_s: until when nothing of it is given back; None: the balloon is to be empty.
             why: the reason, and what was seen.

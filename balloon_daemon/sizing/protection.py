@@ -179,7 +179,8 @@ class Protection:
         outcome.queue(vm, row)
 
     def _resume(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Goes on from the size that a balloon has after it was left alone."""
+        """Makes the present size of a balloon, for which no targets were sent for a time, the
+        target."""
         reached = _reached(row)
         if reached != row.told_bytes:
             outcome.settle(vm, row, reached, Reason.ADOPTED)

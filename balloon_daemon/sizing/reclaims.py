@@ -160,7 +160,8 @@ class Reclaims:
         ]
 
     def pass_time(self, outcome: Outcome) -> None:
-        """Looks what has come, and asks for more where a round is due."""
+        """Ends reclaims that are complete, whose time is over or that can ask nobody any more;
+        asks for more memory where a round is due."""
         now_s = outcome.now_s
         if not self._reclaims:
             return

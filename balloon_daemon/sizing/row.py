@@ -68,7 +68,7 @@ class Row:
     back_until_s: float = -math.inf
 
     def tell(self, target_bytes: int, now_s: float) -> None:
-        """Notes the target that it is sent."""
+        """Notes the target that the VM is sent."""
         if target_bytes < self.told_bytes:
             self.back_bytes = max(self.told_bytes, min(self.back_bytes, self.actual_bytes))
             self.back_until_s = now_s + BACK_S

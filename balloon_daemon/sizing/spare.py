@@ -50,7 +50,7 @@ def spare_of(
     untouched_bytes: int,
     reads_cache: bool,
 ) -> Spare | None:
-    """What a guest can spare; None: it does not say what it has available.
+    """What a guest can spare; None: its statistics do not say how much it has available.
 
     Args:
         figures: its statistics.

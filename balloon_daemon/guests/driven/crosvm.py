@@ -203,8 +203,8 @@ class CrosvmControl:
         return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
 
     def _read(self, answer: object, now_s: float) -> tuple[GuestState, int | None, Stats | None]:
-        """Reads an answer with statistics: the guest's state, its balloon's size and its
-        statistics, of which only these are kept.
+        """Reads an answer with statistics. Returns the guest's state, its balloon's size and its
+        statistics: only these are kept, not the parsed answer.
 
         Args:
             answer: the parsed JSON; None: crosvm has not answered in time.

@@ -115,7 +115,7 @@ class _Late:
         return len(self._children)
 
     def owned(self, place: str, owner: int) -> None:
-        """Notes the owner of the place: of the directory in which a lookup may wait, or of the
+        """Notes which user owns a place: the directory in which a lookup may wait, or the
         processes."""
         _note(self._owners, place, owner)
 
@@ -350,7 +350,7 @@ class Lookups:
         self._go_on()
 
     def _leave(self, child: AskedChild, *, keep: bool = False) -> _Request | None:
-        """Ends a child's turn, and the child, too, unless it is kept; returns its request."""
+        """Ends a child's request, and kills the child unless ``keep``; returns the request."""
         turn = self._turns.pop(child)
         turn.overdue.cancel()
         if not keep:

@@ -170,7 +170,7 @@ class _Schedule:
             self._soon = None
 
     def kept(self) -> None:
-        """Notes that the guest is kept, as far as is known."""
+        """Notes that all of the guest is in the store, as far as is known."""
         if self._complained_at is not None:
             now = asyncio.get_running_loop().time()
             if now - self._complained_at > COMPLAIN_AGAIN_S:

@@ -179,7 +179,7 @@ class _Domain:
 
 
 def _control_of(handle: Any, libvirt: Any) -> tuple[int, int, int]:
-    """What ``controlInfo`` says: a state, details, milliseconds. It does not wait for QEMU."""
+    """The answer of ``controlInfo``, which waits for no QEMU: a state, details, milliseconds."""
     for _ in range(ENDING_LOOKS):
         control: tuple[int, int, int] = handle.controlInfo()
         if control[0] != libvirt.VIR_DOMAIN_CONTROL_ERROR:
