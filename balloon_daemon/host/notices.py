@@ -56,8 +56,7 @@ class Unknown(NamedTuple):
 
 
 class SourceNotices:
-    """The common part of both sources: counters, and events not yet taken.
-
+    """What both sources of the host's readings share: counters, and events not yet taken.
     Args:
         clock: Gives seconds since any moment.
 

@@ -129,7 +129,7 @@ class AdaptiveVm:
         """Sets ``spare`` and ``spares`` to what its guest can spare now.
 
         Args:
-            now_s: the clock.
+            now_s: the present time.
             low: whether memory is low. Where it is not, nothing is asked of a guest whose
                 statistics are unknown.
         """

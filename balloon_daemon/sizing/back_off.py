@@ -4,7 +4,7 @@ import math
 
 FIRST_S = 60.0
 MOST_S = 1800.0
-"""The shortest and the longest wait: one minute and half an hour."""
+"""The shortest wait (``FIRST_S``) and the longest (``MOST_S``): a minute and half an hour."""
 
 
 class BackOff:

@@ -53,7 +53,7 @@ taken for contested: another controller sets its targets."""
 
 
 WAITS = (Reason.CONTESTED, Reason.IN_NEED, Reason.STALLED)
-"""Why a guest may be left alone for a time that doubles."""
+"""The reasons for which a guest may be left alone for a time that doubles (``BackOff``)."""
 
 
 class Lasting(NamedTuple):
@@ -226,7 +226,7 @@ class Guard:
             vm_mem_bytes: the VM's size.
             target_bytes: the target that it was sent last.
             balloon_bytes: its balloon's size.
-            now_s: the clock.
+            now_s: the present time.
             drift: how its balloon has just changed by itself; None: it has not.
 
         Returns:

@@ -185,7 +185,7 @@ class NeedRule:
         """What shows that the guest is in need; nothing where its statistics are not fresh.
 
         Args:
-            now_s: the clock.
+            now_s: the present time.
             vm_mem_bytes: the VM's size. The guest's own total may leave the balloon out.
             stuck: whether it has given nothing for long although it is asked for more.
         """

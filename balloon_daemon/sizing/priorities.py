@@ -64,7 +64,7 @@ class Priorities:
         Args:
             row: the VM.
             lowest: what ``lowest_that_can_give`` is.
-            now_s: the clock.
+            now_s: the present time.
         """
         if lowest is None or row.priority <= lowest:
             return False

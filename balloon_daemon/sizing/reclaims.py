@@ -37,7 +37,7 @@ ROUNDS_STILL = 4
 which a careful guest is found stalled (``stall``), as VMMs may report sizes a second late."""
 
 LOOKS = 10
-"""How often in each round it is looked whether all has come."""
+"""How often in each round the reclaim checks whether all of the wanted memory has come."""
 
 
 @dataclass(slots=True)

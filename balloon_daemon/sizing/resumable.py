@@ -40,7 +40,7 @@ class ResumablePolicy(HostPolicy):
 
         Args:
             found: the VM.
-            now_s: the clock.
+            now_s: the present time.
 
         Raises:
             StateError: the VM has a policy already, or no policy can be in that state.

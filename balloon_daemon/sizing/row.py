@@ -9,8 +9,8 @@ from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.terms import Terms
 
 BACK_S = 30.0
-"""For so long a balloon counts as going back after its target was lowered: Linux's driver gives 1
-GiB in less than a second, and with a tenth of a CPU in ten seconds."""
+"""For so many seconds after its target was lowered, a balloon counts as giving memory back:
+Linux's driver gives 1 GiB in less than a second, and with a tenth of a CPU in ten seconds."""
 
 
 @dataclass(slots=True)

@@ -102,7 +102,7 @@ class Moment(NamedTuple):
     """A host at one moment.
 
     Attributes:
-        at_s: when.
+        at_s: the moment, in the scenario's time.
         available_mib: how much was available; below 0: by how much the wanted memory exceeds the
             host's.
         balloons_mib: the sizes of all balloons, added up.

@@ -42,8 +42,8 @@ IGNORED = 256
 
 
 HANGING_LINES, HANGING_LINES_A_SECOND = 8, 1 / 30
-"""How often ``DirectoryHangs`` is published: so often at first, then so often a second. Users may
-make directories hang in turn."""
+"""How often ``DirectoryHangs`` is published: ``HANGING_LINES`` times at once, then
+``HANGING_LINES_A_SECOND`` times a second. Users may make directories hang in turn."""
 
 
 @dataclass(frozen=True, slots=True)

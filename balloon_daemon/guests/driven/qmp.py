@@ -46,7 +46,7 @@ _NEWS = {
     "BALLOON_CHANGE", "STOP", "RESUME", "SUSPEND", "SUSPEND_DISK", "WAKEUP", "DEVICE_DELETED",
     "ACPI_DEVICE_OST", "MEMORY_DEVICE_SIZE_CHANGE",
 }  # fmt: skip
-"""Events after which the figures may have changed."""
+"""QMP events after which a VM's figures may have changed."""
 
 _READS_MEMORY = {"RESUME", "DUMP_COMPLETED"}
 """Events before which all of the guest's memory may have been read or written. RESUME is the only

@@ -116,7 +116,8 @@ class _Schedule:
 
     Attributes:
         save: saves the guest.
-        complaint: why the guest is not kept, for the next ``save`` to raise; "": it is kept.
+        complaint: why the guest's state is not in the store, for the next ``save`` to raise; "":
+            it is there.
     """
 
     def __init__(self) -> None:
