@@ -114,7 +114,7 @@ class EncodedMessages:
             self._crc = zlib.crc32(added, after._crc)
 
     def encode(self, state: GuestState) -> bytes:
-        """The encoded state, in which the state's own messages follow these."""
+        """The encoded state: these messages come first, then ``state``'s own."""
         jailed, row = state.jailed, state.row
         numbers = {
             "handled": jailed.handled,

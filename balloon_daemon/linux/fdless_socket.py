@@ -112,7 +112,7 @@ class LeftSockets:
 
 
 LEFT = LeftSockets()
-"""The sockets that this process has left to children."""
+"""Closes the sockets that this process leaves to children."""
 
 
 class _WarySocket(socket.socket):

@@ -8,7 +8,8 @@ MOST_S = 1800.0
 
 
 class BackOff:
-    """Waits. A wait is twice as long as the last one if the failure comes soon after that one."""
+    """One wait after each failure: twice as long as the last wait if the failure comes soon after
+    the last wait's end."""
 
     def __init__(self) -> None:
         self.until_s = -math.inf

@@ -34,7 +34,8 @@ class Drift(Enum):
 
 
 class Bearing:
-    """Compares one balloon's size with its targets."""
+    """Compares one balloon's size with its targets: finds changes that no target explains
+    (``Drift``)."""
 
     def __init__(self) -> None:
         self._target_bytes = self._balloon_bytes = 0

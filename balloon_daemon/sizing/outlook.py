@@ -67,7 +67,7 @@ class Outlook:
 
     @property
     def bare_bytes(self) -> int:
-        """Bare memory by the last reading."""
+        """Available memory less the balloons' sizes, by the last reading."""
         return self._seen[-1].bare_bytes
 
     @property

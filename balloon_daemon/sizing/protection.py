@@ -50,7 +50,7 @@ class Protection:
         # Whether memory is about to be low: for VMs that are not adaptive (False), for adaptive
         # ones.
         self._near = {False: False, True: False}
-        # Whether memory is not about to be low, for either kind.
+        # Whether memory is about to be low neither for adaptive VMs nor for the others.
         self._is_far = True
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:

@@ -139,7 +139,7 @@ class _Terminal:
             termios.tcsetattr(fd, termios.TCSADRAIN, modes)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        """Stops at Ctrl-Z, as any program does, and goes on with the whole screen."""
+        """Stops this process at Ctrl-Z; draws the whole screen anew once it is continued."""
         self._leave()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._take()

@@ -105,8 +105,9 @@ def _idle_pool_bytes(hugepages: Path) -> int:
 
 
 def _graphics_pool_bytes(proc: Path, system: Path) -> int | None:
-    """The kernel's own figure where it has one (GPUReclaim), else that of TTM, the graphics
-    drivers' memory manager, in pages: one total, or one for each NUMA node."""
+    """The free memory in graphics drivers' pools: GPUReclaim of /proc/meminfo if the kernel has
+    it, else the total, in pages, of TTM, those drivers' memory manager (one for each NUMA node).
+    None: unknown."""
     figures = _figures(proc / "meminfo", "GPUReclaim")
     if "GPUReclaim" in figures:
         return figures["GPUReclaim"] * KIB

@@ -29,7 +29,8 @@ _OPTIONS = (
 
 
 class Start(Enum):
-    """Where the filter starts."""
+    """From which system call on the filter judges the command: the first one after the program's
+    entry point, or execve."""
 
     ENTRY = "entry"
     EXEC = "exec"

@@ -145,7 +145,8 @@ def run(
 
 
 def at(course: Course, at_s: float) -> float:
-    """A course's figure at a time; before its first and after its last point it stays."""
+    """A course's figure at a time: before the course's first point the first point's figure, after
+    its last point the last one's."""
     after = bisect_right(course, at_s, key=lambda point: point[0])
     if after == 0:
         return course[0][1]

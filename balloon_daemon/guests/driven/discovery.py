@@ -32,7 +32,7 @@ MOST_OTHERS = 1024
 
 AGAIN_S = 10.0
 """Seconds from a search to the next one, where a directory could not be looked at, or sockets were
-left out. Without these a search begins when a directory's mtime has changed."""
+left out. Otherwise a search begins only when a directory's mtime has changed."""
 
 NEW_AT_ONCE, NEW_A_SECOND = MOST_OF_ONE_USER, 4.0
 """How many new sockets of one user are looked at: ``NEW_AT_ONCE`` at first, then ``NEW_A_SECOND``
@@ -44,12 +44,12 @@ _MOST_USERS = 1024
 
 
 class Socket(NamedTuple):
-    """A socket that matches.
+    """A socket whose path matches a pattern of ``[discover]``.
 
     Attributes:
         path: its path, as the pattern has it.
         identity: its device and inode numbers.
-        owner: the user whose it is.
+        owner: the user who owns the socket's file.
     """
 
     path: str

@@ -160,7 +160,7 @@ class Lookups:
     def __init__(self, answers: Answers = answers) -> None:
         self._answers = answers
         self.low: LowNumbers | None = None
-        """Forks the children; None: a ``LowNumbers`` is made before the first fork."""
+        """Forks the children, which inherit no VMM's descriptor; None: made at the first fork."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: dict[str, deque[_Request]] = {}
         """The requests that wait, by their places, which take turns."""

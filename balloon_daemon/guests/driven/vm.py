@@ -129,7 +129,8 @@ class DrivenVm:
         """Does nothing: the next balloond finds the balloon as it is."""
 
     async def give_back(self) -> None:
-        """Gives back what balloond took, and waits until the guest has it."""
+        """Sets the balloon to its size from before balloond, and waits until the guest has the
+        memory, or will take it later on its own (``_has_given_back``)."""
         balloon = self._reporter.balloon
         if balloon.changed:
             self._shared.publish(GivingBack(self.vm, balloon.taken_bytes))

@@ -52,7 +52,8 @@ SAVE_SOON_S = 0.05
 with each buffer, and only the newest counts."""
 
 COMPLAIN_AGAIN_S = 60.0
-"""How long a guest must have been kept before another event may report that it is not kept."""
+"""An event reports that a guest is not kept, and no other event does until the guest is saved more
+than so many seconds after its last failed save."""
 
 _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
 """All fields of a vring that ``replay_vrings`` encodes."""
@@ -185,8 +186,7 @@ class _Schedule:
 
 
 class Saver(Protocol):
-    """Puts a guest into a store.
-
+    """Puts a guest's state, with its descriptors, into a store for another controller.
     Attributes:
         journal: the journal of the request in hand.
         is_kept: whether the last ``save`` has put all of the guest into the store.
@@ -275,8 +275,7 @@ def new_saver(store: Store, vm: VmId) -> Saver:
 
 
 class GuestSaver:
-    """Puts one guest into a store, and knows which of its descriptors are there.
-
+    """Puts one guest's state and descriptors into a store, and knows which descriptors are there.
     Args:
         store: the store.
         vm: the guest's VM.

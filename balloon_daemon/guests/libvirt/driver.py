@@ -127,8 +127,7 @@ class LibvirtVms:
 
 
 class Host:
-    """The domains of one libvirt.
-
+    """Finds the domains of one libvirt, and has each driven by a ``Finder``.
     Args:
         uri: libvirt's name for the connection.
         low: starts libvirt's client, a process, without any VMM's descriptors.

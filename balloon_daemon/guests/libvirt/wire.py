@@ -79,7 +79,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """An event of a domain's."""
+    """An event, and the domain that it is about."""
 
     event: Event
     domain: Domain
