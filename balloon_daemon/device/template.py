@@ -132,7 +132,7 @@ class Template:
         self._tell: Callable[[str], None] = lambda what: None
         self._wait_s = self._next_s = 0.0
         self._failure = ""
-        """Why there is no template; empty where there is one, or where its start is no failure."""
+        """How the last template ended, or why its start failed; "" once another one is ready."""
         with contextlib.suppress(OSError):
             self._starting = self._start()
 

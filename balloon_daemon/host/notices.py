@@ -57,6 +57,7 @@ class Unknown(NamedTuple):
 
 class SourceNotices:
     """What both sources of the host's readings share: counters, and events not yet taken.
+
     Args:
         clock: Gives seconds since any moment.
 

@@ -24,8 +24,8 @@ class Kind(Enum):
     """Free memory of a guest of whose free memory the host backs a quarter or more
     (``adaptive_vm.BACKED``)."""
     UNTOUCHED = 1
-    """Free memory of a guest of whose free memory the host backs less than that, because the guest
-    has never used the rest: little of it comes to the host."""
+    """Free memory of a guest of whose free memory the host backs less than a quarter, because the
+    guest has never used the rest: little of it comes to the host."""
     CACHE = 2
     """Memory that holds files (page cache)."""
 

@@ -34,7 +34,7 @@ class Terms:
 
     @property
     def is_careful(self) -> bool:
-        """Whether the guest is protected."""
+        """Whether the guest is protected: the profile is careful or adaptive."""
         return self.settings.profile is not Profile.SEED
 
     @property

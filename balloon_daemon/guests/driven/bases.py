@@ -60,6 +60,7 @@ class BaseKey(NamedTuple):
 
 class Bases:
     """The bases (the balloons from before balloond) of all VMs whose balloon balloond has changed.
+
     Args:
         path: the file.
         publish: takes events.

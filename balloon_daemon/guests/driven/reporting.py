@@ -68,6 +68,7 @@ class Shared:
 @dataclass(slots=True)
 class _Said:
     """The size and the state of a VM that were reported last.
+
     Attributes:
         size_bytes: the VM's size; None: it is not attached yet.
         state: the guest's state.

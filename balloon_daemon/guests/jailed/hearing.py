@@ -21,7 +21,7 @@ REPORTS_A_SECOND = 200
 A device sends some 40 a second when its guest does all that it can."""
 
 PAUSE_S = 0.1
-"""How long a tube with more reports is not read."""
+"""How long a tube with more reports than ``REPORTS_A_SECOND`` is not read."""
 
 LAST_READS = 512
 """How many times a dead device's tube is read at most, 64 reports each time: more than the

@@ -19,6 +19,7 @@ later, as with ``actual``: storing a state takes far longer than answering."""
 
 class Kept:
     """Keeps one guest's state in the store, so that a next controller can go on with the guest.
+
     Args:
         vm: the guest's VM.
         saver: puts the state into the store.

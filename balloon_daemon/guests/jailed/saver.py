@@ -187,6 +187,7 @@ class _Schedule:
 
 class Saver(Protocol):
     """Puts a guest's state, with its descriptors, into a store for another controller.
+
     Attributes:
         journal: the journal of the request in hand.
         is_kept: whether the last ``save`` has put all of the guest into the store.
@@ -276,6 +277,7 @@ def new_saver(store: Store, vm: VmId) -> Saver:
 
 class GuestSaver:
     """Puts one guest's state and descriptors into a store, and knows which descriptors are there.
+
     Args:
         store: the store.
         vm: the guest's VM.
@@ -441,7 +443,8 @@ class GuestSaver:
         self._fds.keep_only(needed)
 
     def _lost(self, name: str, losses: int) -> None:
-        """The keeper had no room for a descriptor of this guest, or for its state."""
+        """Handles a keeper's report that it had no room for a descriptor or the state of this
+        guest: puts all of the guest into the store again, after ``LOST_S``."""
         self._losses, self._is_store_known = losses, False
         self.is_kept = False
         key = parse_key(name)

@@ -35,6 +35,7 @@ Heard = Callable[[wire.Happened], None]
 
 class Client:
     """The process that makes calls of one libvirt for balloond, and those calls.
+
     Args:
         process: the process, which has been started.
         heard: takes libvirt's events, in the event loop.
@@ -201,6 +202,7 @@ class Client:
 
 class _Process:
     """A client's process by its pidfd; it is reaped when it ends.
+
     Args:
         pid: its process id.
         low: started the process; has a copy of the process's end of the socket until ``began``.

@@ -128,6 +128,7 @@ class LibvirtVms:
 
 class Host:
     """Finds the domains of one libvirt, and has each driven by a ``Finder``.
+
     Args:
         uri: libvirt's name for the connection.
         low: starts libvirt's client, a process, without any VMM's descriptors.
