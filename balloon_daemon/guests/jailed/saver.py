@@ -216,9 +216,9 @@ class Saver(Protocol):
         """Puts the guest's present state into the store.
 
         Raises:
-            OSError: the guest is not kept. Raised once for a store without room, and each time for
-                a host without memory or descriptors. The state that was stored last stays in the
-                store while it is valid.
+            OSError: the state was not stored. Raised once for a store without room, and each time
+                for a host without memory or descriptors. The state that was stored last stays in
+                the store while it is valid.
         """
 
     def save_soon(self) -> None:
