@@ -24,7 +24,7 @@ class PolicyStatus(NamedTuple):
     Attributes:
         vm_mem_bytes: the VM's size as the policy uses it; 0: the VM can have no balloon.
         max_balloon_bytes: the balloon's greatest size.
-        level: in how many of the ``steps`` the balloon is wanted; 0: an empty balloon.
+        level: how many of the ``steps`` the wanted balloon has; 0: an empty balloon.
         steps: the number of steps from an empty balloon to the greatest size.
         target_bytes: the balloon's wanted size.
         counters: counted since this balloond began to serve the VM.

@@ -180,7 +180,8 @@ class Answering:
             self._tickets[client] = ticket
 
     def left(self, client: Client) -> None:
-        """Notes that a client's connection has ended: what it waits for is withdrawn."""
+        """Notes that a client's connection has ended: makes no answer for it, and withdraws the
+        command whose end it waits for."""
         self._held.pop(client, None)
         for clients in self._wanting.values():
             if client in clients:
@@ -213,7 +214,7 @@ class Answering:
         Args:
             client: the client.
             n_bytes: the size of the answer, all of which stays in memory until all is sent.
-            number: as for ``finish``.
+            number: the answer's number, if other clients get the same answer; None: none does.
         """
         self._held[client] = next(self._numbers) if number is None else number, n_bytes
         for each in [each for each in self._held if not self._waits(each)]:

@@ -52,7 +52,7 @@ class Client:
         deadline_s: until when its request has to be complete.
 
     Attributes:
-        phase: how far it is.
+        phase: how far its request and its answer have come.
         deadline_s: until when it has to send its request, or receive more of its answer; infinity:
             nothing is expected of the client.
         wanted: the VM whose events alone it gets; None: all events.

@@ -85,7 +85,8 @@ class Whole(NamedTuple):
     takes long, so it is made in parts, and once for all clients that wait for it.
 
     Attributes:
-        kind: the content's type: JSON is the status, others are the metrics.
+        kind: the content's type, which also tells what the answer is: the status if it is JSON,
+            else the metrics.
     """
 
     kind: str = JSON

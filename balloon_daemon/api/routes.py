@@ -393,8 +393,8 @@ def _unknown(name: str) -> RefusedError:
 
 
 def _expect(request: Request, method: str, asked: Mapping[str, str], *known: str) -> None:
-    """Refuses another method than ``method``, keys in ``asked`` that are not ``known``, and a body
-    of a GET."""
+    """Refuses a request of another method than ``method``, one whose query (``asked``) has a key
+    that is not in ``known``, and a GET with a body."""
     if request.method != method:
         raise RefusedError(405, f"this path has {method} alone", method)
     if unknown := sorted(asked.keys() - set(known)):

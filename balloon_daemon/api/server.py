@@ -68,7 +68,7 @@ class Records(NamedTuple):
 
 
 class Server:
-    """The API's server: a ``Service``.
+    """The API's server. The controller starts and ends it by the methods of ``Service``.
 
     Args:
         sockets: where clients connect.

@@ -123,8 +123,8 @@ def undriven_shown(vm: Undriven) -> Shown:
 
 
 def returned_bytes(status: VmStatus) -> int | None:
-    """How much of the balloon the host has: what the VM's memory does not occupy, at most all of
-    the balloon; None where it is not known how much the VM's memory occupies."""
+    """How much of the balloon the host has got back: the VM's size less the host memory that the
+    VM's memory occupies, at most the balloon's size; None where that memory is not known."""
     if not status.balloon_bytes:
         return 0
     if status.policy is None or status.held_bytes is None:

@@ -11,7 +11,7 @@ BACKLOG = 16
 
 
 class TcpSocket:
-    """The socket, listening and non-blocking: a ``Listener``.
+    """The socket, listening and non-blocking. Implements ``Listener`` (``listeners.py``).
 
     Args:
         host: the IP address.

@@ -29,7 +29,8 @@ FLUSH_S = 0.25
 
 
 class MetricsFile:
-    """The writing of metrics to a file: a ``Service``.
+    """Has metrics written to a file. The controller starts and ends this by the methods of
+    ``Service``.
 
     Args:
         scribe: hands texts to the program that writes the file.

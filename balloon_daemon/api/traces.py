@@ -35,7 +35,8 @@ Later = Callable[[float, Callable[[], None]], None]
 
 
 class Traces:
-    """The clients that record. A ``Reader``.
+    """The clients that record a trace. The event bus calls this object with each event: it is a
+    ``Reader`` (``records/bus.py``).
 
     Args:
         header: makes the first line of a trace that begins now.

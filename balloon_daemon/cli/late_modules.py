@@ -98,7 +98,7 @@ class _Modules:
         self.loaders: dict[str, _Carried | ExtensionFileLoader] = {}
 
     def take(self, part: object) -> None:
-        """Takes a part of ``carried_modules``; raises ValueError: it is none."""
+        """Takes a part of ``carried_modules``; raises ValueError: the part has another form."""
         match part:
             case ["module", str(name), str(path), bool(is_package), str(code)]:
                 try:
@@ -116,7 +116,7 @@ class _Modules:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """How a module is loaded; None: it is none of these."""
+        """How a module is loaded; None: its code has not come from the child."""
         if (loader := self.loaders.get(fullname)) is None:
             return None
         return spec_from_file_location(fullname, loader.path, loader=loader)

@@ -63,7 +63,8 @@ class OwnDevice(NamedTuple):
     shares_user: bool
 
     def prepare(self, publish: Publish) -> None:
-        """Gives the template the compiled seccomp policy; its end and restart are published."""
+        """Gives the template the compiled seccomp policy, and has the template's end and restart
+        published."""
         self.template.prepare(
             self.compiled.bpf,
             lambda why: publish(TemplateLost(why)),

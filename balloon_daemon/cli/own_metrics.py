@@ -17,7 +17,7 @@ from balloon_daemon.records.bus import Bus
 
 
 class _Together:
-    """Several services as one: a ``Service``."""
+    """Starts and closes several services as one. Implements ``Service``."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         self._services = services
@@ -39,7 +39,7 @@ def open_services(
     low: Low,
     handed: Callable[[str], socket.socket | None],
 ) -> Iterator[Service | None]:
-    """Opens the API's socket, and what metrics need beside it.
+    """Opens the API's socket, and what metrics need in addition to it.
 
     Args:
         config: the settings.

@@ -47,7 +47,8 @@ _MOST_CHARACTERS = 4096
 
 
 class ConfigFiles:
-    """The files of the configuration, and the drivers that their settings concern: a ``Files``.
+    """The files of the configuration, and the drivers that their settings concern. Implements
+    ``Files`` (``controller/reload.py``), by which the controller reloads the configuration.
 
     Args:
         args: the flags, which override the files.

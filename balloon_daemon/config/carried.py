@@ -26,7 +26,7 @@ def parts_of(config: Config) -> Iterator[list[object]]:
 
 
 def config_of(present: Config, parts: Iterable[object]) -> Config:
-    """The present settings with those of ``parts_of`` in their place.
+    """The settings in force, in which the values that ``parts_of`` has sent replace their own.
 
     Raises:
         ValueError: the parts are no such settings.

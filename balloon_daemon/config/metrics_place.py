@@ -1,4 +1,4 @@
-"""Where metrics go beside the API's socket: a TCP port, or a file for node_exporter."""
+"""Where metrics go in addition to the API's socket: a TCP port, or a file for node_exporter."""
 
 import socket
 from pathlib import Path

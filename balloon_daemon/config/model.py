@@ -70,11 +70,12 @@ class Config:
         unprofiled: the named VMs for which the configuration names no profile.
         is_default_socket: True: ``socket`` is the default path: it is opened because neither a
             socket, nor a VM, nor a place to discover VMs was named.
-        api: where clients of the API connect; ``none``: nowhere; None: where a service has it.
+        api: the path of the API's socket; ``none``: there is no API; None: the default path of a
+            service, and no API if balloond runs as none.
         dry_run: decide, and change no VM's balloon.
         history: the SQLite file of the last day; None: none is kept.
         record: where to write a trace of what the sizing policy sees and decides; None: nowhere.
-        metrics: where metrics go beside the API's socket; None: nowhere.
+        metrics: where metrics go in addition to the API's socket; None: nowhere.
     """
 
     socket: Path | None = field(default_factory=default_socket)

@@ -51,7 +51,7 @@ bracket or a string that was never closed."""
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 """How tomllib ends its messages."""
 _BARE = re.compile(r"[^\"'\[{#]*[^\"'\[{#\d\s+._-][^\"'\[{#]*")
-"""A value that was meant to be a text: one without quotes that is no number either."""
+"""Matches a value that was meant to be a string: one without quotes that is no number either."""
 
 
 class Fault(NamedTuple):

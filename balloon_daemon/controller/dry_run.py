@@ -78,7 +78,7 @@ class DryGuest:
     def __init__(self, guest: Guest, report: ReportTo, publish: Publish) -> None:
         self.vm = guest.vm
         self.attached = Attached(0)
-        """The guest's own report, with its balloon's true size."""
+        """The guest's own report ``Attached``, with its balloon's true size."""
         self.serve, self.leave = guest.serve, guest.leave
         self.request_stats, self.watch = guest.request_stats, guest.watch
         self.against_more = guest.against_more
@@ -101,9 +101,9 @@ class DryGuest:
         asyncio.get_running_loop().call_soon(self._seem_to_have, target_bytes)
 
     def keep(self, row: VmRow) -> None:
-        """Stores for another balloond the row that an earlier balloond had stored, if there is
-        one, else a row with an empty balloon; not ``row``, which has the size that the balloon
-        only seems to have."""
+        """Stores for another balloond the policy's state (``VmRow``) that an earlier balloond had
+        stored, if there is one, else that of an empty balloon; not ``row``, which has the size
+        that the balloon only seems to have."""
         true = VmRow(row.vm_mem_bytes, 0, None, None)
         self._guest.keep(self.attached.row or true)
 

@@ -27,8 +27,8 @@ SAY_S = 5.0
 """How often to publish how much is left in the balloons (``StillToGiveBack``)."""
 
 END_WITHIN_S = 7.0
-"""Longer than a guest's task can wait at its end: for a device of our own that does not stop (1
-s), or for an earlier controller's device (5 s)."""
+"""How long to wait until all guests' tasks have ended: longer than one can wait at its end for a
+device of our own that does not stop (1 s), or for an earlier controller's device (5 s)."""
 
 GONE_WITHIN_S = 12.0
 """After this time SIGALRM kills this process, if its event loop hangs and so does not notice that

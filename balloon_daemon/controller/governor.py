@@ -176,7 +176,7 @@ class Governor:
         return self._operators.steer(command, uid)
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
-        """Begins a command that takes a while; returns the number by which it is withdrawn."""
+        """Begins a long command; returns the number to withdraw it by, or why it is refused."""
         return self._operators.want(command, uid, answer)
 
     def withdraw(self, ticket: int) -> None:

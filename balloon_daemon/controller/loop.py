@@ -51,7 +51,8 @@ and the oldest, with all connections in it, seldom: few cycles live that long.""
 
 
 class Registry:
-    """All VMs, and the numbers that VMs get: a ``VmRegistry``.
+    """All VMs, and the numbers that VMs get. Drivers add VMs and report about them by the methods
+    of ``VmRegistry`` (``guests/seam.py``).
 
     Args:
         governor: sizes the VMs' balloons.
@@ -110,7 +111,8 @@ class Registry:
 
 
 class DriversRegistry:
-    """All VMs, for one driver: a ``VmRegistry`` that notes which VMs the driver has found.
+    """Passes one driver's calls of ``VmRegistry`` on to ``Registry``, and notes which VMs this
+    driver has found.
 
     Args:
         registry: all VMs.

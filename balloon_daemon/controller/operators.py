@@ -126,7 +126,8 @@ class Operators:
         return None
 
     def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
-        """Begins a command that takes a while; returns the number by which it is withdrawn."""
+        """Begins a command that takes a while; returns the number by which ``withdraw`` ends it,
+        or why it is refused."""
         if (refused := self._against(command, uid)) is not None:
             return NotDone(refused)
         ticket = next(self._tickets)

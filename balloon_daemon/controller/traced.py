@@ -80,7 +80,8 @@ class TracedPolicy(ResumablePolicy):
 
 
 class Traced:
-    """Has the sizing policy's steps published while a client records a trace: a ``Tracing``.
+    """Has the sizing policy's steps published while a client records a trace. ``api/traces.py``
+    begins and ends that by the methods of ``Tracing``.
 
     Args:
         publish: called with each event to be published.
@@ -112,7 +113,7 @@ class Traced:
         draw: Callable[[], float],
         against_more: Callable[[VmId, int], Reason | None],
     ) -> TracedPolicy:
-        """Makes the policy. A ``MakePolicy``."""
+        """Makes the policy of this run (the type ``MakePolicy``)."""
         self._policy = TracedPolicy(settings, draw, against_more, self._publish, self._clock)
         self._policy.publishes = self._always
         return self._policy

@@ -57,7 +57,7 @@ class Command(NamedTuple):
 def commands(
     parser: argparse.ArgumentParser, path: tuple[str, ...] = (), summary: str = ""
 ) -> Iterator[Command]:
-    """A command line's commands, each before those below it."""
+    """A command line's commands, each before its own subcommands."""
     arguments, below = [], {}
     told: dict[str, str] = {}
     for action in parser._actions:

@@ -137,7 +137,8 @@ def _add(
 
 
 def _told(name: str, run: Callable[..., None], options: argparse.Namespace) -> int:
-    """Runs a command, and says in one line why it cannot."""
+    """Runs ``install`` or ``uninstall``; prints in one line why it fails. Returns the exit
+    status."""
     try:
         run(installed_here(), options.root, dry=options.dry_run)
     except ServiceError as err:

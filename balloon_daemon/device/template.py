@@ -132,7 +132,7 @@ class Template:
         self._tell: Callable[[str], None] = lambda what: None
         self._wait_s = self._next_s = 0.0
         self._failure = ""
-        """Why there is no template; empty where there is one, or where its start is no failure."""
+        """How the last template ended, or why its start failed; "" once another one is ready."""
         with contextlib.suppress(OSError):
             self._starting = self._start()
 
@@ -154,7 +154,7 @@ class Template:
         self._bpf, self._warn, self._tell = bpf, warn, tell
 
     def fork(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
-        """Asks the template for a device, and waits for its answer. A ``Fork``.
+        """Asks the template for a device, and waits for its answer (a ``Fork`` of ``process.py``).
 
         Raises:
             NotYetError: no template is ready just now.
@@ -170,7 +170,7 @@ class Template:
             self.reap(within_s=KILLED_WITHIN_S)
 
     def ask(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> None:
-        """Asks for a device as a ``Fork`` does; ``answer`` tells the outcome. One at a time.
+        """Sends a request, and does not wait: ``answer`` tells the outcome. One request at a time.
 
         Raises:
             NotYetError: no template is ready just now.
@@ -221,7 +221,7 @@ class Template:
         return OSError(errno.EAGAIN, "the process that forks devices does not answer")
 
     def tend(self) -> None:
-        """Replaces a template that has ended. Not between ``ask`` and its answer."""
+        """Replaces a template that has ended. Not to be called between ``ask`` and its answer."""
         self.reap()
         self.reserve_low_numbers()
         if self._running is not None and self._running.is_gone():

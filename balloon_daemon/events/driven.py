@@ -242,8 +242,8 @@ class BasesNotStored(NamedTuple):
 
 @fact
 class BasesPathTaken(NamedTuple):
-    """At the path where the VMs' bases (``BasesNotStored``) are to be stored there is something
-    else than a regular file.
+    """At the path where the VMs' bases (the balloons that they had before balloond) are to be
+    stored there is something else than a regular file.
 
     Attributes:
         path: the path.

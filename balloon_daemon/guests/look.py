@@ -43,10 +43,10 @@ class Looked(NamedTuple):
     Attributes:
         vm: its configuration.
         vm_mem_bytes: its size less ``base_bytes``.
-        max_balloon_bytes: the most that its balloon may take, beyond ``base_bytes``.
+        max_balloon_bytes: the largest size, beyond ``base_bytes``, to which its balloon may grow.
         base_bytes: the size of the balloon that it had before balloond, and keeps.
         state: its guest's state.
-        can: its abilities.
+        can: what its balloon and its guest can do (``seam.Ability``).
         closed_pid: its VMM's process, if balloond may not see the files that the process has open;
             else 0.
     """
@@ -135,7 +135,7 @@ def _bases(path: Path) -> Bases:
 
 def _not_listed(patterns: Iterable[str]) -> Iterator[DirectoryNotListed]:
     """The directories of patterns in which nothing can be found now."""
-    # A path without wildcards is looked up, for which nobody has to list its directory.
+    # Leave out patterns without wildcards: such a path is looked up, and its directory not listed.
     listed = {nearest_directory(pattern) for pattern in patterns if glob.has_magic(pattern)}
     for directory in sorted(listed):
         try:

@@ -23,12 +23,13 @@ Low = Callable[[], LowNumbers]
 """Makes a ``LowNumbers``, whose child processes inherit no descriptor that came from a VMM."""
 
 NEW_LOW: Low = LowNumbers
-"""For a balloond without devices of its own; otherwise the template shares its ``LowNumbers``."""
+"""For a balloond without devices of its own. With such devices, libvirt's client and the children
+that look paths up share the ``LowNumbers`` of the template process."""
 
 
 def asker(low: Low) -> Ask:
-    """Makes the ``Ask`` of VMs on balloond's own device. It uses the same child processes as the
-    lookups for driven VMs do.
+    """Makes the function by which VMs on balloond's own device have children look at their VMMs'
+    processes (an ``Ask``). It uses the same child processes as the lookups for driven VMs do.
 
     Args:
         low: makes a ``LowNumbers``, which forks the children.
@@ -82,7 +83,7 @@ class Drivers:
         self._libvirt: LibvirtVms | None = None
 
     def open(self, config: Config) -> list[GuestDriver]:
-        """Makes the drivers that a configuration needs. Those that there are already are told
+        """Makes the drivers that a configuration needs. Drivers that were made before are told
         which VMs are wanted now.
 
         Returns:

@@ -27,7 +27,8 @@ class VmRow(NamedTuple):
 
     Attributes:
         vm_mem_bytes: the VM's size that the policy uses.
-        level: the policy's level, 0 where the balloon is empty (``sizing/balloon_policy.py``).
+        level: how many steps the policy has let the balloon grow; 0: the balloon is empty
+            (``sizing/balloon_policy.py``).
         recheck_at_s: when the policy reacts to low memory again, on CLOCK_MONOTONIC; None: it
             reacts at once.
         release_at_s: when to try to lower the level by one, on CLOCK_MONOTONIC; None: there is
@@ -87,9 +88,9 @@ class Attached(NamedTuple):
     Attributes:
         vm_mem_bytes: the size; 0: this VM can have no balloon.
         can: its abilities.
-        balloon_bytes: the size of the balloon that an earlier balloond has left, where no row was
-            stored.
-        row: the policy's row that an earlier balloond has stored; None: none.
+        balloon_bytes: the size of the balloon that an earlier balloond has left; used only where
+            ``row`` is None.
+        row: the state of the VM's policy that an earlier balloond has stored; None: none.
         vmm_pid: its VMM's process; None: unknown.
     """
 
@@ -266,11 +267,12 @@ class Guest(Protocol):
         Must be cheap: the policy calls this method each time that the host's memory is low.
 
         Args:
-            level: the policy's level; at 0 the balloon is empty.
+            level: the level of the VM's policy, as in ``VmRow``; at 0 the balloon is empty.
         """
 
     def keep(self, row: VmRow) -> None:
-        """Stores this row, with the guest's own state, for another balloond."""
+        """Stores this state of the VM's policy for another balloond, with what the guest itself
+        needs to go on there."""
 
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""

@@ -50,7 +50,8 @@ async def opened(pid: int, ask: Ask) -> ProcessFiles | None:
         The files; None: the process is gone, or may not be looked at.
 
     Raises:
-        OSError, BalloondError: as of ``user_of``.
+        OSError: the kernel's reason.
+        BalloondError: processes are looked up too slowly now, or were lately.
     """
     user = await user_of(pid, ask)
     if user < 0:

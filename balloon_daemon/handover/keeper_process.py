@@ -52,7 +52,8 @@ class KeeperProcess:
         self._status: int | None = None
 
     def wait(self, within_s: float) -> int | None:
-        """Its exit status, once it has ended; None: it has not within this time, in seconds."""
+        """The keeper's exit status, once it has ended; None: it has not ended in this time, in
+        seconds."""
         if self._status is None:
             with contextlib.closing(lockable(os.pidfd_open(self.pid))) as pidfd:
                 poller = select.poll()
@@ -64,7 +65,7 @@ class KeeperProcess:
         return self._status
 
     def kill(self) -> None:
-        """Kills it, and waits until it has ended."""
+        """Kills the keeper, and waits until it has ended."""
         if self._status is None:
             os.kill(self.pid, signal.SIGKILL)
             _, status = os.waitpid(self.pid, 0)

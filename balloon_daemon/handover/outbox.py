@@ -81,7 +81,8 @@ class Outbox:
         Args:
             content: the message.
             fds: descriptors sent with it, which stay the caller's.
-            guest: the guest that the message is about, as in ``waiting_of``; "": none.
+            guest: the guest that the message is about, by the part before the dot in the names of
+                its descriptors; "": none.
 
         Raises:
             OSError: the message has to wait, and no descriptor is free for a duplicate.

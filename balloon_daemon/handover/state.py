@@ -1,6 +1,6 @@
 """A VM's state as bytes: what one controller writes and the next one reads. Pure.
 
-A state has two parts. ``vm`` is common to all VMs: the VM's number, its name, and its row of the
+A state has two parts. ``vm`` is common to all VMs: the VM's number, its name, and the state of its
 balloon policy. ``jailed`` is for VMs that our own device serves: the vhost-user messages that
 bring a fresh back-end to the present state, so that a restored state passes the same checks as a
 VMM's messages, and the VM's descriptors, by number (``keys.FdKey``).
@@ -114,7 +114,7 @@ class EncodedMessages:
             self._crc = zlib.crc32(added, after._crc)
 
     def encode(self, state: GuestState) -> bytes:
-        """The encoded state, in which the state's own messages follow these."""
+        """The encoded state: these messages come first, then ``state``'s own."""
         jailed, row = state.jailed, state.row
         numbers = {
             "handled": jailed.handled,

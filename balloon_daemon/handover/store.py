@@ -114,10 +114,11 @@ class Store(Protocol):
         """Stores a VM's new state, and then removes the names that the state replaces.
 
         Args:
-            name: the state's.
+            name: the state's name.
             fd: the state's memory.
             gone: the names that it replaces.
-            losses: how many names of this VM were lost so far, as ``lost`` was told (``on_loss``).
+            losses: how many names of this VM were lost so far, by the last call of the function
+                that ``on_loss`` was given.
             stay: after a loss, when it is unknown which names the store has: all names of the VM
                 that are to stay. Else None.
 

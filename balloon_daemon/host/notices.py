@@ -56,7 +56,7 @@ class Unknown(NamedTuple):
 
 
 class SourceNotices:
-    """The common part of both sources: counters, and events not yet taken.
+    """What both sources of the host's readings share: counters, and events not yet taken.
 
     Args:
         clock: Gives seconds since any moment.
@@ -97,7 +97,8 @@ class SourceNotices:
         self._statistics = self._statistics._replace(wakeups=wakeups)
 
     def note_reading(self, measured: Known | Unknown) -> Known | None:
-        """Counts a reading, notes its changes, and returns it; None: unknown."""
+        """Counts a reading, queues events about what has changed since the last one, and returns
+        the reading; None: unknown."""
         self._reads += 1
         if isinstance(measured, Unknown):
             self._note_unknown(measured)

@@ -23,7 +23,7 @@ _COUNT = re.compile(rb"^ +count: +([0-9]+)$", re.MULTILINE)
 
 
 def keep_zoneinfo() -> None:
-    """Opens the file at the start, as it is read only while memory is low: a lookup of its name
+    """Opens /proc/zoneinfo at the start, as it is read only while memory is low: a lookup of it
     then could wait for whoever lists /proc, and so holds the lock of that directory."""
     with contextlib.suppress(OSError):
         read_figures(os.fspath(ZONEINFO))

@@ -20,8 +20,8 @@ from typing import NoReturn
 from balloon_daemon.linux.libc import LIBC, fork_sharing_fds
 
 LOW = 64
-"""close_range(2) with CLOSE_RANGE_UNSHARE copies at least so many numbers (fs/file.c:
-NR_OPEN_DEFAULT, which is BITS_PER_LONG)."""
+"""A child's close_range(2) with CLOSE_RANGE_UNSHARE copies at least the descriptors below this
+number into the child's own table (fs/file.c: NR_OPEN_DEFAULT, which is BITS_PER_LONG)."""
 
 _WORTH_IT = 4 * LOW
 """With a lower limit of open files (RLIMIT_NOFILE) than this, the low numbers are not reserved:

@@ -29,8 +29,8 @@ class ClosingChild:
 
     Args:
         fds: the first descriptors to close, in this order.
-        own: owns the child's pidfd, whose close takes long if somebody has locked it
-            (``figures.lockable``).
+        own: makes the object that owns and later closes the child's pidfd; that close takes long
+            if somebody has locked the pidfd (``figures.lockable``).
 
     Raises:
         OSError: the kernel allows no process; the descriptors are still open.

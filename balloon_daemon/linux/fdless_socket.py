@@ -61,7 +61,8 @@ class LeftSockets:
 
     def __init__(self) -> None:
         self._waiting: list[tuple[int, int]] = []
-        """Descriptors that no child closes yet, each with its owner as in ``leads_to``."""
+        """Descriptors that no child closes yet, each with the user who owns the file of the socket
+        to which it was connected (``leads_to``)."""
         self._working: dict[ClosingChild, int] = {}
         self._idle: list[ClosingChild] = []
         """At most one child without an order, kept for the next: a fork takes milliseconds."""
@@ -71,7 +72,7 @@ class LeftSockets:
 
         Args:
             fd: the socket.
-            owner: as in ``leads_to``.
+            owner: the user who owns the file of the socket to which it was connected.
         """
         self._waiting.append((fd, owner))
         self._go_on()
@@ -111,14 +112,14 @@ class LeftSockets:
 
 
 LEFT = LeftSockets()
-"""The sockets that this process has left to children."""
+"""Closes the sockets that this process leaves to children."""
 
 
 class _WarySocket(socket.socket):
     """A Unix socket on a kernel that does not refuse descriptors.
 
     Attributes:
-        owner: as in ``leads_to``; -1: unknown.
+        owner: the user who owns the file of the socket to which it is connected; -1: unknown.
     """
 
     __slots__ = ("owner",)

@@ -138,7 +138,7 @@ def closes_are_behind() -> bool:
 
 
 def content_of(fd: int, most_bytes: int) -> bytes:
-    """Reads a file in this process; a ``Content``."""
+    """Reads a file in this process, whole or up to ``most_bytes``. Used as a ``Content``."""
     content = bytearray()
     try:
         while part := os.pread(fd, min(_CHUNK_BYTES, most_bytes - len(content)), len(content)):
@@ -151,7 +151,7 @@ def content_of(fd: int, most_bytes: int) -> bytes:
 
 
 def one_read_of(fd: int, most_bytes: int) -> bytes:
-    """Reads, by one read(2), a file that the kernel gives whole; a ``Content``.
+    """Reads, by one read(2), a file that the kernel gives whole. Used as a ``Content``.
 
     Such are the files of sysfs (``sysfs_kf_seq_show``), those of a cgroup with one number or
     ``memory.stat``, /proc/meminfo and /proc/PID/cgroup: each is one record to fs/seq_file.c, whose

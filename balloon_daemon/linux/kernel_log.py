@@ -72,7 +72,8 @@ KERNEL_LOG = KernelLog()
 
 
 def find_seccomp_kill(pid: int) -> int | None:
-    """As ``KernelLog.seccomp_kill``, of the whole log: not for a process with an event loop."""
+    """For which system call a process was killed by its seccomp filter; None: unknown. Reads the
+    whole log, which may take long: not for a process with an event loop."""
     log = KernelLog()
     while not log.read_on():
         pass

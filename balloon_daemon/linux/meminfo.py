@@ -100,7 +100,7 @@ def host_memory(
 
 
 def _field(meminfo: bytes, name: bytes) -> int | None:
-    """The number in the field's last line, in KiB where it is an amount; None: there is none."""
+    """The number in the field's last line, in KiB where it is an amount; None: no such field."""
     line = b"\n" + name
     if (at := meminfo.rfind(line + b":")) < 0:
         return None

@@ -11,9 +11,9 @@ from balloon_daemon.named_tuple import NamedTuple
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 MOST_BYTES = 256 * 1024
-"""How much of the list is read while VMs wait: it takes 3 to 6 ms, and has some 2,000 mounts on a
-usual host. Any user may make 1,000 mounts (fusermount3(1)), whose lines have thousands of bytes
-each where their paths are long: the whole list would take 30 ms and more."""
+"""How many bytes of the list of mounts are read while VMs wait: this takes 3 to 6 ms, and covers
+some 2,000 mounts on a usual host. Any user may make 1,000 mounts (fusermount3(1)), whose lines
+have thousands of bytes each where their paths are long: the whole list would take over 30 ms."""
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -36,10 +36,10 @@ class Mount(NamedTuple):
 
 
 def read_lines(path: Path = MOUNTINFO, most_bytes: int = MOST_BYTES) -> list[bytes]:
-    """The list's first lines.
+    """The first lines of a list of mounts.
 
     Args:
-        path: the list.
+        path: the list, such as /proc/self/mountinfo.
         most_bytes: how much of it is read; a line that goes on beyond that is left out.
 
     Raises:

@@ -48,7 +48,8 @@ def refuse_descriptors(sock: socket.socket) -> bool:
 
 
 def read_urgent_in_place(sock: socket.socket) -> None:
-    """Has urgent bytes (MSG_OOB) stay in their place in the stream; before anything is received.
+    """Has urgent bytes (MSG_OOB) stay in their place in the stream. Call it before anything is
+    received.
 
     Otherwise recvmsg(2) skips urgent bytes, and closes the descriptors that came with them.
     """

@@ -45,7 +45,7 @@ class Bus:
         self._readers = (*self._readers, reader)
 
     def publish(self, event: Event) -> None:
-        """Queues an event, or counts it as lost where too many are queued. A ``Publish``."""
+        """Queues an event; while ``MOST`` events are queued, counts it as lost instead."""
         if len(self._queue) >= MOST:
             self._lost += 1
             return

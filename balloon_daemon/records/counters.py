@@ -97,7 +97,8 @@ counted."""
 
 
 class Counters:
-    """Counts events since this balloond was started. A ``Reader``.
+    """Counts events since this balloond was started. The event bus calls this object with each
+    event: it is a ``Reader`` (``records/bus.py``).
 
     Attributes:
         faults: how many faults of each kind there were, about whatever VM, by their event words.

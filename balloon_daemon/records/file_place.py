@@ -44,7 +44,7 @@ def lock_place(flag: str, path: Path, taken: str) -> OwnedFd:
             and the remedy.
 
     Returns:
-        Holds the lock until it is closed.
+        The lock file's descriptor: the lock is held until this descriptor is closed.
 
     Raises:
         ConfigError: another balloond holds the lock, or the lock's file cannot be made.

@@ -44,7 +44,8 @@ the file's name and the reason follow."""
 
 
 class History:
-    """Keeps decisions, findings of guest protection, and samples. A ``Reader``.
+    """Keeps decisions, findings of guest protection, and samples. The event bus calls this object
+    with each event: it is a ``Reader`` (``records/bus.py``).
 
     Args:
         scribe: hands rows to the program that writes the file.

@@ -29,7 +29,8 @@ _OWN_FIELDS = {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EVENT"}
 
 
 class Log:
-    """Writes a line for each event of interest. A ``Reader``.
+    """Writes a line for each event of interest. The event bus calls this object with each event:
+    it is a ``Reader`` (``records/bus.py``).
 
     O_NONBLOCK would keep writes from blocking, but it would apply to the open file, which other
     processes share; so poll(2) is asked before each write whether the file takes more.

@@ -70,7 +70,8 @@ class _Kept:
 
 
 class Recent:
-    """Keeps the last events. A ``Reader``."""
+    """Keeps the last events. The event bus calls this object with each event: it is a ``Reader``
+    (``records/bus.py``)."""
 
     def __init__(self) -> None:
         self._all = deque[_Kept](maxlen=KEPT_IN_ALL)

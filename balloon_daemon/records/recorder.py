@@ -44,7 +44,8 @@ def header_now(settings: PolicySettings) -> Header:
 
 
 class Recorder:
-    """Writes each event that the sizing policy handles, and what the policy decides. A ``Reader``.
+    """Writes each event that the sizing policy handles, and what the policy decides. The event bus
+    calls this object with each event: it is a ``Reader`` (``records/bus.py``).
 
     Args:
         scribe: hands lines to the program that writes the file.
@@ -130,7 +131,7 @@ def lock_trace(file: int, path: Path) -> OwnedFd:
         path: its path.
 
     Returns:
-        Holds the lock until it is closed.
+        A descriptor of the file: the lock is held until this descriptor is closed.
 
     Raises:
         ConfigError: the file cannot be locked.

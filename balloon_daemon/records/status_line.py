@@ -14,7 +14,8 @@ MOST_CHARACTERS = 160
 
 
 class StatusLine:
-    """Makes the line; a ``Reader``, which remembers the last fault."""
+    """Makes the line, and remembers the last fault for it. The event bus calls this object with
+    each event: it is a ``Reader`` (``records/bus.py``)."""
 
     def __init__(self) -> None:
         self._trouble: tuple[Event, float] | None = None

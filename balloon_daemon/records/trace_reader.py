@@ -83,7 +83,8 @@ def decode_header(line: bytes) -> Header:
 
 
 class Decoder:
-    """Reads entries, one after another; knows the VMs that were added."""
+    """Reads a trace's entries, one after another. Remembers the VMs that were added and not
+    removed: an entry about any other VM is a mistake."""
 
     def __init__(self) -> None:
         self._vms: dict[int, VmId] = {}

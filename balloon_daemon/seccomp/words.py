@@ -48,7 +48,7 @@ class Words:
         return "".join(token.text for token in self._tokens[mark : self._next])
 
     def take_if(self, text: str) -> Token | None:
-        """Takes the next word if it is this text; else None."""
+        """Takes the next word if it is ``text``, and returns it; None: it is another word."""
         token = self.peek()
         if token is None or token.text != text:
             return None

@@ -95,9 +95,9 @@ class Adaptive:
 
     Args:
         rows: all VMs.
-        priorities: knows who is squeezed first.
-        settings: the numbers of the policies: how often to look, and after how many looks all is
-            promised while memory stays low.
+        priorities: tells which VMs are asked for memory first.
+        settings: the policies' numbers: the time between two looks (``recheck_s``), and after how
+            many looks with low memory the targets add up to the maximums (``steps``).
         objection: why a VM must not be asked for more just now; None: it may be asked.
     """
 
@@ -143,8 +143,8 @@ class Adaptive:
 
     @property
     def listens(self) -> bool:
-        """Whether ``look`` must be called at once when memory becomes low. It need not be where
-        the last look found memory low."""
+        """Whether ``look`` must be called at once when memory becomes low: not if the last look
+        found memory low already, or there is no adaptive VM."""
         return bool(self._vms) and not self._low
 
     def look(self, seen: Seen, outcome: Outcome) -> None:
@@ -173,7 +173,7 @@ class Adaptive:
         self.next_s = now_s + self._look_s * (SELDOM if far else 1)
 
     def _size(self, reading: Reading, outcome: Outcome) -> bool:
-        """Sizes all balloons; returns whether low memory is far."""
+        """Sizes all balloons; returns whether the next look may come later (``FAR``)."""
         # An operator's reserve raises the margin, and so the aim (the margin and a headroom), but
         # not the headroom's limits, which are multiples of the margin without reserves.
         margin_bytes = (reading.margin_mib - reading.reserved_mib) * MIB
@@ -215,7 +215,8 @@ class Adaptive:
     # --- asking for memory --------------------------------------------------------------------
 
     def _take(self, short_bytes: int, unused_bytes: int, why: Why, outcome: Outcome) -> None:
-        """Asks for what is missing, and for what was promised where memory is low.
+        """Asks guests for what is missing to the aim. While memory is low, also asks for what
+        ``ask_promised`` adds.
 
         Args:
             short_bytes: how much will be missing to the aim when guests have given what they were
@@ -260,7 +261,7 @@ class Adaptive:
                 outcome.move(each.vm, row, row.told_bytes, release_at_s, said)
 
     def _limit(self, each: AdaptiveVm, now_s: float) -> Reason | None:
-        """Why a VM cannot be asked for more, although nobody objects; None: it can be."""
+        """Why a VM cannot be asked for more, although there is no objection; None: it can be."""
         if not each.row.policy.max_bytes:
             return Reason.NO_BALLOON
         if not each.left_bytes:
@@ -281,12 +282,12 @@ class Adaptive:
     # --- giving it back -----------------------------------------------------------------------
 
     def _give_back(self, room_bytes: float, spare_bytes: int, why: Why, outcome: Outcome) -> None:
-        """Gives back what there is room for.
+        """Gives memory back to guests, as much as the host has room for.
 
         Args:
             room_bytes: how much the host can give back.
-            spare_bytes: if the room exceeds the targets of all balloons that are due, added up,
-                by at least this, all of these balloons go back at once.
+            spare_bytes: if ``room_bytes`` exceeds the sum of the targets of all balloons whose
+                release is due by at least this, all of these balloons are emptied at once.
             why: what was seen.
             outcome: takes the targets.
         """

@@ -50,8 +50,8 @@ class AdaptiveVm:
     """An adaptive VM.
 
     Attributes:
-        vm: which.
-        row: its row.
+        vm: its id.
+        row: its policy, size and target, as ``HostPolicy`` keeps them.
         rate: how fast its balloon grows, in bytes a second.
         told_bytes: its target at the last look.
         actual_bytes: its balloon's size at the last look.
@@ -59,8 +59,8 @@ class AdaptiveVm:
         lowered_at_s: when its target was seen to have fallen last.
         low_looks: how many looks in a row found memory low while it could be asked.
         spare: what its guest can spare; None: unknown.
-        spares: what its guest can spare of each ``Kind``, in whole pages, and no more than it may
-            be asked for.
+        spares: what its guest can spare of each kind of memory (``asking.Kind``), in whole pages,
+            and no more than it may be asked for.
         asked_bytes: how much more it is asked for at this look.
         against: what is against asking it for more; None: nothing is.
         sizes: its balloon's recent sizes, each with the time at which it was seen.
@@ -100,7 +100,7 @@ class AdaptiveVm:
 
     @property
     def ahead_bytes(self) -> int:
-        """The size that its balloon can have soon, by how fast it grows."""
+        """The size that its balloon can have in ``AHEAD_S``, by how fast it grows."""
         return counted_bytes(self.row) + int(self.rate * AHEAD_S)
 
     def measure(self, passed_s: float, now_s: float) -> None:
@@ -129,7 +129,7 @@ class AdaptiveVm:
         """Sets ``spare`` and ``spares`` to what its guest can spare now.
 
         Args:
-            now_s: the clock.
+            now_s: the present time.
             low: whether memory is low. Where it is not, nothing is asked of a guest whose
                 statistics are unknown.
         """
@@ -161,8 +161,8 @@ class AdaptiveVm:
         )
 
     def _note_own(self, figures: Figures) -> None:
-        """Notes how fast the guest's own programs take memory: by how much what it has available
-        and in its balloon has fallen since the statistics before."""
+        """Notes how fast the guest's own programs take memory: how much the sum of its available
+        memory and its balloon has fallen since the statistics before."""
         if figures.available_bytes is None:
             return
         before, at_s = self.own, figures.at_s
@@ -209,7 +209,8 @@ def counted_bytes(row: Row) -> int:
 
 
 def settled_bytes(row: Row) -> int:
-    """The size that a balloon will have if its guest does what it was told to."""
+    """The size that a balloon will have if its guest does what it was told to: its target; its
+    present size, if somebody else sets the size (CONTESTED) or the guest does not run."""
     guard = row.guard
     stands = guard is not None and (guard.left is Reason.CONTESTED or not guard.runs)
     return counted_bytes(row) if stands else row.told_bytes

@@ -20,7 +20,7 @@ class Admission:
         rows: the VMs; is added to.
         settings: the policies' numbers.
         draw: gives a uniform number of [0, 1).
-        priorities: knows who is squeezed first.
+        priorities: tells which VMs are asked for memory first.
         protection: protects the guests of careful VMs.
         adaptive: sizes the balloons of adaptive VMs.
     """
@@ -65,9 +65,10 @@ class Admission:
             StateError: no policy can be in that state.
         """
         max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
-        # The earlier balloond may have had no floor for this VM, or a lower floor. If the present
-        # floor leaves no balloon (``max_bytes`` is 0), ``restore`` would refuse a level above 0.
-        # So restore with the maximum without a floor; ``resize`` then goes to level 0.
+        # The earlier balloond may have had no floor (memory that the guest keeps) for this VM, or
+        # a lower one. If the present floor leaves no balloon (``max_bytes`` is 0), ``restore``
+        # would refuse a level above 0. So restore with the maximum without a floor; ``resize``
+        # then goes to level 0.
         most = max_bytes or max_balloon_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy.restore(event.state, most, self._settings, self._draw)
         if max_bytes != most:
@@ -82,7 +83,7 @@ class Admission:
         return row
 
     def resume(self, found: Found, outcome: Outcome) -> Row:
-        """Takes a VM as another policy governs it at this moment.
+        """Takes a VM in the state in which another policy governs it now; sends no target.
 
         Raises:
             StateError: no policy can be in that state.

@@ -1,4 +1,5 @@
-"""How much each adaptive VM is asked for: by what its guest can spare, and by what was promised.
+"""How much each adaptive VM is asked for: by what its guest can spare, and, while memory is low,
+by how long it has been low (``ask_promised``).
 
 Pure.
 """
@@ -20,9 +21,11 @@ class Kind(Enum):
     """The kinds of memory that a guest can spare, in the order in which it is asked for them."""
 
     BACKED = 0
-    """Free memory, most of which the host backs."""
+    """Free memory of a guest of whose free memory the host backs a quarter or more
+    (``adaptive_vm.BACKED``)."""
     UNTOUCHED = 1
-    """Free memory, most of which the guest has never used: little of it comes to the host."""
+    """Free memory of a guest of whose free memory the host backs less than a quarter, because the
+    guest has never used the rest: little of it comes to the host."""
     CACHE = 2
     """Memory that holds files (page cache)."""
 
@@ -34,8 +37,9 @@ LEVEL = 0.05
 def ask_spare(short_bytes: int, givers: Sequence[AdaptiveVm]) -> None:
     """Divides a shortage among VMs by what their guests can spare: sets their ``asked_bytes``.
 
-    Page cache is asked only for what exceeds all free memory, and VMs of a higher priority only
-    for what exceeds what the lower priorities can spare, at once or later.
+    Page cache is asked for only if all free memory is less than the shortage, and only for the
+    rest. VMs of a higher priority are asked only for what VMs of lower priorities cannot spare, at
+    once or later.
 
     Args:
         short_bytes: the shortage.
@@ -115,11 +119,11 @@ def _coldest(vms: list[AdaptiveVm], most: list[int]) -> list[int]:
 
 
 def ask_promised(promised: Sequence[AdaptiveVm], givers: Sequence[AdaptiveVm], steps: int) -> None:
-    """Asks VMs for what is missing of the promise: while memory is low, the targets' sum rises at
-    each look, and is the sum of the maximums after ``steps`` looks.
+    """Keeps the promise of each profile: while memory is low, the targets' sum rises at each look,
+    and is the sum of the maximums after ``steps`` looks. Asks VMs for what is missing to that.
 
     Args:
-        promised: the VMs whose maximums the promise is about.
+        promised: the VMs whose targets and maximums are added up.
         givers: those of them that may be asked for more.
         steps: after how many looks the targets' sum is to be the sum of the maximums.
     """
@@ -151,8 +155,8 @@ def _size(item: tuple[int, AdaptiveVm]) -> int:
 
 
 def _behind_bytes(each: AdaptiveVm, looks: int, steps: int) -> int:
-    """By how much a VM's target would be behind the promise after so many looks; less than 0: it
-    is ahead of it."""
+    """What a VM's target would lack, after so many looks with low memory, of the promised part of
+    its maximum (``looks`` / ``steps``); less than 0: it would exceed that part."""
     pages = each.row.policy.max_bytes // PAGE_SIZE * min(looks, steps) // steps
     return pages * PAGE_SIZE - each.row.told_bytes - each.asked_bytes
 
@@ -172,7 +176,7 @@ def _backed_share(each: AdaptiveVm) -> float:
 
 
 def _at_once(each: AdaptiveVm) -> int:
-    """How much more a VM can give until soon, by how fast its balloon grows."""
+    """How much more a VM can give in ``AHEAD_S``, by how fast its balloon grows."""
     return max(0, _pages(each.ahead_bytes - each.row.told_bytes - each.asked_bytes))
 
 

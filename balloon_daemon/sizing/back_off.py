@@ -4,11 +4,12 @@ import math
 
 FIRST_S = 60.0
 MOST_S = 1800.0
-"""The shortest and the longest wait: one minute and half an hour."""
+"""The shortest wait (``FIRST_S``) and the longest (``MOST_S``): a minute and half an hour."""
 
 
 class BackOff:
-    """Waits. A wait is twice as long as the last one if the failure comes soon after that one."""
+    """One wait after each failure: twice as long as the last wait if the failure comes soon after
+    the last wait's end."""
 
     def __init__(self) -> None:
         self.until_s = -math.inf

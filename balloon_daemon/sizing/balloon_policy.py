@@ -358,7 +358,7 @@ class BalloonPolicy:
 
     def adopt(self, held_bytes: int, now_s: float, hold_s: float | None = None) -> Step:
         """Takes over a balloon of ``held_bytes``: goes to the highest level whose target is not
-        larger, and arms the release timer for ``hold_s``; None: as after low memory."""
+        larger, and arms the release timer for ``hold_s``; None: as long as after low memory."""
         before, s = self.level, self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
         if hold_s is not None:

@@ -165,7 +165,7 @@ class Balance(NamedTuple):
 
 
 Finding = InNeed | Stalled | Contested | Balance
-"""What was noticed about one VM."""
+"""What protection has found about one VM's guest or its balloon (``guard``)."""
 
 
 class Ended(Enum):
@@ -176,7 +176,7 @@ class Ended(Enum):
     TIME = "time"
     """Its time was over."""
     NOBODY = "nobody"
-    """Nobody can give more."""
+    """No VM can give more."""
     WITHDRAWN = "withdrawn"
     """The operator no longer waits for the answer, or wants no reserve any more."""
     HALTED = "halted"

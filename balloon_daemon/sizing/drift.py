@@ -34,7 +34,8 @@ class Drift(Enum):
 
 
 class Bearing:
-    """Compares one balloon's size with its targets."""
+    """Compares one balloon's size with its targets: finds changes that no target explains
+    (``Drift``)."""
 
     def __init__(self) -> None:
         self._target_bytes = self._balloon_bytes = 0
@@ -48,7 +49,7 @@ class Bearing:
         self._is_new = False
 
     def told(self, target_bytes: int, now_s: float) -> None:
-        """Notes a target."""
+        """Notes a target that was sent."""
         if target_bytes < self._target_bytes:
             self._lowered_at_s = now_s
         self._target_bytes, self._gone_at_s = target_bytes, None

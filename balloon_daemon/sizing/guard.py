@@ -53,7 +53,7 @@ taken for contested: another controller sets its targets."""
 
 
 WAITS = (Reason.CONTESTED, Reason.IN_NEED, Reason.STALLED)
-"""Why a guest may be left alone for a time that doubles."""
+"""The reasons for which a guest may be left alone for a time that doubles (``BackOff``)."""
 
 
 class Lasting(NamedTuple):
@@ -64,7 +64,7 @@ class Lasting(NamedTuple):
     Attributes:
         waits: the waits that were begun, each with its end and its length in seconds.
         need_seen_s: when the guest was in need last; None: never.
-        left: ``Guard.left``.
+        left: why balloond does not set the balloon's size, as ``Guard.left`` says; None: it does.
         bases: the guest's usual disk reads and major faults, each a second.
         missing_bytes: how much of the balloon the host has not got.
     """
@@ -182,7 +182,7 @@ class Guard:
         return self._need.last_at_s
 
     def known(self, now_s: float) -> Figures | None:
-        """The statistics that show what the guest can spare; None: it sends none, or no more."""
+        """The guest's last statistics, if they still show what it can spare (``LATE_S``)."""
         last = self._need.last
         return None if last is None or now_s - last.at_s > LATE_S else last
 
@@ -226,7 +226,7 @@ class Guard:
             vm_mem_bytes: the VM's size.
             target_bytes: the target that it was sent last.
             balloon_bytes: its balloon's size.
-            now_s: the clock.
+            now_s: the present time.
             drift: how its balloon has just changed by itself; None: it has not.
 
         Returns:

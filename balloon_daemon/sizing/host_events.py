@@ -130,7 +130,7 @@ class Asked(NamedTuple):
 
 
 class SettingsChanged(NamedTuple):
-    """An operator has other settings for a VM from now on."""
+    """An operator has set other settings for a VM, which hold from now on."""
 
     vm: VmId
     settings: VmSettings
@@ -224,9 +224,9 @@ class Found(NamedTuple):
         terms: its settings and abilities.
         target_bytes: the target that it was sent last.
         held: why no step up was taken at the last low memory; None: nothing was against it.
-        lasting: what protects its guest; None: its profile is ``Profile.SEED``.
-        look_at_s: when the policy looks whether memory is low, for all VMs; None: it waits to be
-            told.
+        lasting: what the ``Guard`` of its guest remembers; None: its profile is ``Profile.SEED``.
+        look_at_s: when the policy, for all VMs, looks by itself whether memory is low; None: it
+            waits for ``Looked``.
         patience: how often it has waited for VMs of lower priorities, when last (None: never), and
             how often for those of higher ones (``Patience``).
     """
@@ -285,7 +285,7 @@ class VmDecision(NamedTuple):
 
 
 class VmFinding(NamedTuple):
-    """What was noticed about one VM."""
+    """What protection has found about one VM's guest or its balloon (``guard``)."""
 
     vm: VmId
     finding: Finding
@@ -347,7 +347,7 @@ Over = PauseOver | ReclaimOver | ReserveAnswered | ReserveOver
 
 
 class Watch(NamedTuple):
-    """Read a VM's figures so often from now on; None: only when asked."""
+    """Read a VM's figures each ``every_s`` seconds from now on; None: only when asked."""
 
     vm: VmId
     every_s: float | None

@@ -116,7 +116,7 @@ class HostPolicy:
         self._new_settings = NewSettings(self._priorities, self._protection, self._adaptive)
         self._deadlines = Deadlines(self._rows)
         self.steering = Steering(self._rows, self._protection, settings.recheck_s, self._objection)
-        """What operators have asked for, for reading."""
+        """The operators' pauses, reclaims and reserves; for other objects only to read."""
         self._look_at_s = math.inf
         self._halted = False
 
@@ -186,10 +186,10 @@ class HostPolicy:
         return outcome.step(wake_at_s, listen=bool(self._listening) or self._adaptive.listens)
 
     def ignores(self, seen: Seen) -> bool:
-        """Whether ``step`` with ``Looked`` would change nothing just now, by a look at what seldom
-        differs: far more is available than the margin, and nothing waits for a reading.
+        """Whether ``step`` with ``Looked`` would surely change nothing now: far more is available
+        than the margin, and nothing waits for a reading.
 
-        The source is polled each second for as long as balloond runs.
+        Saves most steps: the source is polled each second for as long as balloond runs.
         """
         return (
             isinstance(seen, Reading)

@@ -58,7 +58,7 @@ SHORTEST_S = MEAN_S - 0.5
 not come exactly each second."""
 
 FRESH_S = 4.0
-"""Statistics older than this show nothing."""
+"""Statistics older than this show no sign of need."""
 
 STALE_S = 5.0
 """A guest whose statistics are older than this is squeezed no further."""
@@ -185,7 +185,7 @@ class NeedRule:
         """What shows that the guest is in need; nothing where its statistics are not fresh.
 
         Args:
-            now_s: the clock.
+            now_s: the present time.
             vm_mem_bytes: the VM's size. The guest's own total may leave the balloon out.
             stuck: whether it has given nothing for long although it is asked for more.
         """
@@ -211,7 +211,8 @@ class NeedRule:
         return frozenset(found)
 
     def _cache_signs(self) -> set[Sign]:
-        """What shows that the page cache is too small, if next to no memory is free."""
+        """The signs of a page cache that is too small; signs of need only if the guest has little
+        free memory (``FREE_SHARE``)."""
         found = set[Sign]()
         if self._rate("disk_read_bytes") >= DISK_BYTES + DISK_FACTOR * self._disk_base:
             found.add(Sign.READS_DISK)

@@ -21,7 +21,7 @@ class NewSettings:
     """Takes other settings for the VMs of a host.
 
     Args:
-        priorities: knows who is squeezed first.
+        priorities: tells which VMs are asked for memory first.
         protection: protects the guests of careful VMs.
         adaptive: sizes the balloons of adaptive VMs.
     """

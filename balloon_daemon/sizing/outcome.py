@@ -59,7 +59,7 @@ class Outcome:
 
     Args:
         deadlines: takes the deadlines of VMs whose policies were stepped.
-        priorities: knows who is squeezed first.
+        priorities: tells which VMs are asked for memory first.
         now_s: the step's time.
     """
 
@@ -96,7 +96,7 @@ class Outcome:
 
         Args:
             vm: the VM.
-            row: its row.
+            row: the VM's policy, size and target.
             step: the step of its policy.
             target_bytes: the target to send in place of the level's; None: send the level's.
         """
@@ -150,7 +150,7 @@ class Outcome:
 
         Args:
             vm: the VM.
-            row: its row.
+            row: the VM's policy, size and target.
             balloon_bytes: the size; where it exceeds the policy's maximum, the maximum is taken.
             reason: why.
             hold_s: how long to wait with a step down, unless memory is low before; None: as long
@@ -158,7 +158,7 @@ class Outcome:
         """
         balloon_bytes = min(balloon_bytes // PAGE_SIZE * PAGE_SIZE, row.policy.max_bytes)
         step = row.policy.adopt(balloon_bytes, self.now_s, hold_s)
-        # The target before: within a level it grows or shrinks, too.
+        # Record the target before this step: the target may change although its level does not.
         decision = step.decision._replace(reason=reason, before_bytes=row.told_bytes)
         self.take(vm, row, step._replace(decision=decision), balloon_bytes)
 
@@ -169,7 +169,7 @@ class Outcome:
 
         Args:
             vm: the VM.
-            row: its row.
+            row: the VM's policy, size and target.
             target_bytes: the target, in whole pages; the same as before: nothing is sent.
             release_at_s: until when nothing of it is given back; None: the balloon is to be empty.
             why: the reason, and what was seen.
@@ -204,11 +204,11 @@ class Outcome:
         self.take(vm, row, Step((), decision))
 
     def find(self, vm: VmId, finding: Finding) -> None:
-        """Notes what was noticed about a VM."""
+        """Notes a finding about a VM's guest or its balloon (``guard``)."""
         self._findings.append(VmFinding(vm, finding))
 
     def watch(self, vm: VmId, every_s: float | None) -> None:
-        """Asks a VM for its figures so often; None: only on demand."""
+        """Has a VM's figures read each ``every_s`` seconds; None: only on demand."""
         self._watches.append(Watch(vm, every_s))
 
     def note(self, over: Over) -> None:

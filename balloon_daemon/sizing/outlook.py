@@ -10,9 +10,9 @@ from collections import deque
 from balloon_daemon.named_tuple import NamedTuple
 
 CALM_S = 12.0
-"""For so long the host must have had room before memory goes back: somewhat more than the 10 s
-within which no target may go the other way. On the hosts of docs/judgement.md: with 20 s guests
-lack more, and memory is low for no less time."""
+"""Balloons give back only memory for which all readings of so many seconds show room: somewhat
+more than the 10 s within which no target may go the other way. On the hosts of docs/judgement.md:
+with 20 s guests lack more, and memory is low for no less time."""
 
 FALL_S = 3.0
 """How far back the fall of bare memory is measured: over one, two and three readings, of which the
@@ -31,7 +31,7 @@ class _Seen(NamedTuple):
     """A reading.
 
     Attributes:
-        at_s: when.
+        at_s: when it was taken.
         bare_bytes: available memory less the balloons' sizes.
         owed_bytes: available memory less the balloons' targets.
     """
@@ -54,7 +54,7 @@ class Outlook:
             available_bytes: what the host has available.
             actual_bytes: the sum of all balloons' sizes.
             told_bytes: the sum of all balloons' targets.
-            now_s: the clock.
+            now_s: the present time.
         """
         seen = self._seen
         seen.append(_Seen(now_s, available_bytes - actual_bytes, available_bytes - told_bytes))
@@ -62,12 +62,12 @@ class Outlook:
             seen.popleft()
 
     def forget(self) -> None:
-        """Forgets all readings: those to come are of something else, or come after a gap."""
+        """Forgets all readings, because the next one comes after a gap."""
         self._seen.clear()
 
     @property
     def bare_bytes(self) -> int:
-        """Bare memory by the last reading."""
+        """Available memory less the balloons' sizes, by the last reading."""
         return self._seen[-1].bare_bytes
 
     @property

@@ -52,12 +52,12 @@ class Pauses:
         return None
 
     def begin(self, event: Paused, rows: Mapping[VmId, Row], outcome: Outcome) -> None:
-        """Pauses VMs, or all; a pause that there is gets the new end.
+        """Begins a pause of some VMs, or of all; a pause that is in force gets the new end.
 
         A guest that has not reached its target yet is asked for no more than it has given.
 
         Args:
-            event: what is wanted.
+            event: what the operator asks for.
             rows: the VMs that it concerns.
             outcome: collects the targets and decisions that follow.
         """

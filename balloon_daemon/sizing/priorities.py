@@ -48,7 +48,7 @@ class Priorities:
 
     @property
     def differ(self) -> bool:
-        """Whether not all VMs have the same priority."""
+        """Whether some VM has another priority than the others."""
         return len(self._numbers) > 1
 
     def lowest_that_can_give(self) -> int | None:
@@ -64,7 +64,7 @@ class Priorities:
         Args:
             row: the VM.
             lowest: what ``lowest_that_can_give`` is.
-            now_s: the clock.
+            now_s: the present time.
         """
         if lowest is None or row.priority <= lowest:
             return False

@@ -37,8 +37,9 @@ NEAR, FAR = 1.5, 2.0
 until twice the margin is available."""
 
 SOON, NOT_SOON = 2.5, 3.0
-"""As ``NEAR, FAR``, for adaptive VMs. They may be asked for memory with up to twice the margin
-available (``adaptive``), by figures that are to be of the same second."""
+"""The same as ``NEAR`` and ``FAR``, in multiples of the margin, for adaptive VMs. They may be
+asked for memory with up to twice the margin available (``adaptive``), by figures that are to be of
+the same second."""
 
 
 class Protection:
@@ -49,7 +50,7 @@ class Protection:
         # Whether memory is about to be low: for VMs that are not adaptive (False), for adaptive
         # ones.
         self._near = {False: False, True: False}
-        # Whether memory is not about to be low, for either kind.
+        # Whether memory is about to be low neither for adaptive VMs nor for the others.
         self._is_far = True
 
     def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:
@@ -178,13 +179,15 @@ class Protection:
         outcome.queue(vm, row)
 
     def _resume(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Goes on from the size that a balloon has after it was left alone."""
+        """Makes the present size of a balloon, for which no targets were sent for a time, the
+        target."""
         reached = _reached(row)
         if reached != row.told_bytes:
             outcome.settle(vm, row, reached, Reason.ADOPTED)
 
     def _see(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> None:
-        """Applies another floor where a guest turns out to send no statistics, or to send some."""
+        """Changes the memory that a guest keeps (``terms.BLIND_BYTES``), where the guest turns out
+        to send no statistics, or to send some."""
         blind = guard.is_blind(outcome.now_s)
         if blind is not row.terms.sends_stats:
             return

@@ -18,7 +18,7 @@ Theory of operation
     ============  =================================================================================
 
     Whatever a guest has not given by then, it is not asked for any more. What came is kept for
-    ``hold_s``; low memory and a guest in need end that, as they do for a size that was set.
+    ``hold_s``, as a size is that an operator has set: low memory, or need of the guest, ends that.
 """
 
 import math
@@ -37,7 +37,7 @@ ROUNDS_STILL = 4
 which a careful guest is found stalled (``stall``), as VMMs may report sizes a second late."""
 
 LOOKS = 10
-"""How often in each round it is looked whether all has come."""
+"""How often in each round the reclaim checks whether all of the wanted memory has come."""
 
 
 @dataclass(slots=True)
@@ -91,9 +91,9 @@ class _Reclaim:
     """A reclaim that goes on.
 
     Attributes:
-        wanted: what was asked.
-        began_s: when.
-        parts: what it has asked of each VM, and what was against it.
+        wanted: what the operator has asked for.
+        began_s: when it began.
+        parts: what it has asked of each VM, or why it has asked for nothing.
         gone: what VMs that have gone were asked for.
     """
 
@@ -160,7 +160,8 @@ class Reclaims:
         ]
 
     def pass_time(self, outcome: Outcome) -> None:
-        """Looks what has come, and asks for more where a round is due."""
+        """Ends reclaims that are complete, whose time is over or that can ask nobody any more;
+        asks for more memory where a round is due."""
         now_s = outcome.now_s
         if not self._reclaims:
             return
@@ -294,7 +295,7 @@ class Reclaims:
         self.next_s = self._next_s(outcome.now_s)
 
     def _stop(self, vm: VmId, part: _Part, wanted: Wanted, why: Ended, outcome: Outcome) -> None:
-        """Asks a VM for nothing that it has not given yet."""
+        """Lowers a VM's target by what the reclaim has asked of it and it has not given."""
         row, state = self._rows[vm], self._rows[vm].policy.state()
         missing_bytes = part.spanned_bytes - part.came_bytes(row)
         reason, hold_s, release_at_s = Reason.RECLAIMED, wanted.hold_s, state.release_at_s
@@ -310,20 +311,21 @@ class Reclaims:
 
 
 def _step_bytes(row: Row) -> int:
-    """A step of a VM's policy, or what is left to its maximum; in whole pages."""
+    """A step of a VM's policy, or what its target lacks to the maximum if that is less; in whole
+    pages."""
     policy = row.policy
     step_pages = -(-policy.max_bytes // PAGE_SIZE // policy.settings.steps)
     return max(0, min(step_pages * PAGE_SIZE, policy.max_bytes - row.told_bytes))
 
 
 def limit(row: Row) -> Reason | None:
-    """Why there is nothing to take of a VM; None: there is."""
+    """Why a VM can have no larger target, whatever its guest can spare; None: it can."""
     if not row.policy.max_bytes:
         return Reason.NO_BALLOON
     return Reason.AT_MAXIMUM if row.told_bytes >= row.policy.max_bytes else None
 
 
 def _longer(hold_s: float, release_at_s: float | None, now_s: float) -> float:
-    """How long to wait with a step down: ``hold_s``, or until the present release if that is
-    later."""
+    """How long to wait before the balloon shrinks by a step: ``hold_s``, or until the release that
+    is due already (``release_at_s``) if that is later."""
     return hold_s if release_at_s is None else max(hold_s, release_at_s - now_s)

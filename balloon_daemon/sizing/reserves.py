@@ -29,9 +29,9 @@ class _Reserve:
     """A reserve.
 
     Attributes:
-        reserved: what was asked.
-        began_s: when.
-        waits: whether who asked still waits for the answer.
+        reserved: what the operator has asked for.
+        began_s: when it began.
+        waits: whether the operator still waits for the answer.
     """
 
     reserved: Reserved
@@ -94,7 +94,7 @@ class Reserves:
             self._end(ticket, Ended.WITHDRAWN, outcome)
 
     def halt(self, outcome: Outcome) -> None:
-        """Ends all reserves, as balloond does."""
+        """Ends all reserves, because balloond ends."""
         for ticket in tuple(self._reserves):
             self._end(ticket, Ended.HALTED, outcome)
 

@@ -13,7 +13,8 @@ from balloon_daemon.sizing.outcome import Outcome
 
 
 class ResumablePolicy(HostPolicy):
-    """A host's policy that tells its state, and goes on from another one's."""
+    """A host's policy that tells the state of all its VMs, and can take over VMs in the state in
+    which another policy has left them."""
 
     def found(self) -> list[Found]:
         """All VMs as they are: first those that listen, in the order in which low memory steps
@@ -40,7 +41,7 @@ class ResumablePolicy(HostPolicy):
 
         Args:
             found: the VM.
-            now_s: the clock.
+            now_s: the present time.
 
         Raises:
             StateError: the VM has a policy already, or no policy can be in that state.

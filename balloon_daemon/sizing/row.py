@@ -9,8 +9,8 @@ from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.terms import Terms
 
 BACK_S = 30.0
-"""For so long a balloon counts as going back after its target was lowered: Linux's driver gives 1
-GiB in less than a second, and with a tenth of a CPU in ten seconds."""
+"""For so many seconds after its target was lowered, a balloon counts as giving memory back:
+Linux's driver gives 1 GiB in less than a second, and with a tenth of a CPU in ten seconds."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Patience:
 
 @dataclass(slots=True)
 class Row:
-    """One VM.
+    """One VM: its policy, and what the sizing of its balloon depends on.
 
     Attributes:
         policy: its policy.
@@ -68,7 +68,7 @@ class Row:
     back_until_s: float = -math.inf
 
     def tell(self, target_bytes: int, now_s: float) -> None:
-        """Notes the target that it is sent."""
+        """Notes the target that the VM is sent."""
         if target_bytes < self.told_bytes:
             self.back_bytes = max(self.told_bytes, min(self.back_bytes, self.actual_bytes))
             self.back_until_s = now_s + BACK_S

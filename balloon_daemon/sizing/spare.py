@@ -27,8 +27,8 @@ class Spare(NamedTuple):
     """What a guest can spare.
 
     Attributes:
-        unused_bytes: free memory that it will hardly use soon.
-        free_bytes: free memory.
+        unused_bytes: free memory that it will hardly use soon, beyond ``UNUSED_KEPT_SHARE``.
+        free_bytes: free memory beyond ``FREE_KEPT_SHARE``.
         cache_bytes: page cache that the guest is not seen to read.
         available_share: its available memory, as a share of the VM.
         backed_share: how much of its free memory the host backs: what a balloon takes of the rest
@@ -50,13 +50,13 @@ def spare_of(
     untouched_bytes: int,
     reads_cache: bool,
 ) -> Spare | None:
-    """What a guest can spare; None: it does not say what it has available.
+    """What a guest can spare; None: its statistics do not say how much it has available.
 
     Args:
         figures: its statistics.
         vm_mem_bytes: the VM's size.
-        taken_bytes: what it was asked for since, and had not given by then, and what its programs
-            will take soon.
+        taken_bytes: what its balloon lacked of its present target when it sent the statistics, and
+            what its programs will take soon.
         untouched_bytes: how much of its memory the host does not back.
         reads_cache: whether it reads from its disks as a guest does whose page cache is too small.
     """

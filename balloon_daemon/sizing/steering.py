@@ -96,7 +96,7 @@ class Steering:
         self._queue()
 
     def halt(self, outcome: Outcome) -> None:
-        """Ends everything, as balloond does."""
+        """Ends all pauses, reclaims and reserves, because balloond ends."""
         self.pauses.clear()
         self.reclaims.halt(outcome)
         self.reserves.halt(outcome)

@@ -23,7 +23,7 @@ class Terms:
     """One VM's settings, and what its driver can do for its protection.
 
     Attributes:
-        settings: the operator's.
+        settings: what the operator has set for it.
         sends_stats: its guest sends statistics, which show that it is in need.
         deflates_on_oom: its driver takes pages back before the guest's kernel kills a process.
     """
@@ -34,7 +34,7 @@ class Terms:
 
     @property
     def is_careful(self) -> bool:
-        """Whether the guest is protected."""
+        """Whether the guest is protected: the profile is careful or adaptive."""
         return self.settings.profile is not Profile.SEED
 
     @property

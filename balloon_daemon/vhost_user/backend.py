@@ -114,7 +114,7 @@ class Backend:
         """Stores the ``used.idx`` at which an ended device left each ring.
 
         Args:
-            indices: (vring, ``used.idx``) pairs, below MAX_QUEUES and 65536.
+            indices: pairs of a vring's index, below MAX_QUEUES, and its ``used.idx``, below 65536.
         """
         self.vrings.stood_at(indices)
 
@@ -221,7 +221,8 @@ class Backend:
         )
 
     def stop_vring(self, index: int) -> bytes:
-        """Stops a vring, whose ``base`` must be right; returns GET_VRING_BASE's reply."""
+        """Stops a vring, whose ``base`` must be its ``used.idx``; returns the answer to
+        GET_VRING_BASE."""
         return self.vrings.stop(index)
 
     # --- features -----------------------------------------------------------------------------

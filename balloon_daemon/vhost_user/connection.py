@@ -61,7 +61,8 @@ def right_kind(request: int, fd: Fd) -> bool:
 
 
 def inspect_memory(fds: Sequence[Fd]) -> Iterator[FileFacts]:
-    """The facts of each memory region's file, of those that came with one message."""
+    """What is known of each memory region's file (``FileFacts``), for the descriptors that came
+    with one message."""
     file_systems = FileSystems()
     for fd in fds:
         file = inspect_memory_file(fd.fileno(), file_systems)
@@ -91,7 +92,7 @@ class Connection:
         foreign: closes the descriptors that are received.
 
     Attributes:
-        foreign: the same object.
+        foreign: the object of that name in ``Args``.
     """
 
     def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:
@@ -133,7 +134,7 @@ class Connection:
         self.close_dropped()
 
     def close_dropped(self) -> None:
-        """Passes all received descriptors that their owners have closed on to the closer."""
+        """Passes to the closer all received descriptors that their owners have closed."""
         self.foreign.close_dropped()
 
     def _hang_up(self) -> bool:

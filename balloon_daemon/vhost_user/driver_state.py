@@ -42,7 +42,8 @@ class DriverState:
         config_read: the config space was read since ``reset_signed`` was set, so the driver is not
             a paused one, which would read nothing.
         balloon_unknown: the balloon may hold pages that ``config.actual`` does not count.
-        set_up_so_far: what was set up in this round, as (request, vring).
+        set_up_so_far: what was set up in this round, as (request, vring). A round begins when the
+            inflateq is stopped, or when a part is set up for the second time.
         settled: the inflateq's base was set in this round.
         poison_is_new: ``config.poison_val`` was written since the inflateq was stopped, that is,
             by the driver for which the inflateq is set up next.

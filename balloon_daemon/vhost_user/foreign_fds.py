@@ -31,7 +31,7 @@ class FdAccount:
         self.held = 0
         """Descriptors in use."""
         self.waiting = 0
-        """An upper bound of this process's descriptor numbers that wait for their close."""
+        """How many of this process's descriptor numbers, at most, wait for their close."""
         self.parked = 0
         """Descriptors that wait for their close in the queue of a socket (SCM_RIGHTS), and so
         occupy no number of this process."""
@@ -94,7 +94,7 @@ class ForeignFds:
         self.held = 0
         """Descriptors that are in use."""
         self.waiting = 0
-        """An upper bound of the descriptor numbers that wait for their close."""
+        """How many descriptor numbers of this peer's, at most, wait for their close."""
 
     def charge_to(self, account: FdAccount) -> None:
         """Counts all descriptors of this peer, now and later, as that user's."""
@@ -142,7 +142,7 @@ class ForeignFds:
             self._here = False
 
     def close_dropped(self) -> None:
-        """Passes all descriptors dropped since the last call to the closer."""
+        """Passes to the closer all descriptors that were dropped since the last call."""
         if self._dropped:
             dropped, self._dropped = self._dropped, []
             self.wait(-len(dropped))

@@ -35,7 +35,7 @@ class _Known(NamedTuple):
     Attributes:
         reads: whether it is a GET_CONFIG.
         request_bytes: a request's length.
-        offset: of its first byte in the config space.
+        offset: the place in the config space of the first byte that it is about.
         length: how many bytes of the config space it is about.
         reply: what the answer begins with; b"": there is none.
     """

@@ -30,7 +30,8 @@ class Vrings:
 
     Args:
         driver: notes bases and descriptions, which show whether a driver begins anew.
-        right_kind: as for ``Backend``.
+        right_kind: (request, descriptor) -> whether the descriptor is of the kind that the request
+            needs.
     """
 
     def __init__(self, driver: DriverState, right_kind: Callable[[int, Fd], bool]) -> None:
@@ -73,7 +74,8 @@ class Vrings:
             self._vrings[index].base = used_index
 
     def stop(self, index: int) -> bytes:
-        """Stops a vring and returns GET_VRING_BASE's reply; the vring's ``base`` must be right."""
+        """Stops a vring, whose ``base`` must be its ``used.idx``; returns the answer to
+        GET_VRING_BASE."""
         self._vrings[index].set_kick(None)
         return base_reply(index, self._vrings[index].base)
 

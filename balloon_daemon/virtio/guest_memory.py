@@ -63,8 +63,8 @@ class GuestMemory:
         return None if view is None else view[offset : offset + length]
 
     def view_of_frontend(self, addr: FrontendAddr, length: int) -> memoryview | None:
-        """The bytes at a front-end address (SET_VRING_ADDR gives rings' areas so); None where they
-        are not inside one mapped region."""
+        """The bytes at a front-end address, as SET_VRING_ADDR gives the addresses of a ring's
+        areas; None where they are not inside one mapped region."""
         for region in self.regions:
             offset = addr - region.frontend_addr
             if offset >= 0 and offset + length <= region.size_bytes:

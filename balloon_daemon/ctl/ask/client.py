@@ -31,7 +31,8 @@ _NOT_UNDERSTOOD = (
     ArithmeticError,
     RecursionError,
 )
-"""What reading an answer raises that is no JSON, is nested too deeply, or has another shape."""
+"""The errors raised when an answer is read that is no JSON, is nested too deeply, or lacks members
+or types that balloond's answers have."""
 
 
 class NoAnswerError(Exception):
@@ -201,7 +202,7 @@ class Client:
                 return NoAnswerError(f"{path}: {err.strerror or err}; name another socket (--api)")
 
     def _who_may(self) -> str:
-        """Who may connect, and the remedy."""
+        """For a user who may not connect: who may, and how to become one of them."""
         group = "the socket's group (balloond)"
         with contextlib.suppress(OSError, KeyError):  # Its directory may be closed to this user.
             gid = self._path.stat().st_gid
@@ -216,6 +217,6 @@ class Client:
 
 
 def _comes(sock: socket.socket, until_s: float) -> bool:
-    """Whether the socket becomes readable before ``until_s``."""
+    """Waits until the socket is readable; False: it is not by ``until_s`` (time.monotonic)."""
     left_s = max(0.0, until_s - time.monotonic())
     return bool(select.select([sock], [], [], left_s)[0])

@@ -98,11 +98,12 @@ class Seen:
         self.decisions = sorted([new, *self.decisions], reverse=True)[:KEPT_DECISIONS]
 
     def host_cells(self, count: int) -> list[tuple[int, bool] | None]:
-        """What the host had available, in MiB, and whether it was low; the newest last."""
+        """For each of the last ``count`` cells: what the host had available, in MiB, and whether
+        it was low; the newest last."""
         return [self._host.get(self._now - back) for back in range(count - 1, -1, -1)]
 
     def balloon_cells(self, vm: str, count: int) -> list[int | None]:
-        """A VM's balloon, in bytes; the newest last."""
+        """A VM's balloon in each of the last ``count`` cells, in bytes; the newest last."""
         trail = self._balloons[vm]
         return [trail.get(self._now - back) for back in range(count - 1, -1, -1)]
 

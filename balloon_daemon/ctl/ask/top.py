@@ -34,7 +34,7 @@ def watch(client: Client, every_s: float) -> None:
 
     Args:
         client: asks balloond.
-        every_s: how often.
+        every_s: the time between two requests.
 
     Raises:
         NoAnswerError: balloond did not answer the first request; later ones are tried again.
@@ -96,7 +96,7 @@ def _woken() -> Iterator[int]:
 
 
 class _Terminal:
-    """The whole screen of the terminal, and its keys. Leaves both as they were."""
+    """Takes over the terminal's screen and keys, and restores both at the end."""
 
     def __init__(self) -> None:
         self._colours = not os.environ.get("NO_COLOR")
@@ -139,7 +139,7 @@ class _Terminal:
             termios.tcsetattr(fd, termios.TCSADRAIN, modes)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        """Stops at Ctrl-Z, as any program does, and goes on with the whole screen."""
+        """Stops this process at Ctrl-Z; draws the whole screen anew once it is continued."""
         self._leave()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._take()

@@ -183,7 +183,7 @@ def reserved(told: dict[str, Any]) -> list[str]:
 
 
 def unreserved(told: dict[str, Any]) -> str:
-    """What was reserved until now."""
+    """A line with the sum of the reserves that the command has ended."""
     if not told["ended_mib"]:
         return "nothing was reserved"
     return f"{format_size(told['ended_mib'] * MIB)} are not reserved any more"

@@ -33,8 +33,8 @@ MOST_VMS = 8
 """The VMs with the largest balloons are drawn; with more of them a picture is too high to read."""
 
 ABOVE, HOST, VM, MARKS, BETWEEN, AXIS, LINE = 1.15, 2.2, 1.35, 0.75, 0.45, 0.4, 0.2
-"""Heights in inches: of the title, of each panel, of the space between two, of the clock, and of
-each line of text at the end."""
+"""Heights in inches: of the title; of the panels for the host, for one VM and for the events; of
+the space between two panels; of the axis with the times; and of each line of text at the end."""
 
 
 def draw_each(past: Past, title: str, path: Path) -> None:
@@ -42,7 +42,7 @@ def draw_each(past: Past, title: str, path: Path) -> None:
 
     Args:
         past: the samples and events of the trace; it must not be empty.
-        title: the picture's.
+        title: the picture's title.
         path: the PNG file to write.
 
     Raises:

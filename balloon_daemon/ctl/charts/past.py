@@ -108,7 +108,8 @@ def _mark(row: Row) -> Mark | None:
 
 
 def staircase(runs: list[list[Row]], marks: Iterable[Mark]) -> list[list[tuple[float, float]]]:
-    """A VM's target over time: (seconds since the epoch, bytes), without gaps in one list.
+    """A VM's target over time: lists of (seconds since the epoch, bytes), each for a time without
+    gaps (``GAP``).
 
     Samples are a minute apart, decisions may be a second apart: so between two samples the steps
     are taken from the decisions.

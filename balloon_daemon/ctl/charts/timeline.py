@@ -101,7 +101,8 @@ def entitle(figure: Figure, span: tuple[float, float], title: str, height: float
 
 
 def draw_host(axes: Axes, runs: Sequence[Sequence[Row]]) -> None:
-    """Draws what the host had available and its margin, with the time below it in red."""
+    """Draws what the host had available, and its margin; red where less was available than the
+    margin."""
     ends: list[tuple[float, str, str]] = []
     for run in runs:
         times = times_of(row["at_s"] for row in run)
@@ -122,8 +123,8 @@ def draw_host(axes: Axes, runs: Sequence[Sequence[Row]]) -> None:
 
 
 def lone(run: Sequence[object]) -> str | None:
-    """The marker of a run's lines: a line through a single sample has no length, and a young
-    history has a single one for its first minutes."""
+    """The marker of a run's lines: a dot for a single sample, as a line through it has no length;
+    else None. A young history has a single sample for its first minutes."""
     return "o" if len(run) == 1 else None
 
 
@@ -181,7 +182,7 @@ def _draw_all(axes: Axes, past: Past) -> None:
     names = [*named, *([""] if len(named) < len(ranked) else [])]
     colours = [*OF_VMS[: len(named)], *([OTHERS] if len(named) < len(ranked) else [])]
     points = [(at_s, [float(balloons[at_s][name]) for name in names]) for at_s in balloons]
-    # Add NaN after each run of samples: it ends the area where balloond did not run.
+    # Add NaN after each run of samples: it leaves a gap in the area for the time without balloond.
     points += [(run[-1]["at_s"] + 0.001, [float("nan")] * len(names)) for run in past.host[:-1]]
     points.sort()
     heights = list(zip(*(sizes for _, sizes in points), strict=True))
@@ -305,7 +306,7 @@ def _spread(heights: Sequence[float], apart: float) -> list[float]:
 
 
 def set_times(axes: Axes, span: tuple[float, float]) -> None:
-    """Gives the lowest panel its clock."""
+    """Gives the lowest panel an axis with times of the clock."""
     zone = datetime.fromtimestamp(span[0]).astimezone().tzinfo
     # In a span of a few seconds AutoDateLocator sets ticks between whole seconds too.
     seconds = span[1] - span[0] < 6

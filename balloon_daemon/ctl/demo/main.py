@@ -131,7 +131,7 @@ def _perform(story: Story, args: argparse.Namespace) -> int:
 
 
 def _play(performance: Performance) -> str | None:
-    """Returns what went wrong, if anything did."""
+    """Plays the demonstration. Returns what went wrong; None: nothing."""
     try:
         performance.play()
     except BrokenPipeError:

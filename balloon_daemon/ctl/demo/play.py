@@ -18,7 +18,8 @@ TICK_S = 0.01
 STATUS_S = 0.05
 FRAME_S = 0.1
 DEADLINE_S = 57.0
-"""For the whole demonstration, start and checks included; the rest of the minute is for ending."""
+"""The longest time that the demonstration may take, start and checks included: the rest of a
+minute is for its end."""
 
 PATIENCE_S = 15.0
 """How much longer than planned the load may stay, to wait for relief and the check of all

@@ -124,7 +124,7 @@ class Story:
 
     @property
     def expected_s(self) -> float:
-        """How long it will take, in seconds, unless something goes wrong."""
+        """How long the demonstration will take, in seconds, unless something goes wrong."""
         policy = PolicySettings().faster(self.speed)
         first_s = policy.release_after_s + policy.release_after_jitter_s
         return self.start_s(Phase.HOLDS) + first_s + (LEVELS - 1) * policy.release_every_s + 1.0

@@ -78,8 +78,9 @@ def _text(path: Path) -> str:
 
 
 def _figures(path: Path, only: str = "") -> dict[str, int]:
-    """The figures in lines of a name and a number, with a colon between, as in /proc/meminfo, or
-    with a type, as in ZFS's arcstats: 4, an unsigned 64-bit number."""
+    """A file's figures by their names; with ``only``, the figure of that name alone. A line has a
+    name, a colon and a number, as in /proc/meminfo, or a name, the type 4 (an unsigned 64-bit
+    number) and a number, as in ZFS's arcstats."""
     text = _text(path)
     if only:
         text = "\n".join(line for line in text.splitlines() if line.startswith(f"{only}:"))
@@ -104,8 +105,9 @@ def _idle_pool_bytes(hugepages: Path) -> int:
 
 
 def _graphics_pool_bytes(proc: Path, system: Path) -> int | None:
-    """The kernel's own figure where it has one (GPUReclaim), else that of TTM, the graphics
-    drivers' memory manager, in pages: one total, or one for each NUMA node."""
+    """The free memory in graphics drivers' pools: GPUReclaim of /proc/meminfo if the kernel has
+    it, else the total, in pages, of TTM, those drivers' memory manager (one for each NUMA node).
+    None: unknown."""
     figures = _figures(proc / "meminfo", "GPUReclaim")
     if "GPUReclaim" in figures:
         return figures["GPUReclaim"] * KIB

@@ -29,7 +29,8 @@ _OPTIONS = (
 
 
 class Start(Enum):
-    """Where the filter starts."""
+    """From which system call on the filter judges the command: the first one after the program's
+    entry point, or execve."""
 
     ENTRY = "entry"
     EXEC = "exec"
@@ -42,7 +43,7 @@ class Watch:
     Attributes:
         command: the program and its arguments.
         bpf: the filter.
-        start: where the filter starts.
+        start: from which system call on the filter judges the command.
         on_call: called for each call that the filter answered with TRACE.
         on_kill: called for each call that ended a thread with SIGSYS, or was answered with TRAP.
     """

@@ -66,13 +66,13 @@ class LiveGuest:
 
     @property
     def is_in_need(self) -> bool:
-        """Whether it loses more than the share ``IN_NEED`` of its time."""
+        """Whether the guest loses more than the share ``IN_NEED`` of its time."""
         return self.stall > IN_NEED
 
     @property
     def is_short(self) -> bool:
-        """Whether it loses time (more than ``LOSES``), or had little memory available at its last
-        report (``LEFT_SHARE``, ``LEFT_MIB``)."""
+        """Whether the guest loses time (more than ``LOSES``), or had little memory available at
+        its last report (``LEFT_SHARE``, ``LEFT_MIB``)."""
         return self.stall > LOSES or self._has_little
 
     def set_target(self, target_mib: float) -> None:

@@ -16,8 +16,8 @@ PAGES_MIB = 256
 """Pages of 4 KiB in a MiB."""
 
 SEEN = ("t", "target_mib", "balloon_mib", "free_mib", "available_mib", "total_mib", "caches_mib")
-"""The columns that each line must have. Other columns may be empty or missing: those of figures
-that balloond could see, too, and those from inside the guest (``in_…``)."""
+"""The columns that each line must have. All others may be empty or missing: further figures that
+balloond could see, and figures from inside the guest (``in_…``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _number(text: str | None, column: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        # The column with the findings of the recording's protection rule has words, not numbers.
+        # The column ``need``, the findings of the recording's protection rule, has words.
         number = math.nan
     if needed and not 0 <= abs(number) < 1e9:
         raise ConfigError(f"{where}: {column} is {printable(text)!r}, no number")

@@ -102,7 +102,7 @@ class Moment(NamedTuple):
     """A host at one moment.
 
     Attributes:
-        at_s: when.
+        at_s: the moment, in the scenario's time.
         available_mib: how much was available; below 0: by how much the wanted memory exceeds the
             host's.
         balloons_mib: the sizes of all balloons, added up.
@@ -145,7 +145,8 @@ def run(
 
 
 def at(course: Course, at_s: float) -> float:
-    """A course's figure at a time; before its first and after its last point it stays."""
+    """A course's figure at a time: before the course's first point the first point's figure, after
+    its last point the last one's."""
     after = bisect_right(course, at_s, key=lambda point: point[0])
     if after == 0:
         return course[0][1]

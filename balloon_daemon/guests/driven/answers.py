@@ -48,7 +48,8 @@ _MOST = (1 << 64) - 2
 
 
 def shown(value: object) -> str:
-    """A VMM's words for an error: printable, on one line, of bounded length."""
+    """A value from a VMM's answer as text for an error: printable, on one line, at most ``_SHOWN``
+    characters; of an array or object only that it is one."""
     match value:
         case str():
             text = value
@@ -153,8 +154,8 @@ class Renewal:
     """Tells new statistics from old ones: a VMM repeats the guest's last statistics in each answer
     until the guest sends others.
 
-    The first statistics that are read may be of any age: they do not count as new, and only serve
-    for comparison.
+    The first statistics that are read may be of any age: they do not count as new. They are only
+    remembered, so that the next ones can be compared with them.
     """
 
     def __init__(self) -> None:
@@ -164,8 +165,8 @@ class Renewal:
         """Whether the statistics differ from those of the last call; False at the first call.
 
         Args:
-            mark: their time, or another value that changes when the guest sends statistics; never
-                None.
+            mark: the statistics' time, or another value that changes when the guest sends
+                statistics; never None.
         """
         renewed = self._last is not None and mark != self._last
         self._last = mark

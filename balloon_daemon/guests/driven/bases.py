@@ -59,7 +59,7 @@ class BaseKey(NamedTuple):
 
 
 class Bases:
-    """The bases of all VMs whose balloon balloond has changed.
+    """The bases (the balloons from before balloond) of all VMs whose balloon balloond has changed.
 
     Args:
         path: the file.
@@ -70,7 +70,7 @@ class Bases:
         self._path = path
         self._publish = publish
         self._users: dict[BaseKey, int] = {}
-        """The users of VMMs' processes, as far as they are known."""
+        """The user id of each VMM's process, as far as it is known."""
         self._bases = _read(path, self._users)
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
@@ -81,7 +81,8 @@ class Bases:
         return self._bases.get(key)
 
     def hold(self, key: BaseKey, user: int = -1) -> None:
-        """Notes that a VM is driven from now on, so that its entry is never dropped.
+        """Notes that a VM is driven from now on, so that its entry is not dropped before
+        ``release``.
 
         Args:
             key: the VM.

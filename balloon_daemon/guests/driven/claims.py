@@ -32,7 +32,7 @@ class Claim(NamedTuple):
 
 
 class Claims:
-    """The VMs that are driven."""
+    """The VMs that are driven, so that no VM is driven by two names."""
 
     def __init__(self) -> None:
         self._of_process: dict[int, list[Claim]] = {}

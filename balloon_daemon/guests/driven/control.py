@@ -45,8 +45,8 @@ class Found:
         balloon_bytes: the size of its balloon now; None: not known (no driver yet, or after a
             reset).
         state: its state.
-        can: its abilities.
-        pid: its VMM's process, as the kernel knows it (SO_PEERCRED); None: unknown.
+        can: what its balloon and its guest can do (``seam.Ability``).
+        pid: its VMM's process id, as the kernel knows it (SO_PEERCRED); None: unknown.
         memory_file: the path (``/proc/PID/fd/N``) of the VMM's descriptor for the file that the
             VM's memory is; the file's blocks are what the memory occupies on the host. "": no
             file.
@@ -71,8 +71,8 @@ class Sample:
     """A VM's figures at one moment.
 
     Attributes:
-        vm_mem_bytes: as in ``Found``.
-        balloon_bytes: as in ``Found``.
+        vm_mem_bytes: all memory that it could have, plugged memory included.
+        balloon_bytes: the size of its balloon; None: not known.
         state: its state.
         stats: its guest's statistics, with the time at which the *guest* sent them; None where it
             has sent none, or none since the last sample.
@@ -90,7 +90,7 @@ class Sample:
 
 
 class Notice(Enum):
-    """News from a VMM, without figures."""
+    """What a VMM has reported without being asked; the figures follow with the next sample."""
 
     RESET = "reset"
     """The guest was reset: it has all its memory back until its next kernel's driver listens."""
@@ -100,7 +100,7 @@ class Notice(Enum):
     allocated again what the balloon had freed."""
 
     CHANGED = "changed"
-    """Anything else: read a sample."""
+    """Anything else that may have changed the figures: the VM's task reads a sample soon."""
 
 
 Noticed = Callable[[Notice], None]
@@ -118,7 +118,7 @@ class Control(Protocol):
         """Connects, and finds out about the VM.
 
         Args:
-            noticed: takes news from then on, in the event loop.
+            noticed: called with each ``Notice`` from then on, in the event loop.
         """
 
     async def set_balloon(self, balloon_bytes: int) -> None:

@@ -75,9 +75,11 @@ class PacketConnection:
         self._loop.add_reader(self._socket, self._read)
 
     async def ask(self, request: Mapping[str, object], within_s: float) -> object:
-        """Sends a request, or goes on waiting for the answer to the last one.
+        """Sends a request. If the last request still has no answer, sends nothing, and waits for
+        that answer.
 
-        An answer that came after its call had timed out is dropped: it may be old by now.
+        An answer that came after its call had timed out, and before this call, is dropped: it may
+        be old by now.
 
         Returns:
             The answer; None where no answer comes in time.
@@ -201,8 +203,8 @@ class CrosvmControl:
         return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
 
     def _read(self, answer: object, now_s: float) -> tuple[GuestState, int | None, Stats | None]:
-        """Reads an answer with statistics: the guest's state, its balloon's size and its
-        statistics, of which only these are kept.
+        """Reads an answer with statistics. Returns the guest's state, its balloon's size and its
+        statistics: only these are kept, not the parsed answer.
 
         Args:
             answer: the parsed JSON; None: crosvm has not answered in time.
@@ -256,6 +258,7 @@ def _has_driver(answer: object) -> bool:
 
 
 async def _memory_of(pid: int) -> tuple[str, int]:
-    """The file that a crosvm keeps its VM's memory in, and its size; "" and 0 where not seen."""
+    """The path of the file that a crosvm keeps its VM's memory in, and the file's size; "" and 0
+    where balloond may not see crosvm's descriptors, or none of them is that file."""
     files = (await open_files(pid, [_MEMORY_FILE])).found
     return next(((each.path, each.size_bytes) for each in files if each.size_bytes), ("", 0))

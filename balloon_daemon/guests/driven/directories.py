@@ -29,7 +29,8 @@ class _Seen:
 
     Attributes:
         mtime_ns: its mtime; None: it does not exist (yet).
-        nearest: as in ``path_orders.Watched``.
+        nearest: the path of the nearest directory that exists, this one or one above it; "" where
+            another user can keep a stat(2) of that path waiting.
         nearest_ns: the mtime of ``nearest`` before the directory was looked at.
         look: the task of the last look, done where no look is under way.
     """
@@ -45,7 +46,7 @@ class Directories:
 
     Args:
         changed: called with the directories that may have changed since the last call.
-        ask: looks paths up.
+        ask: has a child look paths up.
     """
 
     def __init__(self, changed: Callable[[set[str]], None], ask: Ask) -> None:

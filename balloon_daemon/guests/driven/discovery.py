@@ -31,24 +31,25 @@ MOST_OTHERS = 1024
 """The most files that match a pattern but are no sockets, and are listed in ``Search.others``."""
 
 AGAIN_S = 10.0
-"""When to search again where a directory could not be looked at, or sockets were left out."""
+"""Seconds from a search to the next one, where a directory could not be looked at, or sockets were
+left out. Otherwise a search begins only when a directory's mtime has changed."""
 
 NEW_AT_ONCE, NEW_A_SECOND = MOST_OF_ONE_USER, 4.0
-"""How many sockets that are new one user may have looked at: so many at first, then so many a
-second. Each takes a millisecond or so of the thread that serves all VMs, and some lines of the
-log; whoever may write to a directory can make thousands a second. The same for sockets that are
-tried again as something in their directory has changed."""
+"""How many new sockets of one user are looked at: ``NEW_AT_ONCE`` at first, then ``NEW_A_SECOND``
+each second. Each takes a millisecond or so of the thread that serves all VMs, and some lines of
+the log; whoever may write to a directory can make thousands a second. The same limit holds, apart
+from that, for sockets that are tried again as something in their directory has changed."""
 
 _MOST_USERS = 1024
 
 
 class Socket(NamedTuple):
-    """A socket that matches.
+    """A socket whose path matches a pattern of ``[discover]``.
 
     Attributes:
         path: its path, as the pattern has it.
         identity: its device and inode numbers.
-        owner: the user whose it is.
+        owner: the user who owns the socket's file.
     """
 
     path: str
@@ -68,7 +69,7 @@ class UserShares:
 
         Args:
             user: the user.
-            now_s: the clock.
+            now_s: the time.
             again: the socket is not new; such sockets have a share of their own.
         """
         if user in (0, os.geteuid()):
@@ -94,8 +95,9 @@ class Search:
     Args:
         patterns: absolute paths with wildcards, as of glob(7).
         ask: looks paths up.
-        known: the sockets that an earlier search has found. They are found again beyond the limits
-            on numbers, and are kept if their directory cannot be listed now.
+        known: the sockets that an earlier search has found. The limits on numbers
+            (``MOST_SOCKETS``, ``MOST_OF_ONE_USER``) leave out none of them, and they are kept if
+            their directory cannot be listed now.
         named: paths of sockets that are left out of what is found.
         admits: whether one more new socket of this user may be found now; it then counts.
 
@@ -214,7 +216,7 @@ class Search:
 
 
 class Searches:
-    """Searches, one at a time.
+    """Runs searches, one after another.
 
     Args:
         new: makes a search.

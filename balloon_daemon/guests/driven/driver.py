@@ -42,8 +42,8 @@ IGNORED = 256
 
 
 HANGING_LINES, HANGING_LINES_A_SECOND = 8, 1 / 30
-"""How often ``DirectoryHangs`` is published: so often at first, then so often a second. Users may
-make directories hang in turn."""
+"""How often ``DirectoryHangs`` is published: ``HANGING_LINES`` times at once, then
+``HANGING_LINES_A_SECOND`` times a second. Users may make directories hang in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ class Wanted:
 
     Attributes:
         vms: the VMs that the configuration names.
-        qmp: patterns of QEMU's monitor sockets.
+        qmp: patterns of the paths of QEMU's monitor sockets; a VM behind each socket that matches
+            is driven.
         controls: for each kind of VMM that occurs, the function that makes a connection.
         bases_path: the file that has the size of each VM's balloon from before balloond drove it.
         taken: names that no discovered VM may have.
@@ -68,7 +69,8 @@ class Wanted:
 
 
 class DrivenVms:
-    """All VMs with a socket of their own VMM's: a ``GuestDriver``.
+    """All VMs with a socket of their own VMM's. The controller starts and ends the search for them
+    by the methods of ``GuestDriver`` (``guests/seam.py``).
 
     Args:
         wanted: which VMs.

@@ -122,7 +122,7 @@ async def opened(
 
 
 class Finder:
-    """Finds one VM, again and again.
+    """Finds one VM, drives it until it has ended, and then finds it again.
 
     Args:
         config: its name, address and settings.

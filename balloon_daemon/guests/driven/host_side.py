@@ -48,7 +48,8 @@ class HostSide:
 
     @property
     def user(self) -> int:
-        """The user to whose allowance the time of reading the figures counts; -1: unknown."""
+        """The user id of the process. The time of reading its figures counts against this user's
+        share (``linux/reading_child.py``); -1: unknown."""
         return -1 if self._process is None else self._process.user
 
     @property

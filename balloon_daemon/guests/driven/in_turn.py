@@ -20,7 +20,8 @@ Work = Callable[[], object]
 
 
 class InTurn:
-    """The work that is done, and that waits.
+    """Does work for driven VMs, for ``TURN_S`` in one turn of the event loop; later work waits for
+    the next turns, where users take turns.
 
     Args:
         clock: gives seconds.
@@ -75,7 +76,7 @@ class InTurn:
             self._spent_s += self._clock() - began_s
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Goes on in the next turn."""
+        """Does work that waits, for ``TURN_S``; more is left to the next turn."""
         if self._loop is not loop:
             return
         self._spent_s = 0.0

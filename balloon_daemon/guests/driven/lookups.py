@@ -68,8 +68,9 @@ class _Request:
 
     Attributes:
         order: what a child is to do.
-        place: the directory that a name is looked up in, all processes of ``user``, or /proc.
-        user: whose process is looked at; None: no process is.
+        place: what the lookup may have to wait for: the directory that a name is looked up in, all
+            processes of ``user``, or /proc.
+        user: the user id of the process that is looked at; None: no process is looked at.
         take: takes the answer's parts.
         fd: the socket to connect; -1: none.
         done: its result is the error; None: the order was carried out.
@@ -89,8 +90,8 @@ class _Turn:
 
     Attributes:
         request: the request; None: the child is being started.
-        began_s: when the child began.
-        heard_s: when the child began, or last sent a message.
+        began_s: when the child began with the request, or was started.
+        heard_s: the same, or when the child last sent a message, if that is later.
         overdue: the timer that kills the child if it sends no message for ``WITHIN_S``.
     """
 
@@ -114,7 +115,7 @@ class _Late:
         return len(self._children)
 
     def owned(self, place: str, owner: int) -> None:
-        """Notes the owner of the place: of the directory in which a lookup may wait, or of the
+        """Notes which user owns a place: the directory in which a lookup may wait, or the
         processes."""
         _note(self._owners, place, owner)
 
@@ -159,7 +160,7 @@ class Lookups:
     def __init__(self, answers: Answers = answers) -> None:
         self._answers = answers
         self.low: LowNumbers | None = None
-        """Forks the children; None: a ``LowNumbers`` is made before the first fork."""
+        """Forks the children, which inherit no VMM's descriptor; None: made at the first fork."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: dict[str, deque[_Request]] = {}
         """The requests that wait, by their places, which take turns."""
@@ -349,7 +350,7 @@ class Lookups:
         self._go_on()
 
     def _leave(self, child: AskedChild, *, keep: bool = False) -> _Request | None:
-        """Ends a child's turn, and the child, too, unless it is kept; returns its request."""
+        """Ends a child's request, and kills the child unless ``keep``; returns the request."""
         turn = self._turns.pop(child)
         turn.overdue.cancel()
         if not keep:

@@ -30,7 +30,8 @@ class MemoryFiles:
 
     def __init__(self) -> None:
         self.low: LowNumbers | None = None
-        """Forks the children; None: a ``LowNumbers`` is made before the first fork."""
+        """Forks the children, which inherit no descriptor that a VMM has sent; None: a
+        ``LowNumbers`` is made before the first fork."""
         self._child: MeasuringChild | None = None
         self._begins_s: float | None = None
         """When the child was started, until its first answer says that it has begun; then None."""

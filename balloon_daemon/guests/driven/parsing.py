@@ -128,7 +128,7 @@ class Lines:
         self._rest += content
 
     def take(self) -> bytearray | None:
-        """The next complete line; None: there is none, or ``waits``."""
+        """The next complete line; None: there is none, or ``waits`` is True from now on."""
         end = self._rest.find(b"\n", self._sought)
         self.waits = end >= 0 and not TURNS.has_room(end)
         if end < 0:

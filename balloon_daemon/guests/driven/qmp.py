@@ -46,7 +46,7 @@ _NEWS = {
     "BALLOON_CHANGE", "STOP", "RESUME", "SUSPEND", "SUSPEND_DISK", "WAKEUP", "DEVICE_DELETED",
     "ACPI_DEVICE_OST", "MEMORY_DEVICE_SIZE_CHANGE",
 }  # fmt: skip
-"""Events after which the figures may have changed."""
+"""QMP events after which a VM's figures may have changed."""
 
 _READS_MEMORY = {"RESUME", "DUMP_COMPLETED"}
 """Events before which all of the guest's memory may have been read or written. RESUME is the only
@@ -101,7 +101,7 @@ class QmpControl:
         self._saved: int | None = None
 
     async def open(self, noticed: Noticed) -> Found:
-        """As ``Control`` says."""
+        """Connects to the monitor, and finds out about the VM (``Control``)."""
         self._monitor = await Monitor.connect(*self._address, self._heard)
         self._noticed = noticed
         try:
@@ -111,7 +111,7 @@ class QmpControl:
             raise
 
     async def set_balloon(self, balloon_bytes: int) -> None:
-        """As ``Control`` says; the guest keeps at least ``least_bytes``.
+        """Sets the balloon's wanted size (``Control``); the guest keeps at least ``least_bytes``.
 
         The size of a machine with slots for DIMMs may have changed, so it is read anew first.
         """
@@ -125,7 +125,7 @@ class QmpControl:
         self._balloon.told(size - value)
 
     async def sample(self) -> Sample:
-        """As ``Control`` says."""
+        """Reads the VM's figures (``Control``)."""
         if not self._device:
             await self._find_device()
         if not self._tells_of_migrations:
@@ -148,17 +148,17 @@ class QmpControl:
         return Sample(size, known, state, stats, time.monotonic(), apart)
 
     async def watch(self, every_s: float | None) -> None:
-        """As ``Control`` says; QEMU counts in whole seconds."""
+        """Sets how often the guest sends statistics (``Control``); in whole seconds."""
         self._interval.want(every_s)
         if self._device:
             await self._set_interval()
 
     async def gone(self) -> ControlError | None:
-        """As ``Control`` says."""
+        """Waits until the connection has ended; returns why (``Control``)."""
         return None if self._monitor is None else await self._monitor.ended()
 
     def close(self) -> None:
-        """As ``Control`` says."""
+        """Disconnects at once; the VM keeps its balloon (``Control``)."""
         self._noticed = lambda notice: None
         if self._monitor is not None:
             self._monitor.close()

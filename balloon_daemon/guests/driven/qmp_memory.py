@@ -34,8 +34,9 @@ async def find_memory(monitor: Monitor, backends: list[str], pid: int | None) ->
         pid: its process; None: unknown.
 
     Raises:
-        ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only when 1
-            MiB of balloon pages in a row has all of the huge page's 4 KiB pages.
+        ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only if one
+            buffer of the driver has all of its 4 KiB pages, and Linux's driver puts 1 MiB of
+            pages into a buffer.
     """
     paths = [f"/objects/{name}" for name in backends]
 

@@ -38,8 +38,8 @@ REFUSALS = 32
 """How many different refusals are published for one VM, each once."""
 
 STATE_LINES, STATE_LINES_A_SECOND = 8, 1 / 30
-"""How often ``NoDriverYet`` is published for one VM: so often at first, then so often a second. A
-guest may reset itself without end."""
+"""How often ``NoDriverYet`` is published for one VM: ``STATE_LINES`` times at once, then
+``STATE_LINES_A_SECOND`` times a second. A guest may reset itself without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Shared:
 
 @dataclass(slots=True)
 class _Said:
-    """What was reported last.
+    """The size and the state of a VM that were reported last.
 
     Attributes:
         size_bytes: the VM's size; None: it is not attached yet.

@@ -44,7 +44,8 @@ FAILS_WITHIN_S = 1.0
 
 
 class DrivenVm:
-    """One VM whose balloon is driven through its VMM: a ``Guest``.
+    """One VM whose balloon is driven through its VMM. The controller calls the methods of
+    ``Guest`` (``guests/seam.py``).
 
     Args:
         vm: the VM.
@@ -128,7 +129,8 @@ class DrivenVm:
         """Does nothing: the next balloond finds the balloon as it is."""
 
     async def give_back(self) -> None:
-        """Gives back what balloond took, and waits until the guest has it."""
+        """Sets the balloon to its size from before balloond, and waits until the guest has the
+        memory, or will take it later on its own (``_has_given_back``)."""
         balloon = self._reporter.balloon
         if balloon.changed:
             self._shared.publish(GivingBack(self.vm, balloon.taken_bytes))
@@ -141,7 +143,8 @@ class DrivenVm:
             self._shared.publish(GivenBackLater(self.vm, balloon.taken_bytes))
 
     stays = True
-    """Its VMM keeps the balloon, and the next balloond finds it."""
+    """Another balloond can always take the VM over: the VMM keeps the balloon when this balloond
+    leaves the VM, and the next balloond reads its size from the VMM."""
 
     def leave(self) -> None:
         """Does nothing: the VM keeps the balloon that it has."""

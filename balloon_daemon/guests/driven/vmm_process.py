@@ -83,7 +83,7 @@ async def open_files(pid: int, starts: Sequence[str], ask: Ask | None = None) ->
         ask: has a child look; None: ``LOOKUPS`` does.
 
     Raises:
-        ControlError: as of ``opened``.
+        ControlError: the user's processes are looked at too slowly now, or were lately.
     """
     starts = [start[:_MOST_LETTERS] for start in starts]
     match await _asked(ask or LOOKUPS.ask, "files", pid, starts):
@@ -96,7 +96,7 @@ async def has_thread(pid: int, thread: int) -> bool:
     """Whether a process has this thread, by the number that its own PID namespace gives it.
 
     Raises:
-        ControlError: as of ``opened``.
+        ControlError: the user's processes are looked at too slowly now, or were lately.
     """
     return await _asked(LOOKUPS.ask, "thread", pid, thread) is True
 
@@ -105,7 +105,7 @@ async def has_word(pid: int, word: str) -> bool:
     """Whether a process's command line has this word.
 
     Raises:
-        ControlError: as of ``opened``.
+        ControlError: the user's processes are looked at too slowly now, or were lately.
     """
     return await _asked(LOOKUPS.ask, "has-word", pid, word) is True
 
@@ -119,7 +119,7 @@ async def look(process: ProcessFiles, starts: Sequence[str], ask: Ask) -> Look |
         ask: has a child look.
 
     Raises:
-        ControlError: as of ``opened``.
+        ControlError: the user's processes are looked at too slowly now, or were lately.
     """
     with _hanging():
         order = "look", process.pid, process.user, process.started, list(starts)

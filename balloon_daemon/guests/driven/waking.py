@@ -8,17 +8,17 @@ import asyncio
 from balloon_daemon.guests.driven.control import Notice
 
 IDLE_S = 30.0
-"""How often a VM is sampled that nobody watches."""
+"""Seconds between two samples of a VM that nobody watches, unless its VMM sends news."""
 
 DRIVER_S, YOUNG_S = 5.0, 120.0
-"""How often a VM is sampled until its guest's driver listens, and for how long after the VM was
-found or reset: a guest whose driver does not listen by then probably has none."""
+"""Seconds between two samples of a VM until its guest's driver listens, and for how many seconds
+after the VM was found or reset: a driver that does not listen by then is probably not there."""
 
 STEP_S = 1.0
-"""How often a VM is sampled whose balloon is taken again in steps."""
+"""Seconds between two samples of a VM whose balloon is taken again in steps."""
 
 GIVING_BACK_S = 0.25
-"""How often a VM is sampled that gives its balloon back at balloond's end."""
+"""Seconds between two samples of a VM that gives its balloon back at balloond's end."""
 
 LEAST_GAP_S = 0.1
 """The shortest time between two samples: a VMM may send news at any rate."""
@@ -56,7 +56,7 @@ class Bell:
 
 
 class Notices:
-    """News from a VMM, collected until its VM's task looks at them.
+    """The notices of a VMM (``control.Notice``), collected until its VM's task looks at them.
 
     Args:
         user: the user of the VMM's process; -1: unknown.

@@ -41,7 +41,7 @@ class Place(Enum):
     TAKEN = auto()
     """The only VM that may connect is connected already."""
     ENDING = auto()
-    """Its VMM has hung up, and its session is about to end."""
+    """The VMM of the only VM that may connect has hung up; the VM's session is about to end."""
 
 
 class Acceptor:

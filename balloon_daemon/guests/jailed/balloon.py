@@ -195,8 +195,8 @@ class Balloon:
         self._report_held()
 
     def _report_held(self) -> None:
-        """Reports how much host memory the VM occupies. A VM with the profile seed is not watched:
-        ``_look`` is not called for it, and this is called only when it has reached a target."""
+        """Reports how much host memory the VM occupies. A VM with the profile seed is not watched
+        (``_look``): of such a VM this is reported only when the balloon has reached a target."""
         if self._attached and self.limits.size_bytes:
             now_s = asyncio.get_running_loop().time()
             self._report(self._vm, Held(self.limits.held_bytes(), now_s))

@@ -291,8 +291,8 @@ class _Queue:
         return fds, owner
 
     def park(self, fds: Sequence[int]) -> list[int]:
-        """Puts descriptors of the ``_PARKED`` kinds into a lot, without numbers; returns the
-        others, which keep their numbers.
+        """Puts descriptors of the ``_PARKED`` kinds into a lot (the queue of a socket, ``_Lot``),
+        without numbers; returns the others, which keep their numbers.
 
         This process then closes the numbers, which takes long where a file has many locks
         (fcntl(2)). Once such closes have used up the user's allowance (``FdAccount.close_here``),

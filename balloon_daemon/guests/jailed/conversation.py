@@ -88,7 +88,8 @@ class Conversation:
         once.
 
         Raises:
-            EOFError, FrontendError, OSError: as for ``Inbox.next``.
+            EOFError, FrontendError, OSError: the VMM has hung up, has sent a malformed message, or
+                the connection failed (``Inbox.receive``).
             StateFileError, DeviceHangsError: the device does not end.
         """
         loop = asyncio.get_running_loop()

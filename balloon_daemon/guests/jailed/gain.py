@@ -35,7 +35,7 @@ class Gain:
         """Less than half of the pages that the guest gave last were freed."""
 
     def take(self, done: Progress) -> list[Loss]:
-        """Takes the sums of all devices of this guest so far.
+        """Takes the counters of this guest's devices so far, added up.
 
         Returns:
             The losses of which the cause is seen for the first time.

@@ -21,7 +21,7 @@ REPORTS_A_SECOND = 200
 A device sends some 40 a second when its guest does all that it can."""
 
 PAUSE_S = 0.1
-"""How long a tube with more reports is not read."""
+"""How long a tube with more reports than ``REPORTS_A_SECOND`` is not read."""
 
 LAST_READS = 512
 """How many times a dead device's tube is read at most, 64 reports each time: more than the
@@ -84,8 +84,8 @@ class ReportReader:
             self._loop.add_reader(self._tube.fileno(), self._hear)
 
     def rest_no_more(self) -> None:
-        """Reads the reports of a device that was told to stop, however much its user has used: the
-        last one says where its rings stand."""
+        """Reads the reports of a device that was told to stop, however much of the loop's time its
+        user has used: its last report has each ring's ``used.idx``."""
         self._charge = lambda spent_s: 0.0
         if self._pause is not None:
             self._pause.cancel()

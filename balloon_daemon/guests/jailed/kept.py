@@ -18,7 +18,7 @@ later, as with ``actual``: storing a state takes far longer than answering."""
 
 
 class Kept:
-    """Keeps one guest in the store.
+    """Keeps one guest's state in the store, so that a next controller can go on with the guest.
 
     Args:
         vm: the guest's VM.

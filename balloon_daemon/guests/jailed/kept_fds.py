@@ -103,10 +103,10 @@ class KeptFds:
 
 
 def _copy_of(fd: HasFileno) -> OwnedFd:
-    """A duplicate. A duplicate of a VMM's descriptor is closed by way of ``ForeignFds``, that is
-    by a child process, because its close may be the file's last close, which may block.
+    """A duplicate of a descriptor. One of a VMM's descriptor is closed by way of ``ForeignFds``,
+    that is by a child process: its close may be the file's last close, which may block.
 
-    That happens if the guest could not be saved for a while: the back-end has closed its own
-    descriptor by then, and the store may have dropped its copy at any time.
+    Its close is the last if the guest could not be saved for a while: the back-end has closed its
+    own descriptor by then, and the store may have dropped its copy at any time.
     """
     return fd.duplicate() if isinstance(fd, OwnedFd) else OwnedFd(os.dup(fd.fileno()))

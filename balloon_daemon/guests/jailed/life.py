@@ -134,7 +134,8 @@ WAIT_S = {
 
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
-"""After more deaths than this in so many seconds, no new device is forked for that guest."""
+"""If more than ``MAX_DEATHS`` devices of a guest die within ``DEATHS_WITHIN_S`` seconds, no new
+device is forked for that guest."""
 
 
 class Step(NamedTuple):

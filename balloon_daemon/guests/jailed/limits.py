@@ -143,7 +143,7 @@ class BalloonLimits:
     # --- gain ---------------------------------------------------------------------------------
 
     def take_progress(self, done: Progress) -> None:
-        """Takes the sums of the guest's devices so far."""
+        """Takes the counters of the guest's devices so far, added up."""
         for loss in self._gain.take(done):
             self._publish(self._lost(loss))
         if self._gain.fruitless:
@@ -157,8 +157,8 @@ class BalloonLimits:
         return PagesLost(self._vm, loss.cause, lost_bytes, tuple(reasons), memory.has_unnameable)
 
     def not_freed_bytes(self) -> int:
-        """The bytes that the VM's files hold although the balloon holds them too; 0 within the
-        slack.
+        """The bytes that the VM's files hold although the balloon holds them too; 0 if that is
+        less than ``SLACK_SHARE`` says.
 
         A guest can use at most its size less its balloon, so memory that its files hold beyond
         that was taken from the guest but not freed for the host.
@@ -197,8 +197,8 @@ class BalloonLimits:
         """Why the guest should not be asked for more just now; None: it may be.
 
         Args:
-            level: its balloon's level; at 0 the balloon is empty, and earlier findings against
-                the guest are dropped.
+            level: how many steps the policy has let its balloon grow; at 0 the balloon is empty,
+                and earlier findings against the guest are dropped.
         """
         if level == 0:
             self._gain.start_anew()

@@ -25,7 +25,7 @@ class Hears(Protocol):
     """Takes the devices' reports about their guest."""
 
     def progressed(self, done: Progress) -> None:
-        """Takes the sums of all devices of this guest."""
+        """Takes the counters of this guest's devices so far, added up."""
 
     def stats_came(self, stats: seam.Stats, *, first: bool) -> None:
         """Takes the guest's statistics; the first statistics of each device may be old."""

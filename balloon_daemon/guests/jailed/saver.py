@@ -52,7 +52,8 @@ SAVE_SOON_S = 0.05
 with each buffer, and only the newest counts."""
 
 COMPLAIN_AGAIN_S = 60.0
-"""How long a guest must have been kept before another event may report that it is not kept."""
+"""An event reports that a guest is not kept, and no other event does until the guest is saved more
+than so many seconds after its last failed save."""
 
 _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
 """All fields of a vring that ``replay_vrings`` encodes."""
@@ -116,7 +117,8 @@ class _Schedule:
 
     Attributes:
         save: saves the guest.
-        complaint: why the guest is not kept, for the next ``save`` to raise; "": it is kept.
+        complaint: why the guest's state is not in the store, for the next ``save`` to raise; "":
+            it is there.
     """
 
     def __init__(self) -> None:
@@ -170,7 +172,7 @@ class _Schedule:
             self._soon = None
 
     def kept(self) -> None:
-        """Notes that the guest is kept, as far as is known."""
+        """Notes that all of the guest is in the store, as far as is known."""
         if self._complained_at is not None:
             now = asyncio.get_running_loop().time()
             if now - self._complained_at > COMPLAIN_AGAIN_S:
@@ -184,7 +186,7 @@ class _Schedule:
 
 
 class Saver(Protocol):
-    """Puts a guest into a store.
+    """Puts a guest's state, with its descriptors, into a store for another controller.
 
     Attributes:
         journal: the journal of the request in hand.
@@ -214,9 +216,9 @@ class Saver(Protocol):
         """Puts the guest's present state into the store.
 
         Raises:
-            OSError: the guest is not kept. Raised once for a store without room, and each time for
-                a host without memory or descriptors. The state that was stored last stays in the
-                store while it is valid.
+            OSError: the state was not stored. Raised once for a store without room, and each time
+                for a host without memory or descriptors. The state that was stored last stays in
+                the store while it is valid.
         """
 
     def save_soon(self) -> None:
@@ -274,7 +276,7 @@ def new_saver(store: Store, vm: VmId) -> Saver:
 
 
 class GuestSaver:
-    """Puts one guest into a store, and knows which of its descriptors are there.
+    """Puts one guest's state and descriptors into a store, and knows which descriptors are there.
 
     Args:
         store: the store.
@@ -441,7 +443,8 @@ class GuestSaver:
         self._fds.keep_only(needed)
 
     def _lost(self, name: str, losses: int) -> None:
-        """The keeper had no room for a descriptor of this guest, or for its state."""
+        """Handles a keeper's report that it had no room for a descriptor or the state of this
+        guest: puts all of the guest into the store again, after ``LOST_S``."""
         self._losses, self._is_store_known = losses, False
         self.is_kept = False
         key = parse_key(name)

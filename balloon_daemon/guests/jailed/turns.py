@@ -92,7 +92,8 @@ class Allowance:
 
 
 class Allowances:
-    """One user's shares of the loop's time, for both kinds of its connections."""
+    """One user's shares of the loop's time: ``in_turns`` for the connections in the user's epoll
+    instance, ``at_once`` for those that the event loop watches directly (``AT_ONCE``)."""
 
     def __init__(self) -> None:
         self.in_turns = Allowance(OF_THE_LOOP)
@@ -251,8 +252,9 @@ class Turns:
     async def mine(self, fd: int) -> None:
         """Waits for a turn of the loop in which no other task of this user's begins.
 
-        Tasks of old and of new connections alternate, so neither kind delays the other for long.
-        Tasks of new connections wait while the allowance is used up.
+        Tasks of connections that the loop watches directly (``AT_ONCE``) and tasks of all others
+        alternate, so neither kind delays the other for long. The others' tasks wait while the
+        allowance of the epoll instance's connections is used up.
         """
         if not self._given and (self._rest is None or fd in self._at_once):
             self._given = True

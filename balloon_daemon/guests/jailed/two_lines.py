@@ -1,5 +1,5 @@
-"""Tasks that wait for a turn of the event loop: those of old and of new connections,
-alternately."""
+"""Tasks that wait for a turn of the event loop: those of old connections, which the event loop
+watches directly (``turns.AT_ONCE``), and those of all others, the new ones, alternately."""
 
 import asyncio
 from collections import deque
@@ -19,7 +19,7 @@ class TwoLines:
         Args:
             fd: the task's connection.
             turn: becomes done when the task has its turn; may be cancelled before.
-            old: whether the connection is an old one.
+            old: whether the event loop watches the connection directly.
         """
         (self._old if old else self._young).append((fd, turn))
 

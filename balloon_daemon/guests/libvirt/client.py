@@ -34,12 +34,12 @@ Heard = Callable[[wire.Happened], None]
 
 
 class Client:
-    """A client's process and the calls that it makes; ``start`` makes one.
+    """The process that makes calls of one libvirt for balloond, and those calls.
 
     Args:
         process: the process, which has been started.
-        heard: takes events, in the event loop.
-        streams: to and from the process.
+        heard: takes libvirt's events, in the event loop.
+        streams: what the process sends, and what it receives.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Client:
 
 
 class _Process:
-    """The process itself, which is reaped when it ends.
+    """A client's process by its pidfd; it is reaped when it ends.
 
     Args:
         pid: its process id.

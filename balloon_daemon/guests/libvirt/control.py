@@ -1,4 +1,4 @@
-"""One of libvirt's domains, as a ``Control``."""
+"""Reads and moves the balloon of one of libvirt's domains."""
 
 import asyncio
 from dataclasses import replace
@@ -33,10 +33,11 @@ _KIB = 1024
 
 
 class DomainControl:
-    """A ``Control`` of one domain.
+    """One domain's balloon, by way of libvirt's client. Implements ``Control``
+    (``driven/control.py``).
 
     Args:
-        connection: to its libvirt.
+        connection: the connection to the domain's libvirt.
         name: the domain's name.
     """
 
@@ -197,7 +198,7 @@ class Updates:
         """The statistics; None: there are none, or they are the last ones again.
 
         Args:
-            figures: the domain's.
+            figures: the domain's figures.
             now_s: when they were read.
         """
         if figures.stats is None or figures.updated_s == self._last:

@@ -53,7 +53,8 @@ class Wanted:
 
 
 class LibvirtVms:
-    """All domains of one or more libvirts: a ``GuestDriver``.
+    """All domains of one or more libvirts. The controller starts and ends the search for them by
+    the methods of ``GuestDriver`` (``guests/seam.py``).
 
     Args:
         wanted: which domains.
@@ -126,7 +127,7 @@ class LibvirtVms:
 
 
 class Host:
-    """The domains of one libvirt.
+    """Finds the domains of one libvirt, and has each driven by a ``Finder``.
 
     Args:
         uri: libvirt's name for the connection.

@@ -88,8 +88,8 @@ def describe(xml: str) -> dict[str, Any]:
     Returns:
         JSON's values: ``apart_kib``, memory that libvirt's maximum counts and the balloon's size
         does not; ``period_s`` of the statistics; whether there is a ``balloon``, whether it does
-        ``deflate_on_oom``; whether it has ``disks`` that QEMU counts; whether its memory is on
-        ``hugetlb`` or ``pinned``.
+        ``deflate_on_oom``; whether it has ``disks`` whose reads QEMU counts; whether its memory is
+        on ``hugetlb`` or ``pinned``.
 
     Raises:
         CallError: the description is too long, or is none of a domain.
@@ -136,7 +136,7 @@ class _Domain:
     """What is known of a domain that was opened.
 
     Args:
-        uuid: the domain's.
+        uuid: the domain's UUID.
         number: libvirt's id for the domain, which stays the same until the domain ends.
     """
 
@@ -179,7 +179,7 @@ class _Domain:
 
 
 def _control_of(handle: Any, libvirt: Any) -> tuple[int, int, int]:
-    """What ``controlInfo`` says: a state, details, milliseconds. It does not wait for QEMU."""
+    """The answer of ``controlInfo``, which waits for no QEMU: a state, details, milliseconds."""
     for _ in range(ENDING_LOOKS):
         control: tuple[int, int, int] = handle.controlInfo()
         if control[0] != libvirt.VIR_DOMAIN_CONTROL_ERROR:
@@ -379,7 +379,7 @@ class Client:
 
         Args:
             connection: to make the call with.
-            uuid: the domain's.
+            uuid: the domain's UUID.
             balloon_kib: the balloon's size.
             told_kib: the VM's size when the balloon's size was decided.
         """
@@ -387,8 +387,8 @@ class Client:
             self._check_no_job(handle)
             size_kib = domain.size_kib(handle, anew=True)
             # If the VM has grown since then, its balloon gets the size that was decided. If the VM
-            # has shrunk, the guest keeps the memory that was decided, so that it never has less
-            # than its floor.
+            # has shrunk, its balloon gets less: the guest keeps as much memory as was decided for
+            # it, so never less than the least that its settings leave it.
             left_kib = max(size_kib, told_kib) - balloon_kib
             if left_kib <= 0:
                 raise CallError("refused", f"{balloon_kib} KiB of {size_kib} KiB")

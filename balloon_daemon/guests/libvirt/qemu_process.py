@@ -19,9 +19,9 @@ async def find_pid(uri: str, name: str, uuid: str) -> int | None:
     process's command line must have the domain's UUID.
 
     Args:
-        uri: the connection's.
+        uri: libvirt's name for the connection, such as ``qemu:///system``.
         name: the domain's name.
-        uuid: its id.
+        uuid: the domain's UUID.
 
     Raises:
         ControlError: the process cannot be looked at in time.

@@ -47,7 +47,8 @@ _STATS = {
     "hugetlb_pgalloc": ("hugetlb_allocations", _COUNT),
     "hugetlb_pgfail": ("hugetlb_failures", _COUNT),
 }
-"""libvirt's name of a statistic: the field of ``Stats``, and its unit."""
+"""By libvirt's name of a statistic: the field of ``Stats``, and how many of the field's units one
+of libvirt's is."""
 
 
 class Event(Enum):
@@ -78,7 +79,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """An event of a domain's."""
+    """An event, and the domain that it is about."""
 
     event: Event
     domain: Domain
@@ -110,8 +111,8 @@ class Figures:
 
     Attributes:
         vm_mem_bytes: the VM's size as its balloon counts it.
-        actual_bytes: the size less the balloon, as QEMU reports it, which may be half-written and
-            so larger than the size; None: unknown.
+        actual_bytes: ``vm_mem_bytes`` less the balloon, as QEMU reports it. The guest's driver may
+            have written only half of it, so it may be larger than ``vm_mem_bytes``; None: unknown.
         state: ``RUNNING`` or ``PAUSED``.
         updated_s: when the guest sent statistics last, by the clock of the VM's host, in whole
             seconds; 0: its driver has sent none since the guest's last reset.
@@ -121,8 +122,9 @@ class Figures:
         period_s: how often the guest is asked for statistics; 0: never.
         deflate_on_oom: whether QEMU lets the guest take pages back by itself.
         against: why the balloon must not be moved; None: it may be moved.
-        apart_bytes: as in ``Sample``.
-        restored: as in ``Found``.
+        apart_bytes: the guest's memory that ``vm_mem_bytes`` leaves out, such as virtio-mem's.
+        restored: whether QEMU's process has restored a saved VM, with the balloon that the VM had
+            when it was saved.
     """
 
     vm_mem_bytes: int

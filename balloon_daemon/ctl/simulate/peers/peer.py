@@ -1,8 +1,9 @@
 """What all peers have in common: VMs, their limits, and rounds in which a rule decides. Pure.
 
-A peer is a ``Rule`` in a ``Peer``. The rule sees the host and the VMs of one moment and says how
-large balloons are to be; the ``Peer`` keeps the VMs' figures, calls the rule when its next round
-is due, and limits the rule's sizes to what the operator's settings allow (``Terms``).
+A peer is another project's way to size balloons: a ``Rule`` in a ``Peer``. The rule sees the host
+and the VMs of one moment and says how large balloons are to be; the ``Peer`` keeps the VMs'
+figures, calls the rule when its next round is due, and limits the rule's sizes to what the
+operator's settings allow (``Terms``).
 
 An operator's commands to balloond (a pause, a reserve, a balloon's size) mean nothing to a peer:
 it ignores those events.
@@ -116,7 +117,8 @@ class Rule(Protocol):
 
 
 class Peer:
-    """Sizes balloons by another project's rule: a ``Policy``.
+    """Sizes balloons by another project's rule. Implements ``Policy``, by which a simulation calls
+    balloond's own sizing policy and peers alike.
 
     Args:
         rule: the rule.

@@ -11,8 +11,8 @@ Rule
 Approximated
     No pressure figures (PSI) of the host are in a trace, so the limit that they set is left out,
     and so is that of a container. What a guest uses is the VM's size less its balloon and less
-    what the guest has available. A VM that has never sent statistics is left alone, as it is
-    there.
+    what the guest has available. A VM that has never sent statistics is left alone, as that
+    container does.
 
 Source: qemus/qemu, ``src/balloon.py`` (commit 04ea326, v5.15 and later, 2026).
 """

@@ -10,9 +10,9 @@ Rule
     first, and all VMs do if none of those can.
 
 Approximated
-    A VM without a configured minimum is never ballooned there. Here every VM has a minimum: what
-    the largest balloon leaves it that the operator's settings allow, or, without any, the policy's
-    own limit (``max_balloon_bytes``).
+    Proxmox leaves a VM alone that has no configured minimum. Here every VM has a minimum: what the
+    largest balloon leaves it that the operator's settings allow, or, without such settings, the
+    policy's own limit (``max_balloon_bytes``).
 
 Source: Proxmox VE 9, pve-manager, ``PVE/AutoBalloon.pm`` and ``PVE/Service/pvestatd.pm``
 (2026-10).

@@ -11,7 +11,7 @@ Rule
     request may inflate it for 10 s.
 
 Approximated
-    There, processes are killed in place of a request that is blocked, and most requests are for a
+    In ChromeOS a request that is blocked has a process killed instead, and most requests are for a
     process's size with the process's priority. A trace has no processes: so each request here is
     as if no process could be killed. How often requests come then is not published; here, each
     second. The host asks while memory is low; a guest asks while its statistics show need, by
@@ -72,7 +72,7 @@ class Blocks:
 
 @dataclass(slots=True)
 class _Balloon:
-    """One VM's balloon: its target, and when and from what size it began to move there."""
+    """One VM's balloon: its target, and when and from what size it began to move towards it."""
 
     target_bytes: int
     from_bytes: int
