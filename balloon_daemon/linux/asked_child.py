@@ -187,8 +187,8 @@ def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
             finally:
                 for each in fds:
                     os.close(each)
-            # Ask for the parent-death signal again: Linux clears it whenever a process opens
-            # files for another user, as the order may have done.
+            # Ask for the parent-death signal again: Linux clears it when setfsuid(2) changes as
+            # whom a process opens files, and what this child was asked for may have called that.
             jail.end_with(parent)
             say([*end, time.thread_time() - began_s])
     finally:

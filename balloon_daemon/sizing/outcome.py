@@ -76,8 +76,8 @@ class Outcome:
 
     @cached_property
     def lowest_that_can_give(self) -> int | None:
-        """The lowest priority of a VM that could step up; None: no VM could, or all priorities are
-        equal.
+        """The lowest priority of a VM whose balloon could be enlarged by a step; None: no VM's
+        could, or all priorities are equal.
 
         Computed once, before the first VM is stepped: a VM of a higher priority steps up in a
         later step at the earliest, if memory is still low after VMs of the lowest priority have

@@ -52,8 +52,8 @@ class Priorities:
         return len(self._numbers) > 1
 
     def lowest_that_can_give(self) -> int | None:
-        """The lowest priority of a VM that could step up; None: no VM could, or all priorities are
-        equal."""
+        """The lowest priority of a VM whose balloon could be enlarged by a step; None: no VM's
+        could, or all priorities are equal."""
         if not self.differ:
             return None
         return min((row.priority for row in self._rows.values() if row.can_give), default=None)

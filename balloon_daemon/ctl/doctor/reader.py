@@ -53,9 +53,9 @@ def read_host(root: Path = Path("/")) -> HostFacts:
 def swapped_bytes(pid: int, root: Path = Path("/")) -> int | None:
     """How much of a process's memory is in the host's swap; None: unknown.
 
-    ``VmSwap`` counts private memory alone. Shared memory, such as that of VMs on our own device,
-    is counted only in ``smaps_rollup``, for which the kernel walks all page tables of the process:
-    too slow to be read each second, but not for a user who asks once.
+    ``VmSwap`` counts private memory alone. Shared memory, such as that of VMs that balloond's own
+    vhost-user device serves, is counted only in ``smaps_rollup``, for which the kernel walks all
+    page tables of the process: too slow to be read each second, but not for a user who asks once.
     """
     process = root / f"proc/{pid}"
     found = [

@@ -32,12 +32,15 @@ class StatsInterval:
         self._wanted_s = 0 if every_s is None else max(1, round(every_s))
 
     def due_s(self, now_s: float, *, runs: bool, listens: bool) -> int | None:
-        """The interval to set now; None: the device has the right interval already.
+        """The interval to set now; None: nothing is to be set.
+
+        The interval that the device has is set again when statistics are late (``MISSED``).
 
         Args:
             now_s: the time.
-            runs: whether virtual CPUs run.
-            listens: whether a driver is known to listen.
+            runs: whether the VM's virtual CPUs run.
+            listens: whether the guest is known to have a balloon driver that uses the device, or
+                is taken to have one (``QmpBalloon.listens``).
         """
         interval_s = self._wanted_s or self._found_s or (0 if listens else PROBE_S)
         late = interval_s and runs and listens and now_s - self._fresh_s > MISSED * interval_s

@@ -54,8 +54,8 @@ class BalanceAvailable:
         self._guests: dict[VmId, _Guest] = {}
 
     def decide(self, host: Host, vms: Mapping[VmId, PeerVm], now_s: float) -> Mapping[VmId, int]:
-        """Sets the balloon of each guest that has sent new statistics, by its difference to the
-        host."""
+        """Changes the balloon of each guest that has sent new statistics, according to how much
+        the guest and how much the host have available (``_delta``)."""
         self._guests = {
             vm: self._guests.get(vm) or _Guest(it.vm_mem_bytes * 3 // 4) for vm, it in vms.items()
         }
