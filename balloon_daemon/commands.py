@@ -226,7 +226,7 @@ class Desk(Protocol):
         (``HostPolicy``), which decides how large every balloon should be."""
 
     def vm_ids(self) -> Sequence[VmId]:
-        """The VMs, in the order in which they came."""
+        """The VMs, by their names; those of one name in the order in which they came."""
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         """The present state of a VM; None: there is no such VM any more."""

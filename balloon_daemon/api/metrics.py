@@ -366,7 +366,7 @@ class Statuses(Protocol):
         """The host's last memory reading, and the present state of the sizing policy."""
 
     def vm_ids(self) -> Sequence[VmId]:
-        """The VMs, in the order in which they came."""
+        """The VMs, by their names; those of one name in the order in which they came."""
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         """The present state of a VM; None: there is no such VM any more."""

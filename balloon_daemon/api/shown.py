@@ -18,7 +18,7 @@ from balloon_daemon.status import (
     Undriven,
     VmStatus,
 )
-from balloon_daemon.units import VmId
+from balloon_daemon.units import VmId, name_order
 
 Shown = dict[str, object]
 
@@ -94,7 +94,7 @@ def vm_shown(status: VmStatus) -> Shown:
 
 
 def answer_parts(answer: Reclaimed | ReserveAnswer, *, dry_run: bool) -> Iterator[bytes]:
-    """The result of a reclaim or a reserve, as JSON in parts: one for each VM."""
+    """The result of a reclaim or a reserve, as JSON in parts: one for each VM, by their names."""
     head: Shown = {"why": answer.why.value}
     match answer:
         case Reclaimed():
@@ -109,7 +109,7 @@ def answer_parts(answer: Reclaimed | ReserveAnswer, *, dry_run: bool) -> Iterato
     head |= {"took_s": seconds(answer.took_s), "dry_run": dry_run}
     yield as_json(head)[:-1] + b',"vms":['
     comma = b""
-    for share in answer.shares:
+    for share in sorted(answer.shares, key=lambda share: name_order(share.vm.name)):
         objection = None if share.objection is None else share.objection.value
         shown = {**share._asdict(), "vm": share.vm.name, "objection": objection}
         yield comma + as_json(shown)

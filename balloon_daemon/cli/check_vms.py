@@ -22,7 +22,7 @@ from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.records.words.driven import said_of_driven
 from balloon_daemon.sizing.vm_settings import Profile
-from balloon_daemon.units import VmId, format_size
+from balloon_daemon.units import VmId, format_size, name_order
 
 _LACKS = {
     Ability.STATS: "its guest's statistics are not to be had",
@@ -40,7 +40,7 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
         low: gives the low descriptor numbers that are needed to start processes (``LowNumbers``).
     """
     seen = asyncio.run(look_at_vms(config, low))
-    for each in sorted(seen, key=_order):
+    for each in sorted(seen, key=lambda each: name_order(_name(each))):
         match each:
             case Looked(vm, vm_mem_bytes, most_bytes):
                 limits = limits_said(vm_mem_bytes, most_bytes)
@@ -84,7 +84,7 @@ def _owner(seen: Seen) -> str:
     return f"; the socket is {owner}'s, mode {stat.S_IMODE(status.st_mode):o}"
 
 
-def _order(seen: Seen) -> str:
+def _name(seen: Seen) -> str:
     match seen:
         case Looked(vm):
             return vm.name

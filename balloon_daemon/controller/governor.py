@@ -26,6 +26,7 @@ from balloon_daemon.controller.operators import Operators
 from balloon_daemon.controller.reported import attached, event_of, told_policy
 from balloon_daemon.controller.statuses import host_status, vm_status
 from balloon_daemon.controller.vm import Vm
+from balloon_daemon.controller.vms import Vms
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
@@ -87,7 +88,7 @@ class Governor:
         self._publish = publish
         self._loop = loop
         self._policy = make(settings, random, self._against_more)
-        self._vms: dict[VmId, Vm] = {}
+        self._vms = Vms()
         self._operators = Operators(
             self._policy, self._vms, self._against_more, self._step, publish, loop.time
         )
@@ -157,8 +158,8 @@ class Governor:
         return host_status(self._policy, self._watch, self._last, wake_at_s, self._loop.time())
 
     def vm_ids(self) -> tuple[VmId, ...]:
-        """The VMs, in the order in which they came."""
-        return tuple(self._vms)
+        """The VMs, by their names."""
+        return self._vms.by_name()
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         """The present state of a VM; None: there is no such VM any more."""

@@ -21,7 +21,7 @@ from balloon_daemon.events import (
 from balloon_daemon.records.log import as_json
 from balloon_daemon.records.words import is_debug, worded
 from balloon_daemon.status import Undriven
-from balloon_daemon.units import VmId
+from balloon_daemon.units import Listing, VmId
 
 KEPT_IN_ALL = 256
 """How many of the last events are kept, whatever VM each is about."""
@@ -79,6 +79,8 @@ class Recent:
         """How many events ``_all`` has had."""
         self._of_vms: dict[VmId, deque[_Kept]] = {}
         self._undriven: dict[str, VmNotDriven] = {}
+        self._listing = Listing()
+        """The VMs of ``_undriven``, which have no numbers."""
         self._followers = set[Follower]()
 
     def __call__(self, event: Event, at_s: float) -> None:
@@ -90,13 +92,15 @@ class Recent:
         """
         match event:
             case VmNotDriven(name):
-                self._undriven.pop(name, None)
+                self._forget_undriven(name)
                 self._undriven[name] = event
-                _drop_oldest(self._undriven)
+                self._listing.add(VmId(0, name))
+                if len(self._undriven) > MOST_VMS:
+                    self._forget_undriven(next(iter(self._undriven)))
             case VmDriven(vm):
-                self._undriven.pop(vm.name, None)
+                self._forget_undriven(vm.name)
             case VmNotSought(name) | VmNotWanted(name):
-                self._undriven.pop(name, None)
+                self._forget_undriven(name)
             case Connected() | Disconnected():
                 return  # The log has no lines for these events either.
         if is_debug(event):
@@ -108,7 +112,8 @@ class Recent:
             ring = self._of_vms.pop(about, None) or deque(maxlen=KEPT_EACH)
             self._of_vms[about] = ring
             ring.append(kept)
-            _drop_oldest(self._of_vms)
+            if len(self._of_vms) > MOST_VMS:
+                del self._of_vms[next(iter(self._of_vms))]
         if self._followers and kept.line:
             for follower in tuple(self._followers):
                 follower(kept.name, kept.line)
@@ -139,13 +144,18 @@ class Recent:
         """The VMs that could not be driven when that was last tried.
 
         Args:
-            name: only the VM of this name; "": all.
+            name: only the VM of this name; "": all, by their names.
         """
-        for event in tuple(self._undriven.values()):
-            if name in ("", event.name):
+        names = (name,) if name else [vm_id.name for vm_id in self._listing.ids()]
+        for each in names:
+            if (event := self._undriven.get(each)) is not None:
                 line = worded(event)
                 assert line is not None
                 yield Undriven(event.name, event.address, event.fault.value, line.message)
+
+    def _forget_undriven(self, name: str) -> None:
+        if self._undriven.pop(name, None) is not None:
+            self._listing.remove(VmId(0, name))
 
     def follow(self, follower: Follower) -> None:
         """Tells all later events to a follower."""
@@ -159,8 +169,3 @@ class Recent:
 def _vm_of(event: Event) -> VmId | None:
     vm = getattr(event, "vm", None)
     return vm if isinstance(vm, VmId) else None
-
-
-def _drop_oldest(kept: dict[VmId, deque[_Kept]] | dict[str, VmNotDriven]) -> None:
-    if len(kept) > MOST_VMS:
-        del kept[next(iter(kept))]  # type: ignore[arg-type]  # Any key of either mapping.

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +89,7 @@ def commands(page: Path) -> list[str]:
             found += [line.split("  #")[0].strip() for line in lines.splitlines()]
         elif language == "console":
             found += [typed.text for typed in _typed(lines)]
-    for block in _INDENTED.findall(_FENCE.sub("", text)):
+    for block in _indented(text):
         lines = [line.strip() for line in block.splitlines()]
         prompts = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         if not prompts and lines[0].split()[0] in PROGRAMS:
@@ -99,6 +97,18 @@ def commands(page: Path) -> list[str]:
             assert {line.split()[0] for line in prompts} <= {*PROGRAMS}, block
         found += prompts
     return found
+
+
+def indented(page: Path) -> list[str]:
+    """Every block that is indented, and not the rest of a list's item."""
+    return list(_indented(page.read_text()))
+
+
+def _indented(text: str) -> Iterator[str]:
+    left = _FENCE.sub("", text)
+    for match in _INDENTED.finditer(left):
+        if left[: match.start()].endswith("\n\n"):
+            yield match[0]
 
 
 def steps(page: Path) -> list[Typed | Written]:
@@ -125,20 +135,6 @@ def without_figures(line: str) -> str:
     return " ".join(_FIGURE.sub("#", line).split())
 
 
-def _by_name(lines: list[str]) -> list[str]:
-    """The lines, with the rows of a table of VMs and the metrics of VMs sorted: VMs are listed in
-    the order in which they were found, and which of two is found first is chance."""
-    end = lines.index("") if "" in lines else len(lines)
-    rows = range(1, end) if lines and lines[0].startswith("VM ") else range(0)
-    by_vm = [number in rows or '{vm="' in line for number, line in enumerate(lines)]
-    groups = groupby(zip(by_vm, lines, strict=True), key=itemgetter(0))
-    return [
-        line
-        for of_vms, group in groups
-        for line in (sorted if of_vms else list)(line for _, line in group)
-    ]
-
-
 def as_shown(shown: Sequence[str], printed: str) -> bool:
     """Whether a command printed what a page shows: the same lines, whatever their figures.
 
@@ -146,8 +142,8 @@ def as_shown(shown: Sequence[str], printed: str) -> bool:
         shown: the lines; one that is ``…`` alone stands for any lines, or none.
         printed: all that the command printed.
     """
-    wanted = _by_name([without_figures(line) for line in shown])
-    found = _by_name([without_figures(line) for line in printed.strip("\n").split("\n")])
+    wanted = [without_figures(line) for line in shown]
+    found = [without_figures(line) for line in printed.strip("\n").split("\n")]
     pattern = "".join(
         "(?:.*\n)*?" if line == _ANY_LINES else re.escape(line) + "\n" for line in wanted
     )

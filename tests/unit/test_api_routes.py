@@ -635,18 +635,18 @@ def test_reclaim_waits_for_its_answer(routes: Routes, desk: Desk) -> None:
         "dry_run": False,
         "vms": [
             {
-                "vm": "web",
-                "asked_bytes": 64 * MIB,
-                "came_bytes": 32 * MIB,
-                "objection": "in-need",
-                "gone": False,
-            },
-            {
                 "vm": "d\u00e9b/1",
                 "asked_bytes": 8 * MIB,
                 "came_bytes": 0,
                 "objection": None,
                 "gone": True,
+            },
+            {
+                "vm": "web",
+                "asked_bytes": 64 * MIB,
+                "came_bytes": 32 * MIB,
+                "objection": "in-need",
+                "gone": False,
             },
         ],
     }

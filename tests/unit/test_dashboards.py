@@ -1,13 +1,22 @@
-"""dashboards/: each metric, label and value that an expression names is one that balloond has."""
+"""dashboards/: each metric, label and value that an expression names is one that balloond has, and
+each key of the dashboard is one that Grafana's schema has at that place.
 
+tests/vm/test_prometheus.py asks a real Prometheus all of the dashboard's queries.
+"""
+
+import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.cog.runtime import panelcfg_config
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from balloon_daemon.api.metrics import families
 from balloon_daemon.events import Fault
@@ -97,6 +106,57 @@ def test_dashboard_names_what_balloond_has() -> None:
             assert found is not None
             metric, label = found.groups()
             assert list(mistakes(metric, f"{{{{{label}}}}}")) == []
+
+
+def unknown(shown: object, read: object, place: str = "") -> Iterator[str]:
+    """The places of a dashboard that its reader has dropped."""
+    if isinstance(shown, dict) and isinstance(read, dict):
+        for key, value in shown.items():
+            if key in read:
+                yield from unknown(value, read[key], f"{place}/{key}")
+            else:
+                yield f"{place}/{key}"
+    elif isinstance(shown, list) and isinstance(read, list):
+        assert len(shown) == len(read), place
+        for number, (before, after) in enumerate(zip(shown, read, strict=True)):
+            yield from unknown(before, after, f"{place}/{number}")
+    else:
+        assert shown == read, place
+
+
+def read_by_schema(shown: dict[str, Any]) -> Any:
+    """The dashboard as the classes read it that are made of the schema of Grafana 11.6: without
+    what that schema does not have."""
+    register_default_plugins()
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(copy.deepcopy(shown))))
+
+
+def test_dashboard_has_only_keys_that_grafana_has_at_their_places() -> None:
+    shown = dashboard()
+    # The schema leaves `definition` out, which Grafana itself writes for each variable of a query.
+    places = [f"/templating/list/{number}/definition" for number in (1, 2, 3)]
+    assert list(unknown(shown, read_by_schema(shown))) == places
+    for panel in shown["panels"]:
+        assert panel["type"] == "row" or panelcfg_config(panel["type"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("misplace", "place"),
+    [
+        (lambda panel: panel["options"].update(legends={}), "/options/legends"),
+        (lambda panel: panel["targets"][0].update(legend="x"), "/targets/0/legend"),
+        (
+            lambda panel: panel["fieldConfig"]["defaults"]["custom"].update(linewidth=1),
+            "/fieldConfig/defaults/custom/linewidth",
+        ),
+    ],
+)
+def test_key_that_grafana_has_not_is_found(
+    misplace: Callable[[dict[str, Any]], None], place: str
+) -> None:
+    shown = dashboard()
+    misplace(shown["panels"][1])
+    assert f"/panels/1{place}" in list(unknown(shown, read_by_schema(shown)))
 
 
 def test_dashboard_has_a_row_for_the_host_and_one_for_each_vm() -> None:

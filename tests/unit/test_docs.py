@@ -83,8 +83,8 @@ def test_security_says_of_each_attacker_what_is_not_promised() -> None:
     text = SECURITY.read_text()
 
     for number in range(1, ATTACKERS + 1):
-        (_, section) = text.split(f"\n**{number}. ")
-        section = section.split("\n\n")[0]
+        (_, section) = text.split(f"\n### {number}. ")
+        section = section.split("\n#")[0]
         assert "\n*Promised:*" in section
         assert "\n*Not promised:*" in section
 

@@ -93,15 +93,23 @@ def test_follower_is_told_events_from_then_on_until_it_leaves() -> None:
 def test_vms_that_are_not_driven_are_known_with_the_last_reason_until_they_are() -> None:
     recent = kept(
         VmNotDriven("web", "/run/web", Fault.NOT_THERE),
-        VmNotDriven("db", "/run/db", Fault.NO_BALLOON),
+        VmNotDriven("vm10", "/run/vm10", Fault.NOT_THERE),
         VmNotDriven("old", "/run/old", Fault.HELD),
         VmNotDriven("web", "/run/web", Fault.PINNED, quiet=True),
+        VmNotDriven("db", "/run/db", Fault.NO_BALLOON),
+        VmNotDriven("vm2", "/run/vm2", Fault.NOT_THERE),
+        VmNotDriven("vm02", "/run/vm02", Fault.NOT_THERE),
+        VmNotSought("vm02"),
         VmNotSought("old"),
     )
     assert [(one.name, one.fault) for one in recent.undriven()] == [
         ("db", "no-balloon"),
+        ("vm2", "not-there"),
+        ("vm10", "not-there"),
         ("web", "pinned"),
     ]
+    for name in ("vm2", "vm10"):
+        recent(VmNotSought(name), 3.0)
     recent(VmDriven(WEB, "/run/web", GIB, None), 3.0)
     assert list(recent.undriven("web")) == []
     (left,) = recent.undriven()

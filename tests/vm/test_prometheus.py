@@ -1,11 +1,17 @@
-"""Debian's own Prometheus scrapes a whole balloond, and its promtool judges what is shipped."""
+"""Debian's own Prometheus scrapes a whole balloond, and answers the dashboard's queries; its
+promtool judges what is shipped."""
 
 import http.client
 import json
+import os
+import re
+import signal
 import socket
 import subprocess
+import time
 import urllib.parse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +25,14 @@ from tests.harness.daemon import Daemon, DaemonConfig
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, SPEED, VM_MEM_MIB
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import attach, balloon_bytes
+from tests.harness.whole_vm import attach, balloon_bytes, facts
 from tests.vm.prometheus import ready_prometheus
 
 pytestmark = pytest.mark.vm
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "dashboards/alerts.yml"
+DASHBOARD = ROOT / "dashboards/balloond.json"
 NAME = r'a"b\c d'
 """Of a VM that does not run: all that has to be escaped in a label."""
 
@@ -134,6 +141,13 @@ class Prometheus:
             return None
         return float(result[0]["value"][1]) if len(result) == 1 else None
 
+    def series(self, expression: str) -> list[dict[str, str]]:
+        """The labels of each series that an expression has had in the last minute."""
+        end_s = time.time()
+        times = {"start": f"{end_s - 60}", "end": f"{end_s}", "step": "1"}
+        found = self.asked("query_range", query=expression, **times)["result"]
+        return [one["metric"] for one in found]
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -227,3 +241,68 @@ def test_prometheus_has_what_a_daemon_knows(prometheus: Prometheus, host: Host) 
     host.daemon.kill()
     shows('up{job="balloond"}', 0)
     shows('ALERTS{alertname="BalloondDown", alertstate="pending"}', 1)
+
+
+EMPTY = {
+    "balloond_host_reserved_bytes": "nobody has reserved memory",
+    "balloond_vm_state": "the guest runs",
+    "balloond_vm_objection": "nothing is against asking the guest",
+    "process_open_fds": "kernels before Linux 6.2 do not tell it",
+}
+"""What a query of the dashboard may have no series of, though its panel works."""
+
+RATE_INTERVAL = "15s"
+"""What Grafana makes of $__rate_interval: it depends on the panel's width and the time shown."""
+
+
+def chosen(prometheus: Prometheus) -> dict[str, str]:
+    """A value for each variable of the dashboard, as Grafana asks for the values, and as it puts
+    them into queries."""
+    values = {"__rate_interval": RATE_INTERVAL}
+    for variable in json.loads(DASHBOARD.read_text())["templating"]["list"]:
+        if variable["type"] == "query":
+            wanted = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            assert wanted is not None
+            metric, label = wanted.groups()
+            query = {"match[]": filled(metric, values)}
+            found = prometheus.asked(f"label/{label}/values", **query)
+            assert found != [], variable["name"]
+            values[variable["name"]] = found[0]
+    return values
+
+
+def filled(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = re.sub(rf"\$\{{?{name}\b\}}?", value, text)
+    assert "$" not in text, text
+    return text
+
+
+def test_each_panel_of_the_dashboard_shows_what_a_daemon_knows(
+    prometheus: Prometheus, host: Host
+) -> None:
+    # A counter grows for Prometheus only once it was seen before.
+    wait_until(lambda: prometheus.value("balloond_vms") == 1, what="balloond is scraped")
+    host.squeeze()
+    (device,) = facts(host.daemon, "device-started")
+    os.kill(int(device["pid"]), signal.SIGKILL)
+    run([host.guest], lambda: len(facts(host.daemon, "device-started")) == 2)
+    wait_until(
+        lambda: prometheus.value('balloond_vm_faults_total{vm="vm1"}') == 1,
+        what="Prometheus knows of the fault",
+    )
+    values = chosen(prometheus)
+    assert (values["job"], values["vm"]) == ("balloond", "vm1")
+
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", []):
+            expression = filled(target["expr"], values)
+            found = prometheus.series(expression)  # An answer: the expression has no mistake.
+            if not any(name in expression for name in EMPTY):
+                found = wait_until(
+                    partial(prometheus.series, expression),
+                    what=f"{panel['title']} shows something of {expression}",
+                )
+            for labels in found:
+                named = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
+                assert all(labels.get(name) for name in named), (panel["title"], labels)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
-from balloon_daemon.units import parse_size
+from balloon_daemon.units import name_order, parse_size
 
 Row = dict[str, Any]
 """A row of the tables that docs/history.md describes."""
@@ -76,7 +76,7 @@ def past_of(samples: Iterable[Row], events: Iterable[Row]) -> Past:
     of_vms: dict[str, list[Row]] = {}
     for row in samples:
         of_vms.setdefault(row["vm"], []).append(row)
-    runs = {vm: _unbroken(rows) for vm, rows in of_vms.items()}
+    runs = {vm: _unbroken(of_vms[vm]) for vm in sorted(of_vms, key=name_order)}
     marks = (_mark(row) for row in events)
     return Past(runs.pop("", []), runs, [mark for mark in marks if mark is not None])
 
