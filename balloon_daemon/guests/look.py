@@ -16,7 +16,7 @@ from balloon_daemon.events import (
     SocketIgnored,
     VmNotDriven,
 )
-from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
+from balloon_daemon.guests.driven.bases import Bases, base_key, bases_path
 from balloon_daemon.guests.driven.control import Control, ControlError
 from balloon_daemon.guests.driven.discovery import (
     Search,
@@ -112,7 +112,10 @@ class _Look:
                 return
             control.close()
         self._shared.claims.claim(claim)
-        base_bytes = self._bases[vm.kind].get(BaseKey(vm.name, host.pid, host.started))
+        uuid = None if found.restored is None else found.vm_uuid
+        key = base_key(vm.name, claim.socket, uuid, host.pid, host.started)
+        self._bases[vm.kind].know(key, vm.name)
+        base_bytes = self._bases[vm.kind].get(key)
         if base_bytes is None:
             no_driver = found.state is GuestState.NO_DRIVER
             base_bytes = 0 if no_driver else found.balloon_bytes or 0

@@ -174,6 +174,28 @@ def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
         assert monitor.vm.actual == GIB - BASE
 
 
+@fault("two VMs have one name")
+def test_next_balloond_gives_back_to_its_base_a_vm_whose_name_another_one_has(host: Host) -> None:
+    (host.path / "a").mkdir()
+    (host.path / "b").mkdir()
+    taken, other = host.monitor("b/db", actual=GIB - BASE), host.monitor("a/db")
+    host.config.write_text('[host]\nprofile = "seed"')
+    discover = "--discover", f"qmp={host.path}/*/*.qmp"
+    with monitors_in_a_thread([taken]):
+        first = host.start(*discover)
+        wait_for(first, "vm-attached", vm="db")
+        host.low_mem.set_low()
+        wait_for_balloon(first, taken, BASE + (GIB - BASE) // 2)
+        first.kill()
+        host.low_mem.set_plenty()
+        with monitors_in_a_thread([other]):
+            second = host.start(*discover)
+            wait_for(second, "vm-attached", vm=str(taken.path))
+            assert wait_for(second, "vm-driven", vm="db")["address"] == str(other.path)
+            second.stop()
+        assert taken.vm.actual == GIB - BASE
+
+
 def test_sigusr1_leaves_vms_as_they_are(host: Host) -> None:
     monitor = host.monitor("web")
     host.name("web")

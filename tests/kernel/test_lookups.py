@@ -36,6 +36,9 @@ from tests.harness.whole_vm import facts
 
 Scene = Callable[[Lookups], Awaitable[None]]
 
+OTHER = NOBODY - 1
+"""A user who is neither root nor nobody."""
+
 
 def answers(order: Sequence[object], fd: int, enters: Callable[[int], None]) -> Iterator[object]:
     """Waits for ever in directories whose name has "slow", after it has told their owner, and
@@ -318,6 +321,47 @@ def test_socket_that_was_replaced_by_a_link_is_not_connected(tmp_path: Path) -> 
         asyncio.run(run())
 
 
+@needs_root
+@fault("a user's symbolic link among the sockets that a pattern finds")
+@pytest.mark.parametrize(
+    ("of_socket", "of_link", "connects"),
+    [(0, NOBODY, False), (NOBODY, OTHER, False), (NOBODY, NOBODY, True), (NOBODY, 0, True)],
+)
+@pytest.mark.parametrize("named", ["link", "link-to-link", "directory/web.sock", "of-process"])
+def test_socket_of_another_user_than_the_links_is_not_connected(
+    tmp_path: Path, named: str, of_socket: int, of_link: int, connects: bool
+) -> None:
+    path = tmp_path / "web.sock"
+    links = {
+        "link": "web.sock",
+        "link-to-link": "link",
+        "directory": ".",
+        "of-process": f"/proc/{os.getpid()}/root{path}",
+    }
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+        os.chown(tmp_path / name, of_link, -1, follow_symlinks=False)
+
+    async def run() -> None:
+        (await connect(str(tmp_path / named), socket.SOCK_STREAM)).close()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        os.chown(path, of_socket, -1)
+        if connects and (named != "of-process" or of_link == 0):
+            asyncio.run(run())
+            listener.accept()[0].close()
+            return
+        listener.setblocking(False)
+        with pytest.raises(ControlError) as refused:
+            asyncio.run(run())
+        if named != "of-process":
+            assert refused.value.fault is Fault.NOT_A_SOCKET
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
 @fault("a user's symbolic link among the sockets that a pattern finds")
 def test_socket_that_was_looked_at_is_connected_whatever_is_at_its_path_by_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -335,9 +379,11 @@ def test_socket_that_was_looked_at_is_connected_whatever_is_at_its_path_by_then(
         really = os.fstat
 
         def replace(fd: int) -> os.stat_result:
-            path.unlink()
-            path.symlink_to("private")
-            return really(fd)
+            opened = really(fd)
+            if stat.S_ISSOCK(opened.st_mode):
+                path.unlink()
+                path.symlink_to("private")
+            return opened
 
         monkeypatch.setattr(os, "fstat", replace)
         identity = [status.st_dev, status.st_ino]

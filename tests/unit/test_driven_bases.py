@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.events import BasesNotStored, BasesPathTaken, Event
-from balloon_daemon.guests.driven.bases import BaseKey, Bases
+from balloon_daemon.guests.driven.bases import MOST_LETTERS, BaseKey, Bases, base_key
 from balloon_daemon.units import GIB, MOST_MEMORY_BYTES
 from tests.harness.faults import fault
 from tests.harness.other_user import NOBODY
@@ -262,11 +262,55 @@ def test_most_entries_with_the_longest_names_are_read_again(
     tmp_path: Path, events: list[Event]
 ) -> None:
     bases = Bases(tmp_path / "bases", events.append)
-    for number in range(4096):
-        bases.note(WEB._replace(name=r"\xff" * 104 + str(number)), MOST_MEMORY_BYTES)
+    # Four bytes a letter as the name of a file, and twelve as JSON.
+    keys = [
+        base_key(f"{number:04}" + "\U0010ffff" * 1023, None, None, 1 << 22, 1 << 63)
+        for number in range(4096)
+    ]
+    for key in keys:
+        bases.note(key, MOST_MEMORY_BYTES)
     bases.store()
     again = Bases(tmp_path / "bases", events.append)
-    assert again.get(WEB._replace(name=r"\xff" * 104 + "0")) == MOST_MEMORY_BYTES
+    assert [again.get(key) for key in keys] == [MOST_MEMORY_BYTES] * len(keys)
+
+
+def test_key_has_the_socket_or_the_uuid_and_no_name_unless_neither_is_known() -> None:
+    long = "x" * 2 * MOST_LETTERS
+    assert base_key(long, (7, 11), None, 100, 2000) == BaseKey("7:11", 100, 2000)
+    assert base_key(long, (7, 11), "5a3d", 100, 2000) == BaseKey("5a3d", 100, 2000)
+    assert base_key(long, None, None, 100, 2000) == BaseKey(long[:MOST_LETTERS], 100, 2000)
+
+
+OF_SOCKET = WEB._replace(name="7:11")
+"""The same VM, by its socket."""
+
+
+def test_base_that_an_earlier_version_has_noted_by_the_vms_name_is_known(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(WEB, GIB)
+    bases.know(OF_SOCKET._replace(pid=101), "web")
+    bases.know(OF_SOCKET, "db")
+    assert bases.get(WEB) == GIB
+    bases.know(OF_SOCKET, "web")
+    bases.store()
+    again = Bases(tmp_path / "bases", events.append)
+    assert (again.get(WEB), again.get(OF_SOCKET)) == (None, GIB)
+
+
+def test_base_of_a_vm_that_is_driven_or_known_stays_as_it_is(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.hold(WEB, NOBODY)
+    bases.note(WEB, GIB)
+    bases.know(OF_SOCKET, "web")
+    assert (bases.get(WEB), bases.get(OF_SOCKET)) == (GIB, None)
+    bases.release(WEB)
+    bases.note(OF_SOCKET, 0)
+    bases.know(OF_SOCKET, "web")
+    assert (bases.get(WEB), bases.get(OF_SOCKET)) == (GIB, 0)
 
 
 def ended(number: int) -> BaseKey:

@@ -4,10 +4,12 @@ import asyncio
 import glob
 import os
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -298,6 +300,53 @@ def test_what_was_found_in_a_directory_that_hangs_stays_found(tmp_path: Path) ->
     for pattern in ("a/*.qmp", "*/web.qmp"):
         found = asyncio.run(Search([f"{tmp_path}/{pattern}"], ask, known).run())
         assert found.found == known
+
+
+def calls_in_discovery(work: Callable[[], object]) -> int:
+    """How many calls of the module's functions, and steps of its generators, some work takes."""
+    calls = 0
+
+    def count(frame: FrameType, what: str, _: object) -> None:
+        nonlocal calls
+        calls += what == "call" and frame.f_code.co_filename == discovery.__file__
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@fault("a user makes sockets over and over")
+def test_directory_that_matches_is_not_compared_with_each_socket_that_is_known() -> None:
+    known = {f"/vms/{n}/qmp.sock": Socket(f"/vms/{n}/qmp.sock", (1, n), 1003) for n in range(500)}
+    matches = [(f"/vms/{n}", f"/vms/{n}", 0o40755, 1003, (1, 1000 + n)) for n in range(1000, 1500)]
+
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        if order[1:] == ["/vms", "*"]:
+            take(matches)
+
+    search = Search(["/vms/*/qmp.sock"], ask, known)
+    calls = calls_in_discovery(lambda: asyncio.run(search.run()))
+    assert len(search.directories) == 1 + len(matches)
+    assert calls < 10 * (len(known) + len(matches))
+
+
+@fault("a user keeps those waiting who look names up")
+def test_socket_that_is_known_is_not_compared_with_each_directory_that_hangs() -> None:
+    known = {f"/vms/{n}/qmp.sock": Socket(f"/vms/{n}/qmp.sock", (1, n), 1003) for n in range(500)}
+
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        if order[1:] != ["/vms", "*"]:
+            raise ControlError(Fault.PATH_HANGS)
+        take([(f"/vms/{n}", f"/vms/{n}", 0o40755, 1003, (1, 1000 + n)) for n in range(500)])
+
+    search = Search(["/vms/*/qmp.sock"], ask, known)
+    calls = calls_in_discovery(lambda: asyncio.run(search.run()))
+    assert len(search.unseen) == len(known)
+    assert search.found == known
+    assert calls < 10 * len(known)
 
 
 def test_file_that_is_no_socket_is_told_apart(tmp_path: Path, listen: Listen) -> None:

@@ -42,15 +42,17 @@ def test_path_on_hugetlbfs_is_told_by_the_mounts(tmp_path: Path, path: str, lies
 def test_many_mounts_are_read_once_and_compared_only_with_paths_in_pools(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read, compared = [], []
+    read, compared, with_mounts = [], [], []
 
     def read_mounts(path: Path, most_bytes: int) -> list[Mount]:
         read.append(path)
         mounts = [Mount("/", f"/mnt/{n}", "overlay", frozenset()) for n in range(5000)]
-        return [*mounts, Mount("/", "/dev/hugepages", "hugetlbfs", frozenset())]
+        pool = Mount("/", "/dev/hugepages", "hugetlbfs", frozenset())
+        return [*mounts, pool, Mount("/", "/dev/hugepages/small", "tmpfs", frozenset())]
 
     def file_system(path: str, mounts: list[Mount]) -> str:
         compared.append(path)
+        with_mounts.append([mount.point for mount in mounts])
         return "hugetlbfs"
 
     monkeypatch.setattr(qmp_memory, "read_mounts", read_mounts)
@@ -60,6 +62,8 @@ def test_many_mounts_are_read_once_and_compared_only_with_paths_in_pools(
         assert mounts.on_hugetlbfs(["/mnt/1/vm", "/dev/hugepages/vm"]) == {"/dev/hugepages/vm"}
     assert len(read) == 1
     assert set(compared) == {"/dev/hugepages/vm"}
+    # With no other mount than the pool and what lies on it: a monitor may name 64 paths in a pool.
+    assert with_mounts == [["/dev/hugepages", "/dev/hugepages/small"]] * 3
 
 
 def test_mounts_are_read_anew_after_a_while(

@@ -10,6 +10,10 @@ has another balloon. Only a VM that was saved and restored has the same balloon 
 process: if the VMM tells that it has restored the VM, the entry moves to that process. A file that
 is missing, truncated or corrupt counts as empty, and a VM without an entry keeps the balloon that
 it has.
+
+An entry does not name its VM: a VM that a pattern finds has the name of its socket's file, or the
+whole path if another VM has that name already. So whoever makes a socket where a pattern looks may
+have the VM's name under the next balloond.
 """
 
 import contextlib
@@ -24,13 +28,17 @@ from pathlib import Path
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.errors import printable
 from balloon_daemon.events import BasesNotStored, BasesPathTaken, Publish
+from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 _VERSION = 1
 _MOST_BYTES = 4 * MIB
-"""A larger file was not written by balloond: an entry has some 100 bytes, and at most 600, where a
-VM is named by its socket's path and all of the path's 108 bytes are escaped."""
+"""A larger file was not written by balloond: an entry has some 60 bytes, and at most 840, where it
+is known by ``MOST_LETTERS`` that JSON writes as 12 bytes each."""
+
+MOST_LETTERS = 64
+"""How many letters a VM's ``BaseKey`` has at most; a UUID has 36."""
 
 _MOST_ENTRIES, _AT_ONCE = 4096, 256
 """The most entries, and how many are dropped together when there are more: it takes some
@@ -48,7 +56,8 @@ class BaseKey(NamedTuple):
     """Identifies a VM for as long as its VMM's process lives.
 
     Attributes:
-        name: the VM's name, or its UUID where its VMM tells whether the VM was restored.
+        name: the device and inode numbers of its VMM's socket, its UUID where its VMM tells
+            whether the VM was restored, or, where neither is known, its name.
         pid: its VMM's process; 0: unknown.
         start_time: when that process started, in clock ticks since boot; 0: unknown.
     """
@@ -56,6 +65,25 @@ class BaseKey(NamedTuple):
     name: str
     pid: int
     start_time: int
+
+
+def base_key(
+    name: str, socket: SocketId | None, restored_uuid: str | None, pid: int, start_time: int
+) -> BaseKey:
+    """A VM's key.
+
+    Args:
+        name: the VM's name.
+        socket: its VMM's socket; None: unknown.
+        restored_uuid: the VM's UUID, where its VMM tells whether the VM was restored; else None.
+        pid: its VMM's process; 0: unknown.
+        start_time: as in ``BaseKey``.
+    """
+    if restored_uuid is not None:
+        name = restored_uuid
+    elif socket is not None:
+        name = f"{socket[0]}:{socket[1]}"
+    return BaseKey(name[:MOST_LETTERS], pid, start_time)
 
 
 class Bases:
@@ -104,6 +132,14 @@ class Bases:
         self._changed = True
         if len(self._bases) > _MOST_ENTRIES:
             self._drop()
+
+    def know(self, key: BaseKey, name: str) -> None:
+        """Gives a VM's entry this key, if an earlier version of balloond has noted it by the VM's
+        name."""
+        named = key._replace(name=name)
+        if named in self._bases and named not in self._held and key not in self._bases:
+            self.note(key, self._bases.pop(named))
+            self._forget_user(named)
 
     def forget(self, key: BaseKey) -> None:
         """Forgets a VM's base, because balloond has given back all that it took."""

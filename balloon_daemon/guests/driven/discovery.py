@@ -138,7 +138,7 @@ class Search:
             for directory in await self._matching_directories(head):
                 await self._match(directory, name, self._take)
         for resolved, known in self._known.items():
-            if any(known.path.startswith(f"{unseen}/") for unseen in self.unseen):
+            if not self.unseen.isdisjoint(_directories_above(known.path)):
                 self.found.setdefault(resolved, known)
         for path in self._named:
             await self._leave_out(path)
@@ -148,7 +148,13 @@ class Search:
         if not glob.has_magic(pattern):
             return [pattern]
         found = dict[str, None]()
-        known_directories = {os.path.dirname(known.path) for known in self._known.values()}
+        # A set of them: whoever may write to a directory can make a million that match, each of
+        # which is looked for in here.
+        with_known_sockets = {
+            directory
+            for known in self._known.values()
+            for directory in _directories_above(known.path)
+        }
 
         def take(match: Match) -> None:
             user = match.owner
@@ -156,8 +162,7 @@ class Search:
                 self._counts.directories.total() < MOST_SOCKETS
                 and self._counts.directories[user] < MOST_OF_ONE_USER
             )
-            known = any(f"{each}/".startswith(f"{match.path}/") for each in known_directories)
-            if stat.S_ISDIR(match.mode) and (room or known):
+            if stat.S_ISDIR(match.mode) and (room or match.path in with_known_sockets):
                 found[match.path] = None
                 self._counts.directories[user] += 1
 
@@ -263,6 +268,15 @@ class Searches:
 async def search_all(patterns: Iterable[str], named: Iterable[str] = ()) -> Search:
     """Runs one search to its end; for a process that serves no VMs."""
     return await Search(patterns, ask_here, named=named).run()
+
+
+def _directories_above(path: str) -> list[str]:
+    """The directories that a path leads through, by its text, the nearest first."""
+    found = []
+    while (above := os.path.dirname(path)) != path:
+        found.append(above)
+        path = above
+    return found
 
 
 def nearest_directory(pattern: str) -> str:

@@ -233,7 +233,7 @@ class Finder:
         found, host, claim = await opened(control, notices.put, self.config, self._shared)
         notices.user = host.user
         vm = self._registry.next_vm(self.config.name)
-        guest = DrivenVm(vm, control, found, host, notices, self._shared)
+        guest = DrivenVm(vm, control, found, host, notices, self._shared, claim.socket)
         quiet = self._pause.short_lives > 1
         address, size = self.config.address, found.vm_mem_bytes
         self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet, host.user))

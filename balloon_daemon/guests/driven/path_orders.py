@@ -89,7 +89,7 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
         case ["identify", str(path)]:
             yield _identity(path)
         case ["connect", str(path), identity, *refused]:
-            yield _connect(fd, path, identity, refused)
+            yield _connect(fd, path, identity, refused, enters)
         case _:
             yield process_orders.answer(order)
 
@@ -184,7 +184,9 @@ def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
     return resolved, (status.st_dev, status.st_ino) if is_socket else None
 
 
-def _connect(sock: int, path: str, identity: object, refused: Sequence[object]) -> int:
+def _connect(
+    sock: int, path: str, identity: object, refused: Sequence[object], enters: Enters
+) -> int:
     """Connects a socket to the socket at a path.
 
     Args:
@@ -192,12 +194,13 @@ def _connect(sock: int, path: str, identity: object, refused: Sequence[object]) 
         path: the path.
         identity: the device and inode numbers that the socket at the path must have; None: any.
         refused: users to whose sockets no connection is to be made.
+        enters: as for ``answers``.
 
     Returns:
         The owner of the socket at the path.
     """
     try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = _opened(path, enters)
     except FileNotFoundError as err:
         if missing := _missing_directory(path):
             raise OSError(errno.ENOENT, f"there is no directory {missing}") from err
@@ -217,6 +220,28 @@ def _connect(sock: int, path: str, identity: object, refused: Sequence[object]) 
         return status.st_uid
     finally:
         os.close(fd)
+
+
+def _opened(path: str, enters: Enters) -> int:
+    """Opens the file at a path with O_PATH; follows no link of a user's to somebody else's file:
+    the VM there would be driven by the settings of the VM that is named here.
+
+    Raises:
+        OSError: the kernel's reason, or ENOTSOCK: such a link.
+    """
+    with WalkedPath(enters) as walked:
+        try:
+            walked.go(path)
+        except OSError as err:
+            # ``go`` follows no link in /proc, as of a VM in a container (/proc/PID/root). The
+            # kernel does, where nobody else's link has led there.
+            if err.errno != errno.ELOOP or not walked.link_owners <= {0, os.geteuid()}:
+                raise
+            return os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if not walked.is_trusted:
+            why = "another user's link leads there than the socket's owner; name the socket itself"
+            raise OSError(errno.ENOTSOCK, why)
+        return os.dup(walked.fd)
 
 
 def _missing_directory(path: str) -> str:

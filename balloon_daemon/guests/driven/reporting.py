@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from balloon_daemon.events import BaseFound, NoDriverYet, Publish, Refilled, VmmRefuses
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.bases import BaseKey, Bases
-from balloon_daemon.guests.driven.claims import Claims
+from balloon_daemon.guests.driven.bases import Bases, base_key
+from balloon_daemon.guests.driven.claims import Claims, SocketId
 from balloon_daemon.guests.driven.control import ControlError, Found, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
@@ -86,9 +86,17 @@ class Reporter:
         found: its first figures.
         host: its VMM's process.
         shared: what all driven VMs share.
+        socket: its VMM's socket; None: unknown.
     """
 
-    def __init__(self, vm: VmId, found: Found, host: HostSide, shared: Shared) -> None:
+    def __init__(
+        self,
+        vm: VmId,
+        found: Found,
+        host: HostSide,
+        shared: Shared,
+        socket: SocketId | None = None,
+    ) -> None:
         self._vm = vm
         self._host = host
         self._shared = shared
@@ -98,9 +106,10 @@ class Reporter:
         self.state = GuestState.RUNNING
         self._said = _Said()
         known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
-        self.key = BaseKey(vm.name, host.pid, host.started)
+        uuid = None if found.restored is None else found.vm_uuid
+        self.key = base_key(vm.name, socket, uuid, host.pid, host.started)
+        shared.bases.know(self.key, vm.name)
         if found.restored is not None:
-            self.key = self.key._replace(name=found.vm_uuid)
             shared.bases.move(self.key, restored=found.restored)
         shared.bases.hold(self.key, host.user)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from balloon_daemon.events import GivenBackLater, GivingBack
 from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import (
     CALL_WITHIN_S,
     Control,
@@ -54,6 +55,7 @@ class DrivenVm:
         host: its VMM's process.
         notices: collects what ``control`` notices.
         shared: what all driven VMs share.
+        socket: its VMM's socket; None: unknown.
 
     Attributes:
         ended: done when the VM's task has ended; its result is the reason.
@@ -67,6 +69,7 @@ class DrivenVm:
         host: HostSide,
         notices: Notices,
         shared: Shared,
+        socket: SocketId | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.vm = vm
@@ -75,7 +78,7 @@ class DrivenVm:
         self._found = found
         self._notices = notices
         self._shared = shared
-        self._reporter = Reporter(vm, found, host, shared)
+        self._reporter = Reporter(vm, found, host, shared, socket)
         self._bell = notices.bell = Bell()
         self._schedule = Schedule(vm.number, loop.time())
         self._called_at_s = math.inf
