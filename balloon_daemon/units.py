@@ -3,7 +3,6 @@
 Pure; imports only errors.
 """
 
-import re
 from typing import NewType
 
 from balloon_daemon.errors import ConfigError
@@ -52,8 +51,8 @@ class VmId(NamedTuple):
 
 # At most 15 digits before the point, which in bytes is almost a PiB: a longer number is a mistake,
 # not a size of memory.
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
-_NO_UNIT = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
+_NO_UNIT = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
+_SIZE = rf"(?i:({_NO_UNIT})\s*(?:([kmgt])(?:i?b)?|b)?)"
 _FACTOR = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
 
 
@@ -68,7 +67,10 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: the text is not a size, or less than one byte.
     """
-    match = _SIZE.fullmatch(text.strip())
+    # Imported here and below: the template, which parses no size, does without it.
+    import re
+
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write it like 4G, 512M or 1.5GiB")
     number, suffix = match.groups(default="")
@@ -95,8 +97,10 @@ def parse_memory_size(text: str) -> int:
     Raises:
         ConfigError: the text is not a size, has no unit, or is outside these bounds.
     """
+    import re
+
     number = text.strip()
-    if _NO_UNIT.fullmatch(number) and ("." in number or int(number) % MIB):
+    if re.fullmatch(_NO_UNIT, number) and ("." in number or int(number) % MIB):
         raise ConfigError(f"{text!r} has no unit; write {number}G or {number}M")
     size = parse_size(text)
     if size < MIB:

@@ -15,33 +15,17 @@ import importlib
 import sys
 from _random import Random
 from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
+
+from balloon_daemon.stand_in import StandIn, load
 
 _CO_COROUTINE = 0x80
 """A code object's flag (inspect.CO_COROUTINE)."""
 
 
-class _Later(ModuleType):
-    """Stands for a module in ``sys.modules`` until something in it is used, and forwards to it."""
-
-    def __getattr__(self, name: str) -> object:
-        # The import system asks each module for names such as __path__, which does not use the
-        # module.
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(_load(self.__name__), name)
-
-
-def _load(name: str) -> ModuleType:
-    """The module itself, in its stand-in's place."""
-    if isinstance(sys.modules.get(name), _Later):
-        del sys.modules[name]
-    return importlib.import_module(name)
-
-
 def _called_later(module: str, name: str) -> Callable[..., object]:
     """A function of a module that is loaded when the function is called."""
-    return lambda *args, **options: getattr(_load(module), name)(*args, **options)
+    return lambda *args, **options: getattr(load(module), name)(*args, **options)
 
 
 def _iscoroutinefunction(function: object) -> bool:
@@ -99,7 +83,7 @@ def _get_annotations(thing: object, **how: object) -> object:
     """A class's own annotations; dataclasses asks that in Python 3.13, for each class."""
     if isinstance(thing, type) and not how:
         return dict(vars(thing).get("__annotations__") or {})
-    return _load("inspect").get_annotations(thing, **how)
+    return load("inspect").get_annotations(thing, **how)
 
 
 # Since Python 3.14 a class makes its annotations when it is asked, and annotationlib asks.
@@ -137,8 +121,7 @@ def _import_lean() -> None:
     for name, given in LATER.items():
         if name in sys.modules:
             continue
-        stand_in = sys.modules[name] = _Later(name)
-        vars(stand_in).update(given)
+        stand_in = sys.modules[name] = StandIn(name, given)
         package, _, child = name.rpartition(".")
         if package and package != "asyncio":
             # "import urllib.parse" finds the stand-in, and gives "urllib", where it must be, too.
