@@ -163,6 +163,20 @@ print(asyncio.run(echo()), "_ssl" in sys.modules)
     assert run(program) == "0 False\n"
 
 
+def test_lean_asyncio_has_all_that_asyncio_has_and_loads_the_rest_when_it_is_used() -> None:
+    exported = run("import asyncio; print(*asyncio.__all__)").split()
+    program = f"""\
+import sys
+from balloon_daemon.cli.asyncio_lean import asyncio
+names = "streams", "subprocess", "taskgroups", "queues", "threads"
+print(*(name for name in names if "asyncio." + name in sys.modules))
+print(*(name for name in {exported} if not hasattr(asyncio, name)))
+print(asyncio.streams.StreamReader is asyncio.StreamReader, hasattr(asyncio, "nothing"))
+"""
+    loaded = "" if sys.version_info < (3, 14) else "streams subprocess taskgroups queues threads"
+    assert run(program) == f"{loaded}\n\nTrue False\n"
+
+
 def test_others_import_ssl_after_lean_asyncio() -> None:
     program = "from balloon_daemon.cli.asyncio_lean import asyncio; import ssl; print(ssl.HAS_SNI)"
     assert run(program) == "True\n"
