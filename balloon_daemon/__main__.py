@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+from balloon_daemon import small_typing as small_typing  # Before any module that imports typing.
 from balloon_daemon.linux.signals import hold_end_signals
 
 

@@ -3,8 +3,6 @@
 Pure; imports only errors.
 """
 
-import re
-from bisect import bisect_left, insort
 from typing import NewType
 
 from balloon_daemon.errors import ConfigError
@@ -51,59 +49,10 @@ class VmId(NamedTuple):
         return self.name
 
 
-_DIGITS = re.compile("[0-9]+")
-
-
-def name_order(name: str) -> str:
-    """What names of VMs are sorted by, where several are listed: ``vm2`` is before ``vm10``.
-
-    Args:
-        name: the VM's name.
-
-    Returns:
-        The name, with each number's length before the number: texts are compared character by
-        character, and of two numbers the shorter one is the smaller one.
-    """
-    return _DIGITS.sub(_with_length, name)
-
-
-def _with_length(number: "re.Match[str]") -> str:
-    digits = number[0].lstrip("0")
-    return f"{len(digits):03}{digits}"
-
-
-class Listing:
-    """VMs in the order of their names, for listings (``name_order``).
-
-    The order is kept, not made for each listing: to sort a thousand names takes 4 ms, for which
-    all VMs would wait each time that somebody asks.
-    """
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[str, int, str, VmId]] = []
-
-    def add(self, vm_id: VmId) -> None:
-        """Adds a VM that is not listed yet."""
-        insort(self._rows, _row(vm_id))
-
-    def remove(self, vm_id: VmId) -> None:
-        """Removes a VM that is listed."""
-        del self._rows[bisect_left(self._rows, _row(vm_id))]
-
-    def ids(self) -> tuple[VmId, ...]:
-        """The VMs; those of one name by their numbers, which is as they came."""
-        return tuple([row[-1] for row in self._rows])
-
-
-def _row(vm_id: VmId) -> tuple[str, int, str, VmId]:
-    # The last member is never compared: ids of the same number are equal, whatever their names.
-    return name_order(vm_id.name), vm_id.number, vm_id.name, vm_id
-
-
 # At most 15 digits before the point, which in bytes is almost a PiB: a longer number is a mistake,
 # not a size of memory.
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
-_NO_UNIT = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
+_NO_UNIT = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
+_SIZE = rf"(?i:({_NO_UNIT})\s*(?:([kmgt])(?:i?b)?|b)?)"
 _FACTOR = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
 
 
@@ -118,7 +67,10 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: the text is not a size, or less than one byte.
     """
-    match = _SIZE.fullmatch(text.strip())
+    # Imported here and below: the template, which parses no size, does without it.
+    import re
+
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write it like 4G, 512M or 1.5GiB")
     number, suffix = match.groups(default="")
@@ -145,8 +97,10 @@ def parse_memory_size(text: str) -> int:
     Raises:
         ConfigError: the text is not a size, has no unit, or is outside these bounds.
     """
+    import re
+
     number = text.strip()
-    if _NO_UNIT.fullmatch(number) and ("." in number or int(number) % MIB):
+    if re.fullmatch(_NO_UNIT, number) and ("." in number or int(number) % MIB):
         raise ConfigError(f"{text!r} has no unit; write {number}G or {number}M")
     size = parse_size(text)
     if size < MIB:

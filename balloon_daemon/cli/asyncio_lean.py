@@ -5,43 +5,32 @@ asyncio imports ssl for TLS transports. balloond uses Unix sockets only, and asy
 a Python that was built without ssl. Without ssl the daemon starts a twentieth faster, and the
 controller takes 5 MiB less, because nothing else loads libcrypto at the start.
 
+Of asyncio itself only the modules in ``_PARTS`` are loaded: the package is put together from them
+without its ``__init__``, which would import all.
+
 The modules of ``LATER`` are imported for functions that format an error, run in a debug mode,
 start programs or threads, parse URLs, translate, log or speak TLS. They and what they import
 themselves (ast, dis, locale, string) take 16 ms of a start and 2.2 MiB. The first use of such a
 module loads it.
 """
 
+import _heapq
 import importlib
 import sys
 from _random import Random
 from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from importlib.util import find_spec, module_from_spec
+from types import CodeType, FunctionType
+
+from balloon_daemon.stand_in import StandIn, load
 
 _CO_COROUTINE = 0x80
 """A code object's flag (inspect.CO_COROUTINE)."""
 
 
-class _Later(ModuleType):
-    """Stands for a module in ``sys.modules`` until something in it is used, and forwards to it."""
-
-    def __getattr__(self, name: str) -> object:
-        # The import system asks each module for names such as __path__, which does not use the
-        # module.
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(_load(self.__name__), name)
-
-
-def _load(name: str) -> ModuleType:
-    """The module itself, in its stand-in's place."""
-    if isinstance(sys.modules.get(name), _Later):
-        del sys.modules[name]
-    return importlib.import_module(name)
-
-
 def _called_later(module: str, name: str) -> Callable[..., object]:
     """A function of a module that is loaded when the function is called."""
-    return lambda *args, **options: getattr(_load(module), name)(*args, **options)
+    return lambda *args, **options: getattr(load(module), name)(*args, **options)
 
 
 def _iscoroutinefunction(function: object) -> bool:
@@ -99,7 +88,7 @@ def _get_annotations(thing: object, **how: object) -> object:
     """A class's own annotations; dataclasses asks that in Python 3.13, for each class."""
     if isinstance(thing, type) and not how:
         return dict(vars(thing).get("__annotations__") or {})
-    return _load("inspect").get_annotations(thing, **how)
+    return load("inspect").get_annotations(thing, **how)
 
 
 # Since Python 3.14 a class makes its annotations only when asked for them, so ``vars`` may lack
@@ -108,7 +97,17 @@ _OF_CLASSES: dict[str, object] = (
     {} if sys.version_info >= (3, 14) else {"get_annotations": _get_annotations}
 )
 
+_BEFORE_3_14: dict[str, dict[str, object]] = (
+    {}
+    if sys.version_info >= (3, 14)
+    else {
+        "asyncio.staggered": {},
+        "heapq": {name: vars(_heapq)[name] for name in ("heapify", "heappop", "heappush")},
+    }
+)
+
 LATER: dict[str, dict[str, object]] = {
+    **_BEFORE_3_14,
     "asyncio.sslproto": {},
     "concurrent.futures": {
         name: name for name in ("FIRST_COMPLETED", "FIRST_EXCEPTION", "ALL_COMPLETED")
@@ -138,8 +137,7 @@ def _import_lean() -> None:
     for name, given in LATER.items():
         if name in sys.modules:
             continue
-        stand_in = sys.modules[name] = _Later(name)
-        vars(stand_in).update(given)
+        stand_in = sys.modules[name] = StandIn(name, given)
         package, _, child = name.rpartition(".")
         if package and package != "asyncio":
             # "import urllib.parse" finds the stand-in in sys.modules, but binds only "urllib": so
@@ -151,9 +149,44 @@ def _import_lean() -> None:
     # reference, "The module cache"): asyncio then loads without ssl.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     try:
-        import asyncio  # noqa: F401  # sys.modules keeps it
+        if sys.version_info >= (3, 14):
+            import asyncio  # noqa: F401  # sys.modules keeps it
+        else:
+            _import_parts()
     finally:
         del sys.modules["ssl"]
+
+
+_PARTS = (
+    *("base_events", "coroutines", "events", "exceptions", "futures", "locks", "protocols"),
+    *("runners", "tasks", "timeouts", "transports", "unix_events"),
+)
+_OTHER_PARTS = ("queues", "streams", "subprocess", "taskgroups", "threads")
+"""All modules of which asyncio's own ``__init__`` makes the package, in two halves: those that
+balloond uses, and the others, which are loaded when a name in one of them is used."""
+
+
+def _import_parts() -> None:
+    """Imports asyncio without running its ``__init__``, which would import all of its modules."""
+    spec = find_spec("asyncio")
+    assert spec is not None
+    package = sys.modules["asyncio"] = module_from_spec(spec)
+    for part in _PARTS:
+        module = importlib.import_module(f"asyncio.{part}")
+        vars(package).update((name, getattr(module, name)) for name in module.__all__)
+    vars(package)["__getattr__"] = _of_other_part
+
+
+def _of_other_part(name: str) -> object:
+    """What is in one of asyncio's modules that are not loaded yet."""
+    if not name.startswith("_"):
+        for part in _OTHER_PARTS:
+            module = importlib.import_module(f"asyncio.{part}")
+            if name == part:
+                return module
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module 'asyncio' has no attribute {name!r}", name=name)
 
 
 _import_lean()

@@ -7,7 +7,6 @@ configuration needs, and sends the code of each module. The controller runs that
 time, and serves VMs in between.
 """
 
-import base64
 import binascii
 import importlib
 import marshal
@@ -45,7 +44,8 @@ def carried_modules(load: Callable[[], object]) -> Iterator[list[object]]:
         spec = sys.modules[name].__spec__
         match None if spec is None else spec.loader:
             case SourceFileLoader() as loader:
-                code = base64.b64encode(marshal.dumps(loader.get_code(name))).decode()
+                dumped = marshal.dumps(loader.get_code(name))
+                code = binascii.b2a_base64(dumped, newline=False).decode()
                 yield ["module", name, loader.path, loader.is_package(name), code]
             case ExtensionFileLoader() as loader:
                 yield ["extension", name, loader.path]
@@ -102,7 +102,7 @@ class _Modules:
         match part:
             case ["module", str(name), str(path), bool(is_package), str(code)]:
                 try:
-                    content = base64.b64decode(code)
+                    content = binascii.a2b_base64(code)
                 except binascii.Error as err:
                     raise ValueError(f"{name}: {err}") from err
                 self.loaders[name] = _Carried(name, path, content, is_package=is_package)

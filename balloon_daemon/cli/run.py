@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -80,6 +79,9 @@ def _first_mistakes(err: PolicyFileError, args: argparse.Namespace) -> str:
     meant to be one has a mistake in each line."""
     shown = [str(problem) for problem in err.problems[:MISTAKES_SHOWN]]
     if (more := len(err.problems) - len(shown)) > 0:
+        # Imported here: only this mistake needs it.
+        import shlex
+
         python = args.policy_dialect == Dialect.PYTHON.value
         dialect = "" if python else f"--dialect {args.policy_dialect} "
         command = f"balloonctl seccomp check {dialect}{printable(shlex.quote(str(args.policy)))}"

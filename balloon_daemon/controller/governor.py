@@ -231,7 +231,7 @@ class Governor:
 
     def _looked(self, seen: Seen) -> None:
         if self._policy.ignores(seen):
-            self._watch.listen(self._looked)
+            self._watch.listen(self._looked, calm=True)
         else:
             self._step(Looked(seen))
 

@@ -6,13 +6,11 @@ find another package of that name first; no other module is looked up in that di
 
 import gc
 import os
-import socket
 import sys
-from typing import NoReturn
 
 
-def start(fd: str, parent: str, *directories: str) -> NoReturn:
-    """Loads what a device needs, and nothing else.
+def start(fd: str, parent: str, *directories: str) -> None:
+    """Loads what a device needs, and nothing else, and runs the template; never returns.
 
     Args:
         fd: the number of the socket to the controller.
@@ -27,9 +25,12 @@ def start(fd: str, parent: str, *directories: str) -> NoReturn:
     del sys.path[0]
     sys.path += [directory for directory in directories if directory not in sys.path]
     try:
+        from balloon_daemon.device import small_modules  # noqa: F401  # before all others
         from balloon_daemon.device.forker import run_template
     except (ImportError, OSError) as err:
         sys.exit(f"balloond-forks: cannot be loaded: {err}")
+
+    import socket
 
     run_template(socket.socket(fileno=int(fd)), int(parent))
 

@@ -367,13 +367,8 @@ class Template:
 
 def _directories() -> list[str]:
     """Where the template finds python-prctl, without the rest of site-packages."""
-    return sorted(
-        {
-            os.path.dirname(os.path.abspath(file))
-            for name in ("prctl", "_prctl")
-            if (file := getattr(sys.modules.get(name), "__file__", None))
-        }
-    )
+    file = getattr(sys.modules.get("_prctl"), "__file__", None)
+    return [os.path.dirname(os.path.abspath(file))] if file else []
 
 
 def _bytecode_options() -> list[str]:

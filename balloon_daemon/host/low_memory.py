@@ -10,11 +10,12 @@ How one loop uses a source:
 
 - wait until ``wait_fd()``, where it is not None, is readable; then call ``acknowledge()`` and
   ``read()``;
-- call ``read()`` every second while ``needs_poll`` is true (it changes: ask each time), and
-  otherwise now and then, to notice that a device file has gone;
+- call ``read()`` every second while ``needs_poll`` is true (it changes), or later if memory cannot
+  be filled by then (``fill_mib_s``); otherwise now and then, to notice that a device has gone;
 - after every ``read()``, publish each ``take_notice()`` until it gives None.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -38,11 +39,12 @@ CHROMEOS_DEVICE = Path("/dev/chromeos-low-mem")
 PRESSURE_FILE = Path("/proc/pressure/memory")
 
 MARGIN_PER_MILLE = 52
-"""The default margin, in thousandths of the memory that can be available; 5.2 % is ChromeOS's
-critical margin."""
+"""The default margin, in thousandths of what can be available: ChromeOS's critical margin."""
 
-# A number of MiB in a file of a low-memory directory (``available``, ``margin``). 12 digits allow
-# almost an EiB, more than any host has.
+FILL_MIB_S = 4096.0 * (os.cpu_count() or 1)
+"""How fast processors fill memory, in MiB a second: each twice as fast as was measured."""
+
+# A number of MiB in ``available`` or ``margin``. 12 digits allow almost an EiB.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
 _MOST_BYTES = 256
 
@@ -53,6 +55,10 @@ class LowMemorySource(Protocol):
     @property
     def name(self) -> str:
         """``chromeos`` or ``meminfo``."""
+
+    @property
+    def fill_mib_s(self) -> float:
+        """How fast programs can take available memory, in MiB a second; inf: nobody knows."""
 
     @property
     def last_error(self) -> str:
@@ -117,6 +123,7 @@ class ChromeosLowMemory(SourceNotices):
     """
 
     name = "chromeos"
+    fill_mib_s = math.inf  # The directory may be another machine's.
 
     def __init__(
         self,
@@ -130,7 +137,7 @@ class ChromeosLowMemory(SourceNotices):
         self._available = FigureFile(f"{directory}/available")
         self._margin = FigureFile(f"{directory}/margin")
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
-        # The margin file's last content and its parsed value, kept as the content seldom changes.
+        # The margin file's last content and its value, as it seldom changes.
         self._margin_read: tuple[bytes, int | NeverLow] = (b"", 0)
         self._alarm = None if device is None else DeviceAlarm(device)
 
@@ -275,6 +282,11 @@ class MeminfoLowMemory(SourceNotices):
         keep_zoneinfo()
         self._alarm = None if pressure is None else PressureAlarm(pressure)
 
+    @property
+    def fill_mib_s(self) -> float:
+        # Without a trigger nothing but a poll would tell of faster ones.
+        return math.inf if self.wait_fd() is None else FILL_MIB_S
+
     def read(self) -> Reading | None:
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(SourceTrouble(change))
@@ -296,21 +308,18 @@ class MeminfoLowMemory(SourceNotices):
     def set_margin(self, margin_bytes: int | None) -> None:
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
 
-    def wait_fd(self) -> int | None:
-        """The epoll fd around the PSI trigger; None: there is no trigger."""
+    def wait_fd(self) -> int | None:  # None: there is no PSI trigger.
         return self._alarm.fileno() if self._alarm is not None and self._alarm.armed else None
 
     def acknowledge(self) -> None:
         """Consumes a wake-up; the kernel sends at most one in each window of the trigger."""
         if self._alarm is not None:
-            # Count a wake-up even if acknowledge() finds no event: the event may be consumed
-            # already. Each poll of a PSI trigger consumes its event, and the event loop's wait for
-            # the epoll fd polls the trigger inside it.
+            # Count a wake-up even if acknowledge() finds no event: each poll of a PSI trigger
+            # consumes its event, and the event loop's wait for the epoll fd polls the trigger.
             self._alarm.acknowledge()
             self.note_wakeup()
 
     def describe(self) -> str:
-        """One line for people: the source, its margin, alarm and present reading."""
         seen, available = self._look(), "available memory"
         margin = f"{MARGIN_PER_MILLE / 10} % of the RAM"
         if isinstance(seen, Unknown):
@@ -343,7 +352,6 @@ class MeminfoLowMemory(SourceNotices):
         return f"{available} against {margin}; {woken}; now {now}"
 
     def close(self) -> None:
-        """Withdraws the PSI trigger; ``wait_fd`` is None afterwards."""
         if self._alarm is not None:
             self._alarm.close()
         self._alarm = None

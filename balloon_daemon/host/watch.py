@@ -16,6 +16,10 @@ SAFETY_POLL_S = 60.0
 """How often to read even where the kernel wakes us, to notice that it no longer can."""
 
 
+MOST_POLLS = 5
+"""A calm listener's next poll comes after so many poll intervals at most."""
+
+
 class MemoryWatch:
     """Reads the source on request, and by itself while ``listen`` is in effect.
 
@@ -67,15 +71,19 @@ class MemoryWatch:
             if take is not None:
                 self.listen(take)
 
-    def listen(self, take: Take) -> None:
+    def listen(self, take: Take, *, calm: bool = False) -> None:
         """Gives ``take`` each reading that a poll or the kernel's wake-up causes, from now on.
 
         While listening, call this again after each ``read`` of yours: by then the source may need
         a poll, or have another descriptor to wait for. A poll already scheduled is not postponed.
+
+        Args:
+            take: is given the readings.
+            calm: the next reading matters only if memory is low then, or nearly. So it may come
+                later, as long as nobody can fill up by then what is available now.
         """
         self._take = take
-        delay_s = self._poll_s if self._source.needs_poll else SAFETY_POLL_S
-        at_s = self._loop.time() + delay_s
+        at_s = self._loop.time() + self._delay_s(calm=calm)
         if self._timer is None or at_s < self._timer.when():
             self._stop_polling()
             self._timer = self._loop.call_at(at_s, self._polled)
@@ -85,6 +93,16 @@ class MemoryWatch:
             if fd is not None:
                 self._loop.add_reader(fd, self._woken)
                 self._watched_fd = fd
+
+    def _delay_s(self, *, calm: bool) -> float:
+        """How long until the next poll."""
+        if not self._source.needs_poll:
+            return SAFETY_POLL_S
+        if not calm or not isinstance(self._seen, Reading):
+            return self._poll_s
+        spare_mib = self._seen.available_mib - self._seen.margin_mib
+        filled_s = spare_mib / self._source.fill_mib_s
+        return max(self._poll_s, min(filled_s, MOST_POLLS * self._poll_s))
 
     def set_margin(self, margin_bytes: int | None) -> None:
         """Uses another margin. While ``listen`` is in effect, also reads the source at once.

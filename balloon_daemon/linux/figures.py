@@ -34,6 +34,11 @@ MOST_LEFT = 256
 MOST_KEPT = 256
 """Files that ``read_figures`` keeps open; a host without deeply nested cgroups has some 20."""
 
+LOOK_EVERY = 16
+"""A file that the kernel makes as it is read is looked up by its path before so many readings, not
+before each: nobody can rename another file over it, only mount one. If it is gone, as a cgroup's
+is, reading it fails (kernfs: ENODEV; procfs: ESRCH), and the next reading looks it up."""
+
 MOST_BYTES = 1 << 24
 """More than any such file has: a list of 1,000 mounts has some 150 KiB."""
 
@@ -170,13 +175,16 @@ class FigureFile:
     """A file that is read again and again, and is open from the first reading on.
 
     Args:
-        path: the file. If another file replaces it, the next reading notices that by stat(2).
+        path: the file. If another file replaces it, the next reading notices that by stat(2); see
+            ``LOOK_EVERY`` for the kernel's own files.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = _FigureFd(-1)
         self._identity = (-1, -1)
+        self._unlooked = 0
+        """How many readings are still to come before the path is looked up again."""
 
     def read(self, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:
         """The present content.
@@ -189,6 +197,9 @@ class FigureFile:
             OSError: the kernel's reason, with the file's name; the file is closed.
         """
         try:
+            if self._unlooked:
+                self._unlooked -= 1
+                return content(self._fd.fileno(), most_bytes)
             found = os.stat(self.path)
             if self._identity != (found.st_dev, found.st_ino):
                 # Close the old file first: where no descriptor is free, the new file needs its
@@ -198,7 +209,12 @@ class FigureFile:
                 # If the file was replaced between stat(2) and open(2), the next reading finds
                 # another identity and opens the path again.
                 self._identity = (found.st_dev, found.st_ino)
-            return content(self._fd.fileno(), most_bytes)
+            read = content(self._fd.fileno(), most_bytes)
+            # procfs and cgroups' file systems say of their files that they are empty. A file that
+            # says so and is not is none that was written.
+            if read and not found.st_size:
+                self._unlooked = LOOK_EVERY - 1
+            return read
         except OSError as err:
             self.close()
             raise OSError(err.errno, err.strerror, self.path) from err
@@ -206,12 +222,12 @@ class FigureFile:
     def close(self) -> None:
         """Closes the file; the next reading opens it again."""
         self._fd.close()
-        self._identity = (-1, -1)
+        self._identity, self._unlooked = (-1, -1), 0
 
     def forget(self) -> None:
         """Takes the file's descriptor for closed; the next reading opens the file again."""
         self._fd.detach()
-        self._identity = (-1, -1)
+        self._identity, self._unlooked = (-1, -1), 0
 
 
 _kept: dict[str, FigureFile] = {}

@@ -1,6 +1,8 @@
 """Limits, namespaces and privileges that a forked child gives up before it reads a guest's byte.
 
-The only user of python-prctl. The seccomp filter comes last, and is loaded by the caller.
+The only user of python-prctl, and of its C module alone: what its Python module makes of that, an
+object for each capability, would be in the memory of each device. The seccomp filter comes last,
+and is loaded by the caller.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterable
 
-import prctl
+import _prctl
 
 from balloon_daemon.linux.libc import show_as
 from balloon_daemon.linux.namespaces import enter_empty_namespaces
@@ -29,6 +31,8 @@ OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 MAX_GROWTH_BYTES = 256 << 20
 """How much a device may add to its own memory, and to its address space, when it is jailed; it
 needs a few MiB. Nor may its stack be larger."""
+
+_ALL_CAPABILITIES = list(range(_prctl.CAP_LAST_CAP + 1))
 
 _SIZE, _DATA = 0, 5
 """Fields of /proc/PID/statm (proc(5)), in pages: all that is mapped, and private memory that may
@@ -79,7 +83,7 @@ def die_with(parent_pid: int, name: str) -> None:
 def end_with(parent_pid: int) -> None:
     """Has the kernel kill this process when its parent dies. Linux clears the parent-death signal
     whenever the process changes its user, or by setfsuid(2) its user for files (prctl(2))."""
-    prctl.set_pdeathsig(signal.SIGKILL)
+    _prctl.prctl(_prctl.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         # The parent died before prctl(2) asked for a signal at its death, so that signal will
         # never come.
@@ -97,7 +101,7 @@ def limit_first() -> None:
     _be_killed_like_others()
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
         resource.setrlimit(kind, (0, 0))
-    prctl.set_dumpable(0)
+    _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)
 
 
 def _be_killed_like_others() -> None:
@@ -137,18 +141,18 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     # half-way leaves this process all capabilities inside that namespace. systemd, too, may have
     # given the service some (AmbientCapabilities=).
     _drop_privileges(identity)
-    prctl.set_pdeathsig(signal.SIGKILL)
+    _prctl.prctl(_prctl.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         # The parent died before prctl(2) asked for a signal at its death, so that signal will
         # never come.
         os._exit(0)
-    prctl.set_dumpable(0)
-    prctl.set_no_new_privs(1)
+    _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)
+    _prctl.prctl(_prctl.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _set_name(name: str) -> None:
     """Sets the name for ``top`` (15 bytes of it) and for ``ps -f``."""
-    prctl.set_name(name)
+    _prctl.prctl(_prctl.PR_SET_NAME, name)
     show_as(name)
 
 
@@ -158,16 +162,18 @@ def _drop_privileges(identity: Identity | None) -> None:
         # Root may lack CAP_SETPCAP, and other users have it only in a user namespace. Then leave
         # securebits and bounding set as they are: they matter only at an execve(2), which gives no
         # capabilities once `enter` has set no_new_privs.
-        prctl.securebits.noroot = True
-        prctl.securebits.noroot_locked = True
-        prctl.capbset.limit()
+        bits = _prctl.prctl(_prctl.PR_GET_SECUREBITS)
+        bits |= _prctl.SECBIT_NOROOT | _prctl.SECBIT_NOROOT_LOCKED
+        _prctl.prctl(_prctl.PR_SET_SECUREBITS, bits)
+        for capability in _ALL_CAPABILITIES:
+            _prctl.prctl(_prctl.PR_CAPBSET_DROP, capability)
     if identity is not None:
         os.setgroups([])
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
-    prctl.cap_effective.limit()
-    prctl.cap_permitted.limit()
-    prctl.cap_inheritable.limit()
+    # The first three lists are what to set in the effective, permitted and inheritable sets, the
+    # others what to clear in them.
+    _prctl.set_caps([], [], [], *[_ALL_CAPABILITIES] * 3)
 
 
 def _limit_resources() -> None:

@@ -1,5 +1,7 @@
 """A low-memory source whose figures a test sets."""
 
+import math
+
 from balloon_daemon.events import SourceEvent
 from balloon_daemon.host.low_memory import LowMemoryStatistics
 from balloon_daemon.sizing.decision import NeverLow, Reading
@@ -14,6 +16,7 @@ class ToldMemory:
         error: raised by a read in place of a reading.
         reads: how often it was read.
         needs_poll: whether it has to be polled.
+        fill_mib_s: how fast its memory can become low.
         fd: readable at a wake-up; None: there is none.
         acknowledged: how many wake-ups were consumed.
         notices: its own events.
@@ -24,6 +27,7 @@ class ToldMemory:
     last_error = ""
 
     def __init__(self) -> None:
+        self.fill_mib_s = math.inf
         self.needs_poll = True
         self.fd: int | None = None
         self.acknowledged = 0

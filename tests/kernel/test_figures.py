@@ -1,5 +1,6 @@
 """Files of the kernel that come whole with one read(2)."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from balloon_daemon.linux.figures import FigureFile, content_of, one_read_of
 from balloon_daemon.linux.mountinfo import read_mounts
+from balloon_daemon.units import GIB
+from tests.harness.memory_cgroup import memory_cgroup
 
 WHOLE = [
     "/proc/self/cgroup",
@@ -39,6 +42,25 @@ def test_one_read_gives_all_lines_of_meminfo_and_of_cgroups_files() -> None:
     for path in files:
         file = FigureFile(path)
         assert lines(file.read(content=one_read_of)) == lines(file.read()), path
+
+
+def test_file_of_a_cgroup_that_is_gone_fails_and_that_of_another_by_its_name_is_read() -> None:
+    try:
+        with memory_cgroup(2 * GIB) as cgroup:
+            file = FigureFile(str(cgroup.limit_file))
+            before = [file.read(), file.read()]
+            cgroup.path.rmdir()
+            with pytest.raises(OSError, match=cgroup.limit_file.name) as gone:
+                file.read()
+            cgroup.path.mkdir()
+            cgroup.limit(GIB)
+            after = file.read()
+            file.close()
+    except PermissionError as err:
+        pytest.skip(f"needs a cgroup with a memory limit: {err}")
+    assert before == [b"%d\n" % (2 * GIB)] * 2
+    assert gone.value.errno in (errno.ENODEV, errno.ENOENT)
+    assert after == b"%d\n" % GIB
 
 
 def test_one_read_of_a_fifo_in_the_files_place_gives_what_is_in_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from balloon_daemon.linux import figures
 from balloon_daemon.linux.cgroup import MemoryCgroups
 from balloon_daemon.linux.figures import (
     CLOSED_HERE_S,
+    LOOK_EVERY,
     MOST_KEPT,
     MOST_LEFT,
     REGAINED,
@@ -91,6 +92,33 @@ def test_file_that_changes_or_is_replaced_is_read_anew(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="available"):
         file.read()
     assert len(before - open_fds()) == 1
+
+
+def test_file_that_the_kernel_makes_is_looked_up_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, stat = list[str](), os.stat
+
+    def noted(path: str) -> os.stat_result:
+        looked.append(path)
+        return stat(path)
+
+    file = FigureFile("/proc/meminfo")
+    with monkeypatch.context() as watched:
+        watched.setattr("balloon_daemon.linux.figures.os.stat", noted)
+        read = [file.read() for _ in range(2 * LOOK_EVERY)]
+    assert all(b"MemTotal" in content for content in read)
+    assert looked == ["/proc/meminfo"] * 2
+    file.close()
+
+
+def test_written_file_that_is_empty_at_first_is_looked_up_at_each_reading(tmp_path: Path) -> None:
+    path, other = tmp_path / "available", tmp_path / "other"
+    path.touch()
+    file = FigureFile(str(path))
+    found = [file.read()]
+    other.write_text("3")
+    other.rename(path)
+    assert [*found, file.read()] == [b"", b"3"]
+    file.close()
 
 
 def test_no_more_is_read_than_asked_for(tmp_path: Path) -> None:

@@ -203,6 +203,22 @@ def test_readings_far_from_low_memory_are_no_steps_of_the_policy() -> None:
     assert host.reasons(A) == [Reason.LOW_MEMORY]
 
 
+def test_host_far_from_low_memory_is_polled_as_often_as_it_could_be_filled() -> None:
+    host = Host()
+    host.memory.fill_mib_s = 1000.0
+    host.attached(A)
+    host.loop.advance(1.0)
+    reads = host.memory.reads
+    host.loop.advance(15.0)
+    assert host.memory.reads - reads == 3
+    # 600 MiB more than the margin: they can be gone in less than a second.
+    host.memory.seen = Reading(available_mib=1000, margin_mib=400)
+    host.loop.advance(5.0)
+    reads = host.memory.reads
+    host.loop.advance(3.0)
+    assert host.memory.reads - reads == 3
+
+
 def test_recorded_policy_publishes_readings_far_from_low_memory_too() -> None:
     stepped: list[Event] = []
     policies: list[TracedPolicy] = []

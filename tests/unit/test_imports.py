@@ -1,17 +1,25 @@
 """What the daemon does not load before it listens: each costs milliseconds and megabytes."""
 
+import ast
 import gettext
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
+import _prctl
 import pytest
 
+import balloon_daemon
 from balloon_daemon.cli.asyncio_lean import LATER
+from balloon_daemon.small_typing import OF_TYPING
 from tests.harness.faults import fault
 
 OF_INSPECT = () if sys.version_info >= (3, 14) else ("inspect", "ast", "dis")
 """What loads with inspect, which Python 3.14's own asyncio.graph has dataclasses load."""
+
+PACKAGE = Path(balloon_daemon.__file__ or "").parent
+
 MOST_DATACLASSES = 19
 """That are mutable, check their values, or are changed by many (Config, Stats)."""
 
@@ -41,6 +49,49 @@ def test_template_loads_no_dataclasses() -> None:
     loaded = run("import sys, balloon_daemon.device.forker; print(*sys.modules)").split()
     assert "balloon_daemon.device.spec" in loaded
     assert {"dataclasses", "inspect", "pathlib", "subprocess", "asyncio"}.isdisjoint(loaded)
+
+
+TEMPLATE = """
+import sys
+before = set(sys.modules)
+sys.path += {path!r}
+from balloon_daemon.device import small_modules, forker
+loaded = set(sys.modules) - before
+files = [name for name in loaded if hasattr(sys.modules[name], "__file__")]
+print(*(name for name in files if not name.startswith("balloon_daemon")))
+print(sys.modules["socket"].__name__, sys.modules["signal"].__name__)
+"""
+
+
+def test_template_loads_no_typing_and_no_enumerations_of_constants() -> None:
+    """They were a third of the template's start, and each device has what the template has."""
+    path = [str(Path(_prctl.__file__).parent), str(PACKAGE.parent)]
+    command = [sys.executable, "-I", "-S", "-c", TEMPLATE.format(path=path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded, small = done.stdout.splitlines()
+    assert {"ctypes", "mmap"} <= {*loaded.split()}
+    others = {"typing", "_typing", "re", "socket", "signal", "selectors"}
+    assert others.isdisjoint(loaded.split())
+    assert small == ("_socket _signal" if sys.version_info < (3, 14) else small)
+
+
+def test_stand_in_for_typing_has_all_that_balloond_imports_from_it() -> None:
+    """Another name would load typing, perhaps while VMs are served."""
+    sources = [
+        path
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in ("ctl", "fake_guest")
+    ]
+    named = {
+        alias.name
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "typing"
+        for alias in node.names
+    }
+    # named_tuple.py imports it for type checkers only.
+    assert named - OF_TYPING.keys() == {"NamedTuple"}
 
 
 def test_command_line_loads_no_compression_library() -> None:
@@ -110,6 +161,20 @@ async def echo():
 print(asyncio.run(echo()), "_ssl" in sys.modules)
 """
     assert run(program) == "0 False\n"
+
+
+def test_lean_asyncio_has_all_that_asyncio_has_and_loads_the_rest_when_it_is_used() -> None:
+    exported = run("import asyncio; print(*asyncio.__all__)").split()
+    program = f"""\
+import sys
+from balloon_daemon.cli.asyncio_lean import asyncio
+names = "streams", "subprocess", "taskgroups", "queues", "threads"
+print(*(name for name in names if "asyncio." + name in sys.modules))
+print(*(name for name in {exported} if not hasattr(asyncio, name)))
+print(asyncio.streams.StreamReader is asyncio.StreamReader, hasattr(asyncio, "nothing"))
+"""
+    loaded = "" if sys.version_info < (3, 14) else "streams subprocess taskgroups queues threads"
+    assert run(program) == f"{loaded}\n\nTrue False\n"
 
 
 def test_others_import_ssl_after_lean_asyncio() -> None:

@@ -1,5 +1,6 @@
 """Both sources on files of the test's own: figures, garbage, and how they recover."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -782,3 +783,16 @@ def test_margin_that_is_set_replaces_the_sources_own_until_none_is(directory: Pa
         assert (other.margin_mib, other.is_low) == (1200, True)
         source.set_margin(None)
         assert source.read() == own
+
+
+def test_how_fast_memory_can_be_filled_counts_only_where_a_trigger_would_tell_of_more(
+    tmp_path: Path,
+) -> None:
+    without = MeminfoLowMemory(pressure=None)
+    refused = MeminfoLowMemory(pressure=tmp_path / "missing")
+    assert [without.fill_mib_s, refused.fill_mib_s] == [math.inf] * 2
+    woken = MeminfoLowMemory()
+    if woken.wait_fd() is not None:
+        assert woken.fill_mib_s == low_memory.FILL_MIB_S
+    for source in (without, refused, woken):
+        source.close()

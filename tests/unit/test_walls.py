@@ -22,6 +22,7 @@ PACKAGE = ROOT / "balloon_daemon"
 PURE = {
     "errors",
     "units",
+    "listing",
     "rate_limit",
     "fact",
     "named_tuple",
@@ -182,14 +183,17 @@ IMPURE = {
     "asyncio", "subprocess", "signal",
 }  # fmt: skip
 
-# Each room and the rooms it may import from; errors, units, rate_limit, fact and named_tuple are
-# open to all.
+# Each room and the rooms it may import from; errors, units, listing, rate_limit, fact, named_tuple,
+# stand_in and small_typing are open to all.
 ROOMS = {
     "errors": set[str](),
     "units": set[str](),
+    "listing": set[str](),
     "rate_limit": set[str](),
     "fact": set[str](),
     "named_tuple": set[str](),
+    "stand_in": set[str](),
+    "small_typing": set[str](),
     "sizing": set[str](),
     "virtio": set[str](),
     "linux": set[str](),
@@ -253,7 +257,8 @@ DOORS = {
     "psutil": set[str](),
     # In a process of its own: not even --check loads it.
     "pyseccomp": {"seccomp.libseccomp_process"},
-    "prctl": {"linux.jail"},
+    "prctl": set[str](),
+    "_prctl": {"linux.jail"},
     "h11": {"api.client", "ctl.ask.client"},
     "asyncio": {
         "controller",
@@ -321,7 +326,10 @@ def offences(name: str, path: Path) -> Iterator[str]:
             target_room = room_of(inner)
             if name in PURE and not any(inner == p or inner.startswith(p + ".") for p in PURE):
                 yield f"{where}, which is not pure"
-            leaves = {"errors", "units", "rate_limit", "fact", "named_tuple", "__version__"}
+            leaves = {
+                "errors", "units", "listing", "rate_limit", "fact", "named_tuple", "stand_in",
+                "small_typing", "__version__",
+            }  # fmt: skip
             open_to_it = {room} | leaves | ROOMS[room]
             if target_room not in open_to_it and inner not in open_to_it:
                 yield f"{where}: an arrow that does not point down"

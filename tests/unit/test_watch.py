@@ -166,3 +166,46 @@ def test_another_margin_is_read_with_at_once_by_whoever_listens(watched: Watched
     assert watched.taken == [(0.0, Reading(1000, 2000))]
     watched.loop.advance(1.0)
     assert len(watched.taken) == 2
+
+
+@pytest.mark.parametrize(
+    ("available_mib", "after_s"),
+    [(1000 + 100, 1.0), (2500 + 100, 2.5), (5000 + 100, 5.0), (90_000 + 100, 5.0)],
+)
+def test_calm_listeners_next_poll_comes_before_memory_can_be_low(
+    available_mib: int, after_s: float, watched: Watched
+) -> None:
+    watched.memory.fill_mib_s = 1000.0
+    watched.memory.seen = Reading(available_mib, 100)
+
+    def take(seen: Seen) -> None:
+        watched.take(seen)
+        watched.watch.listen(take, calm=True)
+
+    watched.watch.listen(take)
+    watched.loop.advance(1.0 + after_s - 0.25)
+    assert [at_s for at_s, _ in watched.taken] == [1.0]
+    watched.loop.advance(0.25)
+    assert [at_s for at_s, _ in watched.taken] == [1.0, 1.0 + after_s]
+
+
+@pytest.mark.parametrize("seen", [None, NeverLow("off"), Reading(10, 400)])
+def test_calm_listener_of_what_is_unknown_or_low_is_polled_as_ever(
+    seen: Seen, watched: Watched
+) -> None:
+    watched.memory.fill_mib_s = 1000.0
+    watched.memory.seen = seen
+    watched.watch.read()
+    watched.watch.listen(watched.take, calm=True)
+    watched.loop.advance(1.0)
+    assert watched.taken == [(1.0, seen)]
+
+
+def test_listener_that_is_calm_no_more_is_polled_as_ever(watched: Watched) -> None:
+    watched.memory.fill_mib_s = 100.0
+    watched.watch.read()
+    watched.watch.listen(watched.take, calm=True)
+    watched.loop.advance(1.0)
+    watched.watch.listen(watched.take)
+    watched.loop.advance(1.0)
+    assert watched.taken == [(2.0, Reading(1000, 100))]
