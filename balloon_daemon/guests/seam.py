@@ -269,8 +269,13 @@ class Guest(Protocol):
             level: the policy's level; at 0 the balloon is empty.
         """
 
-    def keep(self, row: VmRow) -> None:
-        """Stores this row, with the guest's own state, for another balloond."""
+    def keep(self, row: VmRow) -> bool:
+        """Stores this row, with the guest's own state, for another balloond.
+
+        Returns:
+            Whether the row is stored, will be, or never could be; False: to be called again soon,
+            even if the row is the same.
+        """
 
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""
