@@ -100,12 +100,12 @@ class DryGuest:
         # Report the new size in a later turn of the loop: the governor is in the middle of a step.
         asyncio.get_running_loop().call_soon(self._seem_to_have, target_bytes)
 
-    def keep(self, row: VmRow) -> None:
+    def keep(self, row: VmRow) -> bool:
         """Stores for another balloond the policy's state (``VmRow``) that an earlier balloond had
         stored, if there is one, else that of an empty balloon; not ``row``, which has the size
         that the balloon only seems to have."""
         true = VmRow(row.vm_mem_bytes, 0, None, None)
-        self._guest.keep(self.attached.row or true)
+        return self._guest.keep(self.attached.row or true)
 
     async def give_back(self) -> None:
         """Empties only the pretended balloon, as the dry run has taken no memory. If the VMM keeps

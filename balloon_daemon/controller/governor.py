@@ -108,8 +108,7 @@ class Governor:
     def change(self, vm_id: VmId, settings: VmSettings | None) -> None:
         """Governs a VM by other settings from now on; None: decides nothing more for it, until it
         is gone."""
-        vm = self._vms.get(vm_id)
-        if vm is None:
+        if (vm := self._vms.get(vm_id)) is None:
             return  # The VM is removed; its task goes on for a moment, or until its device ends.
         vm.settings = settings or vm.settings
         if self._policy.governs(vm_id):
@@ -130,8 +129,7 @@ class Governor:
         Raises:
             StateError: ``Attached.row`` holds a state that no policy can be in.
         """
-        vm = self._vms.get(vm_id)
-        if vm is None:
+        if (vm := self._vms.get(vm_id)) is None:
             return  # The VM has been removed, and its task may go on for a moment.
         match report:
             case Actual() | Stats() | Held() | StateChanged():  # First: most reports are these.
@@ -163,8 +161,7 @@ class Governor:
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         """The present state of a VM; None: there is no such VM any more."""
-        vm = self._vms.get(vm_id)
-        if vm is None:
+        if (vm := self._vms.get(vm_id)) is None:
             return None
         return vm_status(self._policy, self._watch.status(), vm_id, vm, self._loop.time())
 
@@ -199,7 +196,7 @@ class Governor:
             self._policy.note_actual(vm_id, vm.balloon_bytes)
         self._perform(step)
         if not step.decisions:
-            self._keep(vm_id, vm)
+            self._keep(vm_id, vm, new=True)
         if vm.state is not GuestState.RUNNING:
             self._tell_policy(vm_id, vm, StateChanged(vm.state))
 
@@ -283,7 +280,7 @@ class Governor:
             self._publish(Decided(vm_id, decision, quiet=quiet or repeated or recheck))
         for vm_id, new in decided_anew.items():
             if (vm := self._vms.get(vm_id)) is not None:
-                self._keep(vm_id, vm)
+                self._keep(vm_id, vm, new=new)
                 if vm.is_to_ask(self._loop.time(), new=new):
                     self._tell(vm.guest.request_stats)
 
@@ -292,16 +289,19 @@ class Governor:
         if (vm := self._vms.get(vm_id)) is not None:
             vm.decided = self._last[1:]
 
-    def _keep(self, vm_id: VmId, vm: Vm) -> None:
+    def _keep(self, vm_id: VmId, vm: Vm, *, new: bool) -> None:
         state = self._policy.policy(vm_id).state()
-        self._tell(vm.guest.keep, VmRow(self._policy.vm_mem_bytes(vm_id), *state))
+        if new or not vm.has_kept(state, self._settings, self._loop.time()):
+            row = VmRow(self._policy.vm_mem_bytes(vm_id), *state)
+            vm.kept = state if self._tell(vm.guest.keep, row) else None
 
-    def _tell(self, call: Callable[..., object], *args: object) -> None:
+    def _tell(self, call: Callable[..., object], *args: object) -> object:
         """Calls a guest's method. Its driver's error must not keep targets from other VMs."""
         try:
-            call(*args)
+            return call(*args)
         except Exception as err:
             self._failed(err)
+            return None
 
     def _failed(self, err: Exception) -> None:
         self._loop.call_exception_handler({"message": "a guest's driver failed", "exception": err})

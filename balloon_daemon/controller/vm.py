@@ -19,6 +19,7 @@ from balloon_daemon.guests.seam import (
     Stuck,
 )
 from balloon_daemon.rate_limit import LineBudget, RateLimit
+from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.units import VmId
@@ -53,6 +54,8 @@ class Vm:
         state: the guest's state.
         trouble: the last report of trouble with its balloon; None where there is none.
         vmm_pid: its VMM's process; None: unknown.
+        kept: its policy's state that its guest keeps for another balloond; None: it keeps none,
+            or may have failed to.
         decided: its last decision other than ``Reason.RECHECK``, and when it was made; None: there
             was none.
         asked_at_s: when a guest of the profile seed was last asked for statistics.
@@ -73,6 +76,7 @@ class Vm:
     state: GuestState = GuestState.RUNNING
     trouble: Refused | Stuck | None = None
     vmm_pid: int | None = None
+    kept: PolicyState | None = None
     decided: tuple[Decision, float] | None = None
     asked_at_s: float = -math.inf
     was_new: bool = False
@@ -95,6 +99,14 @@ class Vm:
             case _:
                 assert_never(report)
         return True
+
+    def has_kept(self, state: PolicyState, settings: PolicySettings, now_s: float) -> bool:
+        """Whether what is kept of it will do after a decision that repeated the one before.
+
+        While memory stays low, each recheck of a VM that has given all moves its two deadlines,
+        and storing a state takes far longer than the recheck.
+        """
+        return self.kept is not None and self.kept.will_do_for(state, settings, now_s)
 
     def is_to_ask(self, now_s: float, *, new: bool) -> bool:
         """Whether its guest is to be asked for statistics after a decision.

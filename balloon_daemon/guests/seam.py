@@ -270,9 +270,14 @@ class Guest(Protocol):
             level: the level of the VM's policy, as in ``VmRow``; at 0 the balloon is empty.
         """
 
-    def keep(self, row: VmRow) -> None:
+    def keep(self, row: VmRow) -> bool:
         """Stores this state of the VM's policy for another balloond, with what the guest itself
-        needs to go on there."""
+        needs to go on there.
+
+        Returns:
+            Whether the row is stored, will be, or never could be; False: to be called again soon,
+            even if the row is the same.
+        """
 
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""

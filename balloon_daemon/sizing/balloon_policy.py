@@ -211,6 +211,27 @@ class PolicyState(NamedTuple):
         """Whether LowMemory is a legal event."""
         return self.recheck_at_s is None
 
+    def will_do_for(self, later: "PolicyState", settings: PolicySettings, now_s: float) -> bool:
+        """Whether a policy may go on from this state as well as from its later one, right after
+        low memory that has changed no level.
+
+        Low memory draws a release deadline that is ``release_after_s`` to
+        ``release_after_jitter_s`` more from now on. An earlier deadline that still lies between
+        these two could have been drawn as well, so every promise about releases holds with it. The
+        earlier recheck may be over, so that the policy listens at once; but it is ``recheck_s``
+        after the last step up at least, as a step up would have changed the level.
+        """
+        soonest_s = now_s + settings.release_after_s
+        latest_s = soonest_s + settings.release_after_jitter_s
+        at_s, later_at_s = self.release_at_s, later.release_at_s
+        return (
+            self.level == later.level
+            and at_s is not None
+            and later_at_s is not None
+            and soonest_s <= at_s <= latest_s
+            and soonest_s <= later_at_s <= latest_s
+        )
+
 
 class BalloonPolicy:
     """The policy of one VM's balloon.

@@ -14,6 +14,7 @@ class PlainGuest:
         fails: whether its driver has a bug.
         watched_s: how often its figures were last wanted.
         gone: whether it reports that the VM is gone at its next target.
+        has_store: whether what is kept of it is stored.
     """
 
     def __init__(self, vm: VmId, heard: list[tuple[VmId, str]], report: ReportTo) -> None:
@@ -24,6 +25,7 @@ class PlainGuest:
         self.watched_s: float | None = None
         self.objection: Reason | None = None
         self.gives, self.fails, self.gone = True, False, False
+        self.has_store = True
 
     async def serve(self) -> None:
         self.heard.append((self.vm, "serve"))
@@ -47,9 +49,10 @@ class PlainGuest:
     def against_more(self, level: int) -> Reason | None:
         return self.objection
 
-    def keep(self, row: VmRow) -> None:
+    def keep(self, row: VmRow) -> bool:
         self.heard.append((self.vm, "keep"))
         self.rows.append(row)
+        return self.has_store
 
     async def give_back(self) -> None:
         self.set_target(0)

@@ -128,8 +128,9 @@ class DrivenVm:
     def against_more(self, level: int) -> Reason | None:
         return Reason.FRUITLESS if self._reporter.balloon.most_bytes is not None else None
 
-    def keep(self, row: VmRow) -> None:
+    def keep(self, row: VmRow) -> bool:
         """Does nothing: the next balloond finds the balloon as it is."""
+        return True
 
     async def give_back(self) -> None:
         """Sets the balloon to its size from before balloond, and waits until the guest has the

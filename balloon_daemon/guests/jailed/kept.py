@@ -72,13 +72,14 @@ class Kept:
         if self._missed:
             self.save()
 
-    def keep(self, row: VmRow) -> None:
-        """Stores this row of the VM's policy from now on."""
+    def keep(self, row: VmRow) -> bool:
+        """Stores this row of the VM's policy from now on. Returns whether this is done, or will be
+        by ``begin`` or by the saver; False: only the next call tries again."""
         self._row = row
-        self._save_late()
+        return self._save_late()
 
-    def save(self) -> None:
-        """Stores the guest's present state."""
+    def save(self) -> bool:
+        """Stores the guest's present state; returns what ``keep`` does."""
         if not self._began:
             self._missed = True
         elif not self.stays:
@@ -88,15 +89,18 @@ class Kept:
                 suppressed = self._failures.admit(asyncio.get_running_loop().time())
                 if suppressed is not None:
                     self._publish(NotStored(self._vm, err.strerror or str(err), suppressed))
+                return False
+        return True
 
-    def _save_late(self) -> None:
+    def _save_late(self) -> bool:
         """Stores the guest's state while no request is in hand.
 
         The saver may close duplicates of descriptors that the VMM replaced long before; they are
         passed to the closer here, because the next request, which would do that, may never come.
         """
-        self.save()
+        saved = self.save()
         self._close_dropped()
+        return saved
 
     def save_soon(self) -> None:
         """Stores the guest's state a little later."""

@@ -122,7 +122,7 @@ class _Schedule:
     """
 
     def __init__(self) -> None:
-        self.save: Callable[[], None] = lambda: None
+        self.save: Callable[[], object] = lambda: None
         self.complaint = ""
         self._retry: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
@@ -209,7 +209,7 @@ class Saver(Protocol):
     def set_user(self, user: int) -> None:
         """Sets the user who runs the guest's VMM (``Store.set_user``)."""
 
-    def when_not_kept(self, save: Callable[[], None]) -> None:
+    def when_not_kept(self, save: Callable[[], object]) -> None:
         """Calls ``save`` whenever the guest has to be saved again although it has not changed."""
 
     def save(self, snapshot: Snapshot) -> None:
@@ -245,7 +245,7 @@ class NullSaver:
     def set_user(self, user: int) -> None:
         pass
 
-    def when_not_kept(self, save: Callable[[], None]) -> None:
+    def when_not_kept(self, save: Callable[[], object]) -> None:
         pass
 
     def save(self, snapshot: Snapshot) -> None:
@@ -319,7 +319,7 @@ class GuestSaver:
     def set_user(self, user: int) -> None:
         self._store.set_user(self._group, user)
 
-    def when_not_kept(self, save: Callable[[], None]) -> None:
+    def when_not_kept(self, save: Callable[[], object]) -> None:
         self._schedule.save = save
 
     def adopt(self, number: int, fd: HasFileno) -> None:

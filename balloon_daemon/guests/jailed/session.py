@@ -179,9 +179,8 @@ class Session:
     def against_more(self, level: int) -> Reason | None:
         return self._balloon.limits.against_more(level)
 
-    def keep(self, row: VmRow) -> None:
-        if not self._closing:
-            self._kept.keep(row)
+    def keep(self, row: VmRow) -> bool:
+        return self._closing or self._kept.keep(row)
 
     async def give_back(self) -> None:
         if not self._closing:
