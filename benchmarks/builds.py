@@ -18,10 +18,12 @@ class Build:
     """One installed revision.
 
     Attributes:
+        name: which commit; here also whether something is not committed.
         source: its checkout.
         program: its command, without arguments.
     """
 
+    name: str
     source: Path
     program: tuple[str, ...]
 
@@ -49,7 +51,7 @@ def built(revision: str) -> Build:
         unpacked.rename(source)
     if not (program := place / "environment/bin/balloond").exists():
         _install(source, place / "environment")
-    return Build(source, (str(program),))
+    return Build(commit[:8], source, (str(program),))
 
 
 def built_here() -> Build:
@@ -57,7 +59,8 @@ def built_here() -> Build:
     environment = DIRECTORY / "here"
     shutil.rmtree(environment, ignore_errors=True)
     _install(ROOT, environment)
-    return Build(ROOT, (str(environment / "bin/balloond"),))
+    name = _run("git", "describe", "--always", "--abbrev=8", "--dirty", "--exclude=*").strip()
+    return Build(name, ROOT, (str(environment / "bin/balloond"),))
 
 
 def _install(source: Path, environment: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +22,9 @@ DEADLINE_S = 120.0
 SPEED = "1000"
 """All levels up in 16 ms, all down in 0.6 s: neither is what is waited for."""
 
+REACHED = ("target-reached", "reached")
+"""What the log calls it, and what the logs of older builds call it."""
+
 
 class RealVm:
     """A booted guest.
@@ -30,9 +33,19 @@ class RealVm:
         images: where QEMU and the guest's kernel are.
         own_device: QEMU's virtio-balloon-pci instead of balloond.
         page_reporting: let the guest report free memory; balloond's only.
+        program: another balloond's command; by default this checkout's.
+        kernel_options: of the guest's kernel, as they are typed.
     """
 
-    def __init__(self, images: Images, *, own_device: bool, page_reporting: bool = False) -> None:
+    def __init__(
+        self,
+        images: Images,
+        *,
+        own_device: bool,
+        page_reporting: bool = False,
+        program: Sequence[str | Path] = (),
+        kernel_options: str = "",
+    ) -> None:
         self._undo = ExitStack()
         self.daemon: Balloond | None = None
         logs = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
@@ -43,9 +56,13 @@ class RealVm:
             else:
                 options = ["--vm-mem", f"{MEMORY_MIB}M", "--speed", SPEED]
                 options += [] if page_reporting else ["--no-page-reporting"]
-                self.daemon = self._undo.enter_context(Balloond(options, woken=True))
+                daemon = Balloond(options, woken=not program, program=program)
+                self.daemon = self._undo.enter_context(daemon)
                 config = QemuConfig(
-                    SUITE, memory_mib=MEMORY_MIB, balloond_socket=self.daemon.socket
+                    SUITE,
+                    memory_mib=MEMORY_MIB,
+                    balloond_socket=daemon.socket,
+                    kernel_options=kernel_options,
                 )
             self.guest = Guest(images, config, logs)
             self._undo.callback(self.guest.stop)
@@ -91,7 +108,7 @@ class RealVm:
         if self.daemon is None:
             answer = self.guest.qemu.monitor.execute("query-balloon")
             return bool(answer["actual"] == MEMORY_MIB * MIB - balloon_bytes)
-        reached = [r for r in self.daemon.records() if r.get("event") == "target-reached"]
+        reached = [r for r in self.daemon.records() if r.get("event") in REACHED]
         return bool(reached) and reached[-1]["actual_bytes"] == balloon_bytes
 
     def _memory_path(self) -> str:

@@ -79,8 +79,22 @@ def _controller_ends(number: int) -> list[float]:
     return took
 
 
-def resumed_ms(daemon: Balloond, guest: RingGuest, device: int, end: Callable[[], None]) -> float:
-    """Milliseconds from the end to the successor's first used entry."""
+def resumed_ms(
+    daemon: Balloond,
+    guest: RingGuest,
+    device: int,
+    end: Callable[[], None],
+    resumed: Callable[[], object] = lambda: None,
+) -> float:
+    """Milliseconds from the end to the successor's first used entry.
+
+    Args:
+        daemon: serves the guest.
+        guest: gives memory up meanwhile.
+        device: the process whose end is waited for.
+        end: ends it.
+        resumed: called at that first used entry.
+    """
     # Asked for, as of any guest: a device slows down what nobody wanted.
     daemon.ask_for_all()
     guest.frontend.requests.serve_channel()
@@ -102,6 +116,7 @@ def resumed_ms(daemon: Balloond, guest: RingGuest, device: int, end: Callable[[]
         raise RuntimeError("the device answered everything before its end came")
     _wait(lambda: queue.outstanding < left, guest)
     took_ms = (time.perf_counter() - begun) * 1000
+    resumed()
     _wait(lambda: not queue.outstanding, guest)
     return took_ms
 
