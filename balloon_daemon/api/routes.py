@@ -363,6 +363,13 @@ def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
         case Refusal.TOO_MANY_RESERVES:
             sentence = f"you have {MOST_RESERVES} reserves already; balloonctl unreserve ends them"
             return RefusedError(409, sentence)
+        case Refusal.BEYOND_HOST:
+            most = format_size(not_done.most_bytes)
+            sentence = (
+                f"with the margin and all other reserves, this is as much as the host can have, "
+                f"or more ({most}); reserve less, or end the others (balloonctl unreserve)"
+            )
+            return RefusedError(409, sentence)
         case Refusal.ALL_PAUSED:
             return RefusedError(409, "all VMs are paused; resume all of them, naming none")
         case _:

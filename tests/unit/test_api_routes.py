@@ -717,3 +717,17 @@ def test_reserves_beyond_those_that_a_user_may_have_are_refused(
     assert isinstance(refused, Answer)
     assert refused.status == 409
     assert b"balloonctl unreserve" in refused.body
+
+
+@fault("a reserve of all that the host can have")
+def test_reserve_of_more_than_the_host_has_is_refused_with_what_it_has(
+    routes: Routes, desk: Desk
+) -> None:
+    desk.answer = NotDone(Refusal.BEYOND_HOST, 12 * GIB)
+    refused = routes.begin(Waiting(Reserve(1 << 44, 30.0, 60.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 409
+    assert json.loads(refused.body)["error"] == (
+        "with the margin and all other reserves, this is as much as the host can have, or more "
+        "(12 GiB); reserve less, or end the others (balloonctl unreserve)"
+    )
