@@ -384,9 +384,11 @@ def _body(request: Request, *known: str) -> dict[str, Any]:
             "you may read, but change nothing; only root and the user that balloond runs as may",
         )
     try:
-        body = json.loads(request.body) if request.body else {}
+        # Decode here: of bytes json guesses the encoding, and Python loads the module of UTF-16 or
+        # UTF-32 at its first use, which reads files while VMs are served.
+        body = json.loads(request.body.decode()) if request.body else {}
     except (ValueError, RecursionError):
-        raise RefusedError(400, "the body is no JSON") from None
+        raise RefusedError(400, "the body is no JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise RefusedError(400, "the body is no JSON object")
     if unknown := sorted(body.keys() - set(known)):

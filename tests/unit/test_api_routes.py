@@ -429,9 +429,12 @@ def test_what_is_not_done_is_said(
     ("body", "status", "sentence"),
     [
         (b"", 400, "size_bytes must be a whole number of bytes"),
-        (b"{", 400, "the body is no JSON"),
-        (b"\xff", 400, "the body is no JSON"),
-        (b"[" * 4000, 400, "the body is no JSON"),
+        (b"{", 400, "the body is no JSON in UTF-8"),
+        (b"\xff", 400, "the body is no JSON in UTF-8"),
+        (b"[" * 4000, 400, "the body is no JSON in UTF-8"),
+        # JSON's text is UTF-8 (RFC 8259, 8.1); Python would load a module for these.
+        ('{"size_bytes": 0}'.encode("utf-16-be"), 400, "the body is no JSON in UTF-8"),
+        ('{"size_bytes": 0}'.encode("utf-32-le"), 400, "the body is no JSON in UTF-8"),
         ([], 400, "the body is no JSON object"),
         ({"size": 1}, 400, "size is not known here; only size_bytes, for_s may be set"),
         ({"size_bytes": True}, 400, "size_bytes must be a whole number of bytes"),
