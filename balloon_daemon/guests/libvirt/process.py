@@ -1,10 +1,10 @@
 """libvirt's client: a separate program that makes libvirt's calls, and does nothing else.
 
-Runs by its file (``python -I process.py FD``), started by ``guests/libvirt/connection.py``, which
-talks to it through the socket FD, in lines of JSON (``guests/libvirt/wire.py``). libvirt's library
-starts threads, and most of its calls have no time limit: while a domain's QEMU does not answer,
-calls about this domain hang. So balloond kills this process when too many calls hang. No VM is
-harmed: libvirt's daemon and QEMU go on, and a new client can ask again for all that is lost.
+Runs by its file (``python -I process.py FD``), as ``interpreter.py`` has it. balloond talks to it
+through the socket FD, in lines of JSON (``guests/libvirt/wire.py``). libvirt's library starts
+threads, and most of its calls have no time limit: while a domain's QEMU does not answer, calls
+about this domain hang. So balloond kills this process when too many calls hang. No VM is harmed:
+libvirt's daemon and QEMU go on, and a new client can ask again for all that is lost.
 
 It ends when balloond closes the socket, and when libvirt's daemon ends the connection.
 """
