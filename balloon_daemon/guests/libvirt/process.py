@@ -436,8 +436,7 @@ class Client:
             self._libvirt.virEventRunDefaultImpl()
 
     def _tell(self, event: str, domain: Any) -> None:
-        """Has balloond told of an event: once, if it comes again before that, and then after all
-        that came in between."""
+        """Has balloond told of an event: once, after all that came before it came last."""
         news = event, domain.name(), domain.UUIDString()
         with self._has_news:
             self._news.pop(news, None)
@@ -451,7 +450,8 @@ class Client:
 
     def _tell_next(self) -> None:
         with self._has_news:
-            self._has_news.wait_for(lambda: self._news)
+            while not self._news:
+                self._has_news.wait()
             event, name, uuid = next(iter(self._news))
             del self._news[event, name, uuid]
         self.send({"event": event, "name": name, "uuid": uuid})
