@@ -162,6 +162,8 @@ class Refusal(Enum):
     """As many requests as may wait for their answers wait already."""
     TOO_MANY_RESERVES = "too-many-reserves"
     """This user has as many reserves as one may have."""
+    BEYOND_HOST = "beyond-host"
+    """The margin, all reserves and this one are all that the host can have, or more."""
     ALL_PAUSED = "all-paused"
     """A ``Resume`` names a VM, but a ``Pause`` of all VMs is in force, which only a ``Resume`` of
     all ends."""
@@ -184,7 +186,8 @@ class NotDone(NamedTuple):
 
     Attributes:
         why: the reason.
-        most_bytes: how large the balloon may be, for ``TOO_LARGE``.
+        most_bytes: how large the balloon may be, for ``TOO_LARGE``; how much the host can have
+            available, for ``BEYOND_HOST``.
         objection: why the guest must not be asked for more now, for ``OBJECTION``.
     """
 

@@ -363,6 +363,13 @@ def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
         case Refusal.TOO_MANY_RESERVES:
             sentence = f"you have {MOST_RESERVES} reserves already; balloonctl unreserve ends them"
             return RefusedError(409, sentence)
+        case Refusal.BEYOND_HOST:
+            most = format_size(not_done.most_bytes)
+            sentence = (
+                f"with the margin and all other reserves, this is as much as the host can have, "
+                f"or more ({most}); reserve less, or end the others (balloonctl unreserve)"
+            )
+            return RefusedError(409, sentence)
         case Refusal.ALL_PAUSED:
             return RefusedError(409, "all VMs are paused; resume all of them, naming none")
         case _:
@@ -377,9 +384,11 @@ def _body(request: Request, *known: str) -> dict[str, Any]:
             "you may read, but change nothing; only root and the user that balloond runs as may",
         )
     try:
-        body = json.loads(request.body) if request.body else {}
+        # Decode here: of bytes json guesses the encoding, and Python loads the module of UTF-16 or
+        # UTF-32 at its first use, which reads files while VMs are served.
+        body = json.loads(request.body.decode()) if request.body else {}
     except (ValueError, RecursionError):
-        raise RefusedError(400, "the body is no JSON") from None
+        raise RefusedError(400, "the body is no JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise RefusedError(400, "the body is no JSON object")
     if unknown := sorted(body.keys() - set(known)):

@@ -38,6 +38,7 @@ from balloon_daemon.events import (
     TakingPaused,
     TakingResumed,
 )
+from balloon_daemon.host.margin import most_available_bytes
 from balloon_daemon.sizing.decision import Ended, Reason
 from balloon_daemon.sizing.host_events import (
     Event,
@@ -54,7 +55,7 @@ from balloon_daemon.sizing.host_events import (
     Withdrawn,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
-from balloon_daemon.units import VmId
+from balloon_daemon.units import MIB, VmId
 
 
 class Operators:
@@ -129,7 +130,7 @@ class Operators:
         """Begins a command that takes a while; returns the number by which ``withdraw`` ends it,
         or why it is refused."""
         if (refused := self._against(command, uid)) is not None:
-            return NotDone(refused)
+            return refused
         ticket = next(self._tickets)
         self._users[ticket], self._waiting[ticket] = uid, answer
         if isinstance(command, Reclaim):
@@ -148,16 +149,23 @@ class Operators:
         if ticket in self._waiting:
             self._step(Withdrawn(ticket))
 
-    def _against(self, command: Reclaim | Reserve, uid: int) -> Refusal | None:
+    def _against(self, command: Reclaim | Reserve, uid: int) -> NotDone | None:
         if self._policy.halted:
-            return Refusal.ENDING
+            return NotDone(Refusal.ENDING)
         if len(self._waiting) >= MOST_WAITING:
-            return Refusal.TOO_MANY
+            return NotDone(Refusal.TOO_MANY)
         if isinstance(command, Reclaim):
             sized = all(map(self._policy.governs, command.vms))
-            return None if sized else Refusal.NO_SIZE
-        reserves = sum(self._users[ticket] == uid for ticket in self._reserves)
-        return Refusal.TOO_MANY_RESERVES if reserves >= MOST_RESERVES else None
+            return None if sized else NotDone(Refusal.NO_SIZE)
+        if sum(self._users[ticket] == uid for ticket in self._reserves) >= MOST_RESERVES:
+            return NotDone(Refusal.TOO_MANY_RESERVES)
+        # With so much, memory would be low whatever the guests give: all VMs would be taken to
+        # their maximum, as with such a margin, which is refused at the start.
+        needed_bytes = self._policy.steering.reserves.needed_mib * MIB + command.size_bytes
+        most_bytes = most_available_bytes()
+        if most_bytes is not None and needed_bytes >= most_bytes:
+            return NotDone(Refusal.BEYOND_HOST, most_bytes)
+        return None
 
     def performed(self, step: HostStep) -> None:
         """Publishes the pauses, reclaims and reserves that have ended in a step, and the waits for

@@ -6,7 +6,6 @@ environment's programs. Debian's package and ``make install`` install a unit of 
 """
 
 import argparse
-import contextlib
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from balloon_daemon.ctl.rooted_files import RootedFiles
 from balloon_daemon.errors import printable
 from balloon_daemon.linux.directories import others_may_write
 
@@ -168,7 +168,7 @@ def install(installed: Installed, root: Path | None, *, dry: bool) -> None:
     for program in ("balloond", "balloonctl"):
         host.refuse_program(installed.programs / program)
     files = {UNIT: installed.unit(), SYSUSERS: installed.read("balloond.sysusers")}
-    if not host.path(SETTINGS).exists():
+    if not host.files.exists(SETTINGS):
         files[SETTINGS] = installed.read("balloond.toml")
     for name, text in files.items():
         host.write(name, text)
@@ -188,7 +188,7 @@ def uninstall(installed: Installed, root: Path | None, *, dry: bool) -> None:
     del installed
     host = _Host(root, dry=dry)
     host.refuse_anothers_unit()
-    if not host.path(UNIT).exists():
+    if not host.files.exists(UNIT):
         raise ServiceError(f"{host.shown(UNIT)}: no such file; there is nothing to remove")
     # Call this even where systemd does not run: it removes the links that systemctl enable made.
     host.call("systemctl", "disable", *(("--now",) if host.runs_systemd else ()), "balloond")
@@ -207,23 +207,13 @@ class _Host:
             raise ServiceError("only root may do this; use sudo, or --dry-run to see what it does")
         self._root = Path("/") if root is None else root
         self._is_this = root is None
+        self.files = RootedFiles(self._root, follows=self._is_this)
         self._dry = dry
 
     @property
     def runs_systemd(self) -> bool:
         """Whether this host's process 1 is systemd (sd_booted(3))."""
         return self._is_this and Path("/run/systemd/system").is_dir()
-
-    def path(self, name: str) -> Path:
-        """Where a file of the host is.
-
-        Raises:
-            ServiceError: a symbolic link leads out of the root directory.
-        """
-        path = self._root / name
-        if not path.parent.resolve().is_relative_to(self._root.resolve()):
-            raise ServiceError(f"{self.shown(name)}: a link leads out of {self._root}; remove it")
-        return path
 
     def shown(self, name: str) -> str:
         """A file's name in a message."""
@@ -237,9 +227,8 @@ class _Host:
                     f"{self.shown(name)} is there: balloond was installed by a package or make "
                     "install, whose service it is; remove that first"
                 )
-        unit = self.path(UNIT)
-        # A unit that is masked is a link to /dev/null.
-        if os.path.lexists(unit) and (unit.is_symlink() or not _is_ours(unit)):
+        # A unit that is masked is a link to /dev/null, which has no first line.
+        if self.files.exists(UNIT) and self.files.first_line(UNIT) != _OURS:
             raise ServiceError(
                 f"{self.shown(UNIT)} is not install-service's: move it away first, and what it "
                 "changes into a drop-in (systemctl edit balloond)"
@@ -271,27 +260,15 @@ class _Host:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file, whole or not at all."""
-        path = self.path(name)
         print(f"{'would write' if self._dry else 'writes'} {self.shown(name)}")
-        if self._dry:
-            return
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.new")
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        # "x" (O_EXCL) follows no link that whoever has the image makes in between: the host's own
-        # file, to which it leads, would be written.
-        with beside.open("x") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-        beside.replace(path)
+        if not self._dry:
+            self.files.write(name, text)
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
-        path = self.path(name)
         print(f"{'would remove' if self._dry else 'removes'} {self.shown(name)}")
         if not self._dry:
-            path.unlink(missing_ok=True)
+            self.files.remove(name)
 
     def reload_systemd(self) -> None:
         """Has systemd read its units anew, where it runs."""
@@ -314,8 +291,3 @@ class _Host:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
             raise ServiceError(f"{' '.join(command)}: {printable(done.stderr.strip())}")
-
-
-def _is_ours(unit: Path) -> bool:
-    with unit.open(errors="replace") as file:
-        return file.readline() == _OURS

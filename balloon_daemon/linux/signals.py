@@ -32,11 +32,17 @@ class Interruptible:
     """Guards code that may hang while the signals are blocked, so that ending it never needs
     SIGKILL.
 
-    SIGTERM, SIGINT and SIGHUP stay pending, unless the guarded code goes on for 2 s after one:
-    then it ends with KeyboardInterrupt. SIGUSR1 does not interrupt it.
+    SIGTERM, SIGINT and SIGHUP stay pending, unless the guarded code goes on for 2 s after one that
+    is to end balloond: then it ends with KeyboardInterrupt. SIGHUP is to end it only if its
+    terminal has hung up; SIGUSR1 does not interrupt it.
     """
 
     def __enter__(self) -> None:
+        # Imported here: ``balloond`` blocks the signals before it imports anything else.
+        from balloon_daemon.linux.terminal import has_terminal
+
+        self._has_terminal = has_terminal
+        self._had_terminal = has_terminal()
         self._came: list[int] = []
         asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         # Signals that nohup(1) or a script's "&" has set to be ignored stay ignored.
@@ -52,7 +58,8 @@ class Interruptible:
         self._mask_before = signal.pthread_sigmask(signal.SIG_UNBLOCK, unblocked)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if not self._came:
+        ends = number != signal.SIGHUP or (self._had_terminal and not self._has_terminal())
+        if ends and not signal.getitimer(signal.ITIMER_REAL)[0]:
             signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_S)
         self._came.append(number)
 

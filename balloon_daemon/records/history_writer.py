@@ -17,7 +17,6 @@ import signal
 import socket
 import sqlite3
 import sys
-import time
 
 READY = b"ready\n"
 VERSION = 1
@@ -33,7 +32,12 @@ MOST_ASIDE = 5
 is damaged, this program ends, and no history is written."""
 
 SECONDS = 24 * 3600
-"""How long a row is kept."""
+"""Of how much recorded time rows are kept."""
+
+MOST_GAP_S = 3600
+"""How much recorded time passes between two samples at most. The times of samples are the wall
+clock's, which may jump by years, and back: if the ages of rows were taken from it, a jump by a day
+would delete all rows. A time without balloond counts as so much, too."""
 
 MOST_SAMPLES, MOST_EVENTS = 40_000, 10_000
 """The most rows, some 3 and 2 MiB; a host with more than 27 VMs has less than a day of samples."""
@@ -190,21 +194,41 @@ def _storable(value: object) -> object:
     return value
 
 
-def prune(history: sqlite3.Connection, now_s: float, share: int = 1) -> None:
+def prune(history: sqlite3.Connection, share: int = 1) -> None:
     """Deletes rows that are too old or too many.
 
     Args:
         history: the history.
-        now_s: the time, in seconds since the epoch.
         share: keep only the newest 1 / ``share`` of the rows.
     """
+    history.execute("DELETE FROM samples WHERE rowid <= ?", (_last_old(history),))
+    # Events have no age of their own, as many hours may pass between two of them. One whose time
+    # is far after all samples is left from a time when the wall clock was wrong.
+    history.execute(
+        "DELETE FROM events WHERE at_s < (SELECT min(at_s) FROM samples)"
+        " OR at_s > (SELECT max(at_s) FROM samples) + ?",
+        (SECONDS,),
+    )
     for table, most in (("samples", MOST_SAMPLES), ("events", MOST_EVENTS)):
         (rows,) = history.execute(f"SELECT count(*) FROM {table}").fetchone()
         newest = min(most, rows // share)
         history.execute(
-            f"DELETE FROM {table} WHERE at_s < ? OR rowid <= (SELECT max(rowid) FROM {table}) - ?",
-            (now_s - SECONDS, newest),
+            f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?", (newest,)
         )
+
+
+def _last_old(history: sqlite3.Connection) -> int:
+    """The rowid of the newest sample that is too old, by the time that was recorded since; 0: none
+    is too old."""
+    age_s = 0.0
+    later_s: float | None = None
+    for rowid, at_s in history.execute("SELECT rowid, at_s FROM samples ORDER BY rowid DESC"):
+        if later_s is not None:
+            age_s += min(max(later_s - at_s, 0.0), MOST_GAP_S)
+        if age_s > SECONDS:
+            return int(rowid)
+        later_s = at_s
+    return 0
 
 
 def keep(sock: socket.socket, history: sqlite3.Connection) -> str:
@@ -220,12 +244,12 @@ def keep(sock: socket.socket, history: sqlite3.Connection) -> str:
         try:
             if since_pruned >= PRUNE_ROWS:
                 since_pruned = 0
-                prune(history, time.time())
+                prune(history)
             write(history, rows)
         except sqlite3.OperationalError:
             # The disk is full, or the file is as large as it may be.
             with contextlib.suppress(sqlite3.OperationalError):
-                prune(history, time.time(), share=2)
+                prune(history, share=2)
                 history.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 write(history, rows)
         except sqlite3.DatabaseError as err:

@@ -65,6 +65,13 @@ class Reserves:
         """What all reserves add up to, in MiB."""
         return sum(-(-each.reserved.size_bytes // MIB) for each in self._reserves.values())
 
+    @property
+    def needed_mib(self) -> int:
+        """The margin, as it was read last, and all reserves, in MiB."""
+        seen = self._seen
+        margin_mib = seen.margin_mib - seen.reserved_mib if isinstance(seen, Reading) else 0
+        return margin_mib + self.mib
+
     def all_until_s(self) -> list[tuple[int, float]]:
         """Each reserve's size, in bytes, and its end."""
         return [(each.reserved.size_bytes, each.until_s) for each in self._reserves.values()]

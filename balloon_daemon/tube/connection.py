@@ -91,7 +91,7 @@ class ControllerEnd(_End):
         with contextlib.suppress(BlockingIOError):
             while len(reports) < MAX_DATAGRAMS and self.garbage is None:
                 datagram = self._read()
-                if not datagram:
+                if not datagram and self._has_hung_up():
                     self.at_end = not reports
                     return reports or None
                 try:
@@ -99,6 +99,13 @@ class ControllerEnd(_End):
                 except TubeError as err:
                     self.garbage = str(err)
         return reports
+
+    def _has_hung_up(self) -> bool:
+        """Whether the device's end is closed. recv(2) returns nothing at the end of file, and for
+        a datagram of no bytes, which no device sends."""
+        poll = select.poll()
+        poll.register(self._socket, 0)  # POLLHUP is always reported.
+        return bool(poll.poll(0))
 
     def unread_bytes(self) -> int:
         """Bytes that the orders not yet read by the device occupy (unix(7), SIOCOUTQ)."""

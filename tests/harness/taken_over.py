@@ -36,6 +36,11 @@ def garbage(tube):
     while True:
         tube.wait_for_order()
 
+def empty(tube):
+    os.write(tube.fileno(), b"")
+    while True:
+        tube.wait_for_order()
+
 def hang(path):
     os.open(path, os.O_RDWR)
 
@@ -60,7 +65,8 @@ def launcher(misdeed: str, path: str = "") -> tuple[str, ...]:
 
     Args:
         misdeed: ``flood``: sends valid reports for ever; ``garbage``: sends a message that no
-            device sends; ``hang``: hangs in closing the file at ``path``.
+            device sends; ``empty``: sends a message of no bytes; ``hang``: hangs in closing the
+            file at ``path``.
     """
     change = TEMPLATE.replace("{misdeed}", misdeed).replace("{path!r}", repr(path))
     program = PROGRAM.replace("{template!r}", repr(another_template(change)))

@@ -8,6 +8,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,6 +271,49 @@ def test_child_for_which_there_was_no_descriptor_is_reaped(loop: Loop) -> None:
         turn_until(loop, lambda: account.waiting == 0, "it is closed")
     assert not is_open(fd)
     assert children("") == []
+
+
+FOUND_DONE = """
+import asyncio, os, sys
+from balloon_daemon.guests.jailed import closing
+from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
+from tests.harness.fd_room import room_for_fds
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: print("failed:", context["exception"]))
+    closer, account = closing.Closer(loop), FdAccount()
+    peer = ForeignFds(closer)
+    peer.charge_to(account)
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(2)]
+    with room_for_fds(0):
+        peer.own(fds[0]).close()
+        peer.close_dropped()
+        # It is this process's only child. It has closed its descriptor and ended, which nobody has
+        # noticed yet.
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        # Take the number that it has freed, so that the next child has no descriptor either.
+        assert os.open("/dev/null", os.O_RDONLY) == fds[0]
+        peer.own(fds[1]).close()
+        peer.close_dropped()
+        # This timer is due after that of the first child: the loop runs timers in order.
+        await asyncio.sleep(closing.BLIND_LOOK_S)
+        while account.waiting:
+            await asyncio.sleep(closing.BLIND_LOOK_S)
+    print("closed")
+
+asyncio.run(main())
+"""
+
+
+def test_child_without_a_descriptor_that_another_order_finds_done_is_finished_once() -> None:
+    # A process of its own: it waits for the end of any child, and has no other. Should it hang it
+    # is killed, and the kernel ends its children with it (PR_SET_PDEATHSIG).
+    done = subprocess.run(
+        [sys.executable, "-c", FOUND_DONE], capture_output=True, text=True, timeout=HANG_S
+    )
+
+    assert (done.stdout, done.stderr) == ("closed\n", "")
 
 
 @fault("no process left to close a VMM's descriptors in")

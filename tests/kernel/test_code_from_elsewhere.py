@@ -5,6 +5,7 @@ his code run by whoever calls us there, root included.
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import balloon_daemon
 from balloon_daemon.ctl.demo.processes import DemoDaemon
 from balloon_daemon.ctl.demo.story import plan
 from balloon_daemon.fake_guest.client import FakeGuestProcess
-from balloon_daemon.guests.libvirt import process
+from balloon_daemon.guests.libvirt import interpreter
 from balloon_daemon.guests.libvirt.connection import client_command
 from balloon_daemon.handover import keeper_start
 from balloon_daemon.units import GIB
@@ -40,7 +41,7 @@ def interpreters_started() -> Iterator[tuple[str, list[str]]]:
 @fault("modules of balloond's")
 def test_libvirts_client_is_started_isolated() -> None:
     # Its interpreter may be another than ours, so the test below does not see it.
-    assert client_command()[1:] == ["-I", process.__file__]
+    assert client_command() == [sys.executable, "-I", interpreter.__file__]
 
 
 @fault("modules of balloond's")

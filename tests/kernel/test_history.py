@@ -333,15 +333,69 @@ def test_old_rows_go_and_the_file_stays_small(tmp_path: Path) -> None:
     path = tmp_path / "h.db"
     made, _ = open_history(str(path))
     now_s = 2e9
-    sample = [now_s, "a-virtual-machine", 1 << 34, 1 << 33, 1 << 33, 1 << 33, None, 1 << 34]
-    write(made, [("samples", [now_s - SECONDS - 1, *sample[1:]])] * 10)
     for _ in range(2 * MOST_SAMPLES // PRUNE_ROWS):
-        write(made, [("samples", sample)] * PRUNE_ROWS)
-        prune(made, now_s)
-    (count, oldest) = made.execute("SELECT count(*), min(at_s) FROM samples").fetchone()
+        write(made, [sample_at(now_s, "a-virtual-machine")] * PRUNE_ROWS)
+        prune(made)
+    (count,) = made.execute("SELECT count(*) FROM samples").fetchone()
     made.close()
-    assert (count, oldest) == (MOST_SAMPLES, now_s)
+    assert count == MOST_SAMPLES
     assert path.stat().st_size < 5 << 20
+
+
+Row = tuple[str, list[object]]
+
+
+def sample_at(at_s: float, vm: str = "vm1") -> Row:
+    return "samples", [at_s, vm, 1 << 34, 1 << 33, 1 << 33, 1 << 33, None, 1 << 34]
+
+
+def event_at(at_s: float, message: str) -> Row:
+    return "events", [at_s, "vm1", "decided", message]
+
+
+def kept(history: sqlite3.Connection) -> tuple[list[float], list[str]]:
+    """The samples' times and the events' messages, after what is too old was deleted."""
+    prune(history)
+    times = [at_s for (at_s,) in history.execute("SELECT at_s FROM samples ORDER BY rowid")]
+    said = [said for (said,) in history.execute("SELECT message FROM events ORDER BY rowid")]
+    return times, said
+
+
+DAY_BEFORE = [2e9 + 60 * minute for minute in range(24 * 60 + 1)]
+"""A sample a minute for a day."""
+
+
+def test_rows_older_than_a_day_go(tmp_path: Path) -> None:
+    made, _ = open_history(str(tmp_path / "h.db"))
+    start_s = DAY_BEFORE[0]
+    earlier = [sample_at(start_s - 60), event_at(start_s - 1, "too old")]
+    write(made, [*earlier, *map(sample_at, DAY_BEFORE), event_at(start_s + 1, "kept")])
+    assert kept(made) == (DAY_BEFORE, ["kept"])
+    made.close()
+
+
+@fault("wall clock jumps")
+@pytest.mark.parametrize("by_s", [4 * SECONDS, 30 * 365 * SECONDS, -2 * SECONDS, -1e9])
+def test_wall_clock_that_jumps_and_comes_back_deletes_nothing_of_the_last_day(
+    by_s: float, tmp_path: Path
+) -> None:
+    made, _ = open_history(str(tmp_path / "h.db"))
+    # Twelve hours, ten minutes by a clock that is wrong, and ten hours by the right one again.
+    before, wrong, after = DAY_BEFORE[:720], DAY_BEFORE[720:730], DAY_BEFORE[730:1330]
+    jumped = [at_s + by_s for at_s in wrong]
+    write(made, [*map(sample_at, before), event_at(before[-1], "before")])
+    assert kept(made) == (before, ["before"])
+    write(made, [*map(sample_at, jumped), event_at(jumped[-1], "wrong")])
+    assert kept(made) == ([*before, *jumped], ["before", "wrong"])
+    write(made, [*map(sample_at, after), event_at(after[-1], "after")])
+    assert kept(made) == ([*before, *jumped, *after], ["before", "wrong", "after"])
+    # A day later all that is gone, the rows with wrong times too.
+    later = [at_s + 30 * 3600 for at_s in DAY_BEFORE]
+    write(made, [*map(sample_at, later), event_at(later[-1], "later")])
+    times, said = kept(made)
+    assert times == later
+    assert said == ["later"]
+    made.close()
 
 
 @pytest.mark.parametrize(

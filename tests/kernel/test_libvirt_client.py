@@ -7,6 +7,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import ControlError, Notice
+from balloon_daemon.guests.libvirt import process
 from balloon_daemon.guests.libvirt.client import MAX_HANGING, Client
 from balloon_daemon.guests.libvirt.connection import Connection
 from balloon_daemon.guests.libvirt.control import DomainControl
@@ -347,13 +351,42 @@ def test_connection_that_is_refused_says_why() -> None:
     asyncio.run(scene())
 
 
+LACKING = """
+import sys
+from balloon_daemon.guests.libvirt import interpreter
+sys.modules["libvirt"] = None  # It is not found.
+interpreter.SYSTEM_PYTHON = sys.argv[1]
+interpreter.main(sys.argv[2])
+"""
+
+
+def lacking(system_python: str) -> list[str]:
+    """A client's command, in an interpreter without libvirt's library."""
+    return [sys.executable, "-c", LACKING, system_python]
+
+
+@fault("libvirt's library")
+def test_client_goes_on_in_the_systems_interpreter_where_its_own_lacks_the_library(
+    tmp_path: Path,
+) -> None:
+    said = tmp_path / "said"
+    system_python = tmp_path / "python3"
+    system_python.write_text(f'#!/bin/sh\n{{ echo "$@"; readlink /proc/$$/fd/$3; }} > {said}\n')
+    system_python.chmod(0o755)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = theirs.fileno()
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        subprocess.run([*lacking(str(system_python)), str(fd)], pass_fds=[fd], check=True)
+    assert said.read_text() == f"-I {process.__file__} {fd}\n{link}\n"
+
+
 @fault("libvirt's library")
 def test_missing_library_is_said() -> None:
     async def scene() -> None:
-        def command() -> list[str]:
-            raise ControlError(Fault.NO_LIBRARY)
-
-        connection = Connection("qemu:///system", LowNumbers(), ignore, command)
+        connection = Connection(
+            "qemu:///system", LowNumbers(), ignore, lambda: lacking("/nowhere")
+        )
         with pytest.raises(ControlError) as caught:
             await connection.client()
         assert caught.value.fault is Fault.NO_LIBRARY

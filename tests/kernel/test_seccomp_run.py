@@ -55,6 +55,63 @@ def test_trace_is_minimal_and_a_call_less_is_killed_by_name(tmp_path: Path) -> N
     assert f"{path} has no rule for openat" in done.stderr
 
 
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A directory where others may write, as /tmp."""
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("link", "it is a symbolic link"),
+        ("link to nothing", "it is a symbolic link"),
+        ("other name", "it is another user's, or has another name"),
+        ("fifo", "it is a FIFO"),
+    ],
+)
+def test_trace_writes_to_no_file_that_somebody_has_put_in_its_place(
+    kind: str, why: str, shared: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    place = shared / "traced.policy"
+    if kind != "link to nothing":
+        mine.write_text("mine\n")
+    if kind == "other name":
+        place.hardlink_to(mine)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(mine)
+    for command in (
+        ["trace", "-o", str(place), "--", "true"],
+        ["compile", str(POLICY), "-o", str(place)],
+    ):
+        done = seccomp(*command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"balloonctl: {place}: {why}, and others may write to {shared} (mode 1777); name one "
+            "in a directory of your own\n"
+        )
+    assert mine.exists() == (kind != "link to nothing")
+    assert not mine.exists() or mine.read_text() == "mine\n"
+
+
+def test_trace_is_written_anew_to_a_file_of_ones_own_wherever_it_is(
+    shared: Path, tmp_path: Path
+) -> None:
+    (shared / "traced.policy").write_text("x" * 100_000)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for place in (shared / "traced.policy", shared / "new", tmp_path / "link"):
+        assert seccomp("trace", "-o", str(place), "--", "true").returncode == 0
+        assert place.read_text().startswith("# What this used, from its entry on: true\n")
+        assert "x" * 100 not in place.read_text()
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_trace_names_arguments(tmp_path: Path) -> None:
     # ctypes is for its library: some Pythons have the socket module built in, and map no code.
     code = "import ctypes, socket; socket.socket(socket.AF_UNIX).close()"

@@ -52,7 +52,7 @@ def test_device_ignores_messages_of_other_lengths(ends: Ends, length: int) -> No
 
 
 @fault("device writes what no device sends into its tube (taken over)")
-@pytest.mark.parametrize("length", [1, 4, 57, 1024, 5000])
+@pytest.mark.parametrize("length", [0, 1, 4, 57, 1024, 5000])
 def test_controller_reads_up_to_garbage_and_nothing_behind_it(ends: Ends, length: int) -> None:
     controller, device = ends
     assert device.send(Ready())
@@ -61,6 +61,7 @@ def test_controller_reads_up_to_garbage_and_nothing_behind_it(ends: Ends, length
     assert controller.receive() == [Ready()]
     assert controller.garbage is not None
     assert controller.receive() == []
+    assert not controller.at_end
 
 
 def test_full_tube_refuses_and_takes_again_once_it_is_read(ends: Ends) -> None:

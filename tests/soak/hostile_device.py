@@ -36,7 +36,7 @@ _REPORTS = [
     encode_up(Stats(((0, 1), (4, 512 << 20), (5, 512 << 20)))),
     encode_up(Fault(FaultKind.CHAIN, 0, Rule.LOOP, 0, 0, 0)),
 ]
-_GARBAGE = [bytes(1), b"\xff" * 4, b"\xff" * 92, bytes(1023)]
+_GARBAGE = [b"", bytes(1), b"\xff" * 4, b"\xff" * 92, bytes(1023)]
 
 
 def _flood(enemy: Enemy, reports: Sequence[bytes]) -> Iterator[None]:

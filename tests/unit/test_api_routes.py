@@ -429,9 +429,12 @@ def test_what_is_not_done_is_said(
     ("body", "status", "sentence"),
     [
         (b"", 400, "size_bytes must be a whole number of bytes"),
-        (b"{", 400, "the body is no JSON"),
-        (b"\xff", 400, "the body is no JSON"),
-        (b"[" * 4000, 400, "the body is no JSON"),
+        (b"{", 400, "the body is no JSON in UTF-8"),
+        (b"\xff", 400, "the body is no JSON in UTF-8"),
+        (b"[" * 4000, 400, "the body is no JSON in UTF-8"),
+        # JSON's text is UTF-8 (RFC 8259, 8.1); Python would load a module for these.
+        ('{"size_bytes": 0}'.encode("utf-16-be"), 400, "the body is no JSON in UTF-8"),
+        ('{"size_bytes": 0}'.encode("utf-32-le"), 400, "the body is no JSON in UTF-8"),
         ([], 400, "the body is no JSON object"),
         ({"size": 1}, 400, "size is not known here; only size_bytes, for_s may be set"),
         ({"size_bytes": True}, 400, "size_bytes must be a whole number of bytes"),
@@ -717,3 +720,17 @@ def test_reserves_beyond_those_that_a_user_may_have_are_refused(
     assert isinstance(refused, Answer)
     assert refused.status == 409
     assert b"balloonctl unreserve" in refused.body
+
+
+@fault("a reserve of all that the host can have")
+def test_reserve_of_more_than_the_host_has_is_refused_with_what_it_has(
+    routes: Routes, desk: Desk
+) -> None:
+    desk.answer = NotDone(Refusal.BEYOND_HOST, 12 * GIB)
+    refused = routes.begin(Waiting(Reserve(1 << 44, 30.0, 60.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 409
+    assert json.loads(refused.body)["error"] == (
+        "with the margin and all other reserves, this is as much as the host can have, or more "
+        "(12 GiB); reserve less, or end the others (balloonctl unreserve)"
+    )

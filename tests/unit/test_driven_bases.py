@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -12,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.events import BasesNotStored, BasesPathTaken, Event
-from balloon_daemon.guests.driven.bases import MOST_LETTERS, BaseKey, Bases, base_key
+from balloon_daemon.guests.driven.bases import (
+    AGAIN_AFTER_S,
+    MOST_LETTERS,
+    BaseKey,
+    Bases,
+    base_key,
+)
 from balloon_daemon.units import GIB, MOST_MEMORY_BYTES
 from tests.harness.faults import fault
 from tests.harness.other_user import NOBODY
@@ -198,6 +205,50 @@ def test_file_that_cannot_be_written_is_published_once(
     bases.note(WEB, GIB)
     bases.store()
     assert Bases(tmp_path / "missing" / "bases", events.append).get(WEB) == GIB
+
+
+@fault("the file of what was there before balloond")
+@pytest.mark.parametrize(("last", "again_at_s"), [(False, AGAIN_AFTER_S), (True, 2.0)])
+def test_file_that_could_not_be_written_is_written_later_without_a_change(
+    tmp_path: Path, events: list[Event], last: bool, again_at_s: float
+) -> None:
+    now_s = [0.0]
+    path = tmp_path / "missing" / "bases"
+    bases = Bases(path, events.append, lambda: now_s[0])
+    bases.note(WEB, GIB)
+    bases.store()
+    path.parent.mkdir()
+    now_s[0] = 1.0
+    bases.store()  # As each VM that gets a target does; the next try is not due yet.
+    assert not path.exists()
+    now_s[0] = again_at_s
+    bases.store(last=last)
+    assert Bases(path, events.append).get(WEB) == GIB
+    # Now that it is written, nothing is written without a change.
+    path.unlink()
+    now_s[0] = 100.0
+    bases.store(last=True)
+    assert not path.exists()
+    assert events == [BasesNotStored("No such file or directory")]
+
+
+@fault("the file of what was there before balloond")
+def test_file_for_which_there_is_no_room_leaves_no_part_and_keeps_the_one_before(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(WEB, GIB)
+    bases.store()
+    bases.note(WEB, 2 * GIB)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        bases.store()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert events == [BasesNotStored("File too large")]
+    assert os.listdir(tmp_path) == ["bases"]
+    assert Bases(tmp_path / "bases", events.append).get(WEB) == GIB
 
 
 def test_link_in_the_new_files_place_is_not_followed(tmp_path: Path, events: list[Event]) -> None:

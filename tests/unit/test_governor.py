@@ -62,6 +62,7 @@ from balloon_daemon.guests.seam import (
     VmRow,
 )
 from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.linux.meminfo import host_memory
 from balloon_daemon.sizing import host_events
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import (
@@ -912,6 +913,25 @@ def test_user_has_only_so_many_reserves_and_may_end_all(host: Host) -> None:
     assert isinstance(host.governor.want(Reserve(MIB, 30.0, 60.0), 7, answers.append), int)
     ended = [event.why for event in host.events if isinstance(event, ReserveEnded)]
     assert ended == [Ended.WITHDRAWN] * (MOST_RESERVES + 1)
+
+
+@fault("a reserve of all that the host can have")
+def test_reserves_and_margin_of_all_that_this_host_can_have_are_refused(host: Host) -> None:
+    most_bytes = host_memory().usable_bytes
+    host.attached(A)
+    host.memory.seen = Reading(500, 400)
+    host.loop.advance(1.5)
+    answers: list[Reclaimed | ReserveAnswer] = []
+
+    def want(size_bytes: int) -> int | NotDone:
+        return host.governor.want(Reserve(size_bytes, 30.0, 60.0), 7, answers.append)
+
+    refused = NotDone(Refusal.BEYOND_HOST, most_bytes)
+    assert want(most_bytes - 400 * MIB) == refused
+    assert isinstance(want(MIB), int)
+    assert want(most_bytes - 401 * MIB) == refused
+    assert host.governor.host_status().reserved_mib == 1
+    assert isinstance(want(most_bytes - 402 * MIB), int)
 
 
 @pytest.mark.parametrize("settings", [SEED, CAREFUL], ids=["seed", "careful"])

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,8 +58,10 @@ class Scene:
         return caught.value.fault
 
     def told(self) -> str:
-        """The last event that balloond was told."""
-        event: str = json.loads(self._ours.recv(4096).splitlines()[-1])["event"]
+        """The next event of which balloond is told."""
+        self.client._tell_next()
+        (line,) = self._ours.recv(4096).splitlines()
+        event: str = json.loads(line)["event"]
         return event
 
     def close(self) -> None:
@@ -217,3 +220,35 @@ def test_memory_that_libvirt_has_read_is_told(scene: Scene) -> None:
     given_up = scene.told()
     client._lifecycle(None, domain, LIBRARY.VIR_DOMAIN_EVENT_SUSPENDED, 0, None)
     assert (completed, given_up, scene.told()) == ("refilled", "refilled", "changed")
+
+
+class Stopped(Exception):
+    """Ends a loop that never ends by itself."""
+
+
+@fault("a QEMU of libvirt's sends events without end")
+def test_flood_of_events_is_told_once_in_the_order_of_the_last_ones(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, domain, another = scene.client, scene.domain, LibvirtDomain()
+    monkeypatch.setattr(another, "UUIDString", lambda: "another")
+    client._tell("reset", domain)
+    for _ in range(10_000):
+        client._tell("balloon", domain)
+    client._tell("balloon", another)
+    client._tell("reset", domain)
+    assert [scene.told() for _ in range(3)] == ["balloon", "balloon", "reset"]
+    # What comes later is told again, and after each event the teller rests.
+    client._tell("balloon", domain)
+    rests_s: list[float] = []
+
+    def rest(seconds: float) -> None:
+        rests_s.append(seconds)
+        if len(rests_s) == 2:
+            raise Stopped
+        client._tell("balloon", another)
+
+    monkeypatch.setattr(time, "sleep", rest)
+    with pytest.raises(Stopped):
+        client._tell_all()
+    assert rests_s == [process.TOLD_EVERY_S] * 2

@@ -200,6 +200,7 @@ def test_fault_comes_with_words_that_are_safe_to_show() -> None:
     [
         b"",
         b"\xff\xfe\n",
+        '{"id": 1, "ok": 1}'.encode("utf-16-be"),
         b"[" * 100_000,
         b"3",
         b"null",

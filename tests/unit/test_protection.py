@@ -414,6 +414,31 @@ def test_balloon_that_somebody_else_makes_larger_is_left_to_them_and_that_is_sai
     assert [target.target_bytes for target in host.told[told:]][:2] == [400 * MIB, 13 * STEP]
 
 
+@fault("somebody else sets a VM's balloon")
+@pytest.mark.parametrize("later_s", [0, 3, 300])
+def test_two_balloonds_on_one_vm_do_not_fight_over_it_and_one_says_so(
+    later_s: int,
+) -> None:
+    hosts = [Host(), Host()]
+    for each in hosts:
+        each.gives = False
+    for second in range(600):
+        # 20 s of low memory in every two minutes.
+        seen = LOW if second % 120 < 20 else PLENTY
+        for host in hosts[: 1 if second < later_s else 2]:
+            told = len(host.told)
+            host.now_s, host.seen = 1000.0 + second, seen
+            host.live(1)
+            # The guest does at once what it is told, and both see it.
+            for target in host.told[told:]:
+                for each in hosts:
+                    each.step(Moved(A, target.target_bytes))
+        if second == later_s + 120:
+            assert any(isinstance(found, Contested) for host in hosts for found in host.found)
+    # Each leaves it alone for a minute or more. One alone sends 17 targets in each such time.
+    assert sum(len(host.told) for host in hosts) < 5 * 17
+
+
 def test_balloon_that_somebody_else_empties_again_and_again_is_said_to_be_theirs() -> None:
     host = Host()
     for _ in range(2):

@@ -6,18 +6,20 @@ import math
 import pytest
 
 from balloon_daemon.guests.driven import parsing, reading
+from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.discovery import MOST_OF_ONE_USER
 from balloon_daemon.guests.driven.http import HttpConnection
-from balloon_daemon.guests.driven.qmp_reading import (
+from balloon_daemon.guests.driven.http_answer import MAX_BODY_BYTES
+from balloon_daemon.guests.driven.qmp_wire import Event, Monitor
+from balloon_daemon.guests.driven.reading import TURN_S, Reading
+from balloon_daemon.guests.driven.reading_share import (
     BYTE_S,
     LEAST_BYTES_PER_S,
     MAX_BYTES_OF_A_USER_PER_S,
     MAX_BYTES_PER_S,
     READ_BYTES,
-    MonitorReading,
+    ReadingShare,
 )
-from balloon_daemon.guests.driven.qmp_wire import Event, Monitor
-from balloon_daemon.guests.driven.reading import TURN_S, Reading
 from tests.fakes.quick_loop import run_quickly
 from tests.harness.faults import fault
 
@@ -33,6 +35,12 @@ class Wire(asyncio.Transport):
 
     def pause_reading(self) -> None:
         self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
 
     def abort(self) -> None:
         pass
@@ -123,7 +131,7 @@ class SlowReads:
         self._now_s = 0.0
         patch.setattr(reading, "thread_time", lambda: self._now_s)
 
-    def read(self, wire: MonitorReading | Reading, took_s: float, most: int = 1) -> int:
+    def read(self, wire: ReadingShare | Reading, took_s: float, most: int = 1) -> int:
         """Reads from a monitor that has so many bytes; returns how many were read."""
         n_bytes = min(most, len(wire.buffer()))
         self._now_s += took_s
@@ -139,7 +147,7 @@ def test_monitors_that_send_a_byte_at_a_time_are_read_for_their_users_part_of_th
     counted = READ_BYTES + took_s / BYTE_S
 
     async def in_a_second() -> int:
-        monitors = [MonitorReading(HOSTILE, lambda: None) for _ in range(64)]
+        monitors = [ReadingShare(HOSTILE, lambda: None) for _ in range(64)]
         count = 0
         for each in monitors:
             while each.has_room:
@@ -159,7 +167,7 @@ def test_monitor_of_a_user_who_has_most_of_them_is_read_for_a_sample_in_a_second
     reads = SlowReads(monkeypatch)
 
     async def scene() -> None:
-        monitors = [MonitorReading(OTHER, lambda: None) for _ in range(MOST_OF_ONE_USER)]
+        monitors = [ReadingShare(OTHER, lambda: None) for _ in range(MOST_OF_ONE_USER)]
         # A byte in each of ten turns in which others' answers come, then its own, one by one.
         for answer_bytes in [1] * 10 + [700, 700, 60, 60, 60, 60]:
             assert reads.read(monitors[0], 0.0, answer_bytes) == answer_bytes
@@ -219,11 +227,69 @@ def test_http_connections_of_one_user_are_read_for_a_moment_in_each_turn(
     assert in_the_next > 1000
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
+def test_http_answers_that_come_a_byte_at_a_time_are_read_for_their_users_part_of_the_time() -> (
+    None
+):
+    endless = b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10_000
+
+    async def scene() -> tuple[int, bool]:
+        wires = [Wire() for _ in range(64)]
+        connections = [HttpConnection("/slow") for _ in wires]
+        for each, wire in zip(connections, wires, strict=True):
+            each.connection_made(wire)
+        asks = [asyncio.ensure_future(each.ask("GET", "/")) for each in connections]
+        await asyncio.sleep(0)
+        count = 0
+        for each, wire in zip(connections, wires, strict=True):
+            for byte in endless:
+                if not wire.is_read:
+                    break
+                each.get_buffer(-1)[0] = byte
+                each.buffer_updated(1)
+                count += 1
+        assert not any(wire.is_read for wire in wires)
+        await asyncio.sleep(1.5)
+        is_read_again = all(wire.is_read for wire in wires)
+        for each in connections:
+            each.connection_lost(None)
+        answers = await asyncio.gather(*asks, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {ControlError}
+        return count, is_read_again
+
+    count, is_read_again = run_quickly(scene())
+    # The last read of each is begun with little room.
+    assert count <= MAX_BYTES_OF_A_USER_PER_S / READ_BYTES + 64
+    assert is_read_again
+
+
+def test_large_answer_over_http_is_read_at_once() -> None:
+    async def scene() -> bool:
+        wire, http = Wire(), HttpConnection("/large")
+        http.connection_made(wire)
+        ask = asyncio.ensure_future(http.ask("GET", "/"))
+        await asyncio.sleep(0)
+        body = b'"%b"' % (b"x" * (MAX_BODY_BYTES - 2))
+        left = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        while left and wire.is_read:
+            buffer = http.get_buffer(-1)
+            size = min(len(buffer), len(left))
+            buffer[:size], left = left[:size], left[size:]
+            http.buffer_updated(size)
+        assert left == b""
+        assert await ask == (200, "x" * (MAX_BODY_BYTES - 2))
+        is_read = wire.is_read
+        http.connection_lost(None)
+        return is_read
+
+    assert asyncio.run(scene())
+
+
 def test_second_ends_with_more_to_read_and_not_after_the_monitor_has_ended() -> None:
     async def scene() -> list[str]:
         again: list[str] = []
-        stays = MonitorReading(OTHER, lambda: again.append("stays"))
-        ends = MonitorReading(OTHER, again.clear)
+        stays = ReadingShare(OTHER, lambda: again.append("stays"))
+        ends = ReadingShare(OTHER, again.clear)
         for each in (stays, ends):
             while each.has_room:
                 each.take(len(each.buffer()))

@@ -7,8 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from balloon_daemon.guests.jailed import kept as kept_module
 from balloon_daemon.guests.jailed import saver as saver_module
-from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.saver import SAVE_SOON_S, GuestSaver, Snapshot
+from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATES, Room
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, SavedMessage, decode_state
@@ -29,6 +31,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.counted_fd import inspect
+from tests.fakes.quick_loop import run_quickly
 from tests.fakes.told_backend import ADDR, OFFERED, REGION
 from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
@@ -374,3 +377,36 @@ def test_guest_whose_states_wait_on_their_way_adds_none() -> None:
         connection.close()
 
     asyncio.run(scene())
+
+
+@fault("controller killed, with a store")
+def test_target_and_level_are_kept_at_once_and_the_size_that_the_driver_wrote_soon() -> None:
+    async def scene() -> None:
+        store = RememberingStore()
+        backend, connection = Backend(MemoryTable(inspect)), OwnedFd(os.eventfd(0))
+        saver = GuestSaver(store, VM1, Journal.create("test"))
+
+        def snapshot(row: VmRow | None) -> Snapshot:
+            return Snapshot(1, row, backend, connection, None)
+
+        def stored() -> tuple[VmRow | None, int, int]:
+            assert store.state is not None
+            return store.state.row, store.state.jailed.num_pages, store.state.jailed.actual
+
+        kept = kept_module.Kept(VM1, saver, snapshot, lambda: None, lambda _event: None)
+        kept.begin()
+        row = VmRow(1 << 30, 2, None, 1234.5)
+        backend.set_target(64 << 20)
+        kept.keep(row)
+        # Whenever this controller is killed, the next one asks the guest for no more than this.
+        assert stored() == (row, 64 << 8, 0)
+        backend.restore_config(64 << 8, 32 << 8, balloon_known=True)
+        kept.save_soon()
+        assert stored() == (row, 64 << 8, 0)
+        await asyncio.sleep(SAVE_SOON_S)
+        assert stored() == (row, 64 << 8, 32 << 8)
+        kept.close()
+        backend.close()
+        connection.close()
+
+    run_quickly(scene())

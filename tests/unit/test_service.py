@@ -124,29 +124,72 @@ def test_unit_of_somebody_elses_stays(masked: bool, installed: Installed, root: 
     assert found(root) == {UNIT}
 
 
-def test_link_that_leads_out_of_the_image_is_refused(
-    installed: Installed, root: Path, tmp_path: Path
+@pytest.mark.parametrize("link", ["etc", "etc/systemd", "etc/systemd/system"])
+def test_link_in_place_of_a_directory_of_the_image_is_refused(
+    link: str,
+    installed: Installed,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
 ) -> None:
-    (tmp_path / "outside").mkdir()
-    (root / "etc").symlink_to(tmp_path / "outside")
-    with pytest.raises(ServiceError, match="a link leads out of"):
+    (tmp_path / "outside/systemd/system").mkdir(parents=True)
+    (root / link).parent.mkdir(parents=True, exist_ok=True)
+    (root / link).symlink_to(tmp_path / "outside" / link.removeprefix("etc").lstrip("/"))
+    monkeypatch.setattr(service, "installed_here", lambda: installed)
+    for command in ("install-service", "uninstall-service"):
+        assert main([command, "--root", str(root)]) == service.EXIT_USAGE
+        assert capsys.readouterr().err == (
+            f"balloonctl {command}: {root}/{link}: it is a symbolic link, and none is followed in "
+            "an image; remove it\n"
+        )
+    assert [path for path in (tmp_path / "outside").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["etc/systemd", "etc/systemd/system"])
+def test_link_that_is_made_in_place_of_a_directory_meanwhile_is_not_followed(
+    name: str, installed: Installed, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_host = tmp_path / "host"
+    (of_the_host / "systemd/system").mkdir(parents=True)
+    install(installed, root, dry=False)
+    unlink = os.unlink
+
+    def swap(path: str, *, dir_fd: int | None = None) -> None:
+        """What whoever has the image does between the first step of a write and the others."""
+        monkeypatch.setattr(os, "unlink", unlink)
+        (root / name).rename(root / "moved")
+        (root / name).symlink_to(of_the_host / name.removeprefix("etc/"))
+
+    monkeypatch.setattr(os, "unlink", swap)
+    install(installed, root, dry=False)
+    with pytest.raises(OSError, match="it is a symbolic link"):
         install(installed, root, dry=False)
-    assert list((tmp_path / "outside").iterdir()) == []
+    assert [path for path in of_the_host.rglob("*") if path.is_file()] == []
 
 
-def test_link_that_is_made_in_the_image_meanwhile_is_not_followed(
+def test_file_that_is_put_in_the_place_of_the_new_one_meanwhile_is_not_written(
     installed: Installed, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_the_host = tmp_path / "shadow"
     of_the_host.write_text("secret")
 
-    def link_instead(path: Path, **_: bool) -> None:
-        path.symlink_to(of_the_host)
+    def link_instead(path: str, *, dir_fd: int | None = None) -> None:
+        os.symlink(of_the_host, path, dir_fd=dir_fd)
 
-    monkeypatch.setattr(Path, "unlink", link_instead)
+    monkeypatch.setattr(os, "unlink", link_instead)
     with pytest.raises(FileExistsError):
         install(installed, root, dry=False)
     assert of_the_host.read_text() == "secret"
+
+
+def test_unit_that_is_a_fifo_in_the_image_is_not_waited_for(
+    installed: Installed, root: Path
+) -> None:
+    (root / UNIT).parent.mkdir(parents=True)
+    os.mkfifo(root / UNIT)
+    with pytest.raises(ServiceError, match="is not install-service's: move it away first"):
+        install(installed, root, dry=False)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import pytest
 
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.listing import name_order
 from balloon_daemon.units import (
     GIB,
     KIB,
     MIB,
     format_size,
-    name_order,
     parse_memory_size,
     parse_size,
 )

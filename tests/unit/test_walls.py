@@ -183,8 +183,8 @@ IMPURE = {
     "asyncio", "subprocess", "signal",
 }  # fmt: skip
 
-# Each room and the rooms it may import from; errors, units, listing, rate_limit, fact, named_tuple,
-# stand_in and small_typing are open to all.
+# Each room and the rooms it may import from; errors, units, listing, rate_limit, fact,
+# named_tuple, stand_in and small_typing are open to all.
 ROOMS = {
     "errors": set[str](),
     "units": set[str](),

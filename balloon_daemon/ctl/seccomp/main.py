@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from balloon_daemon.ctl.output_file import write_output
 from balloon_daemon.ctl.seccomp import words
 from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.ctl.seccomp.judged_call import parse_call
@@ -257,9 +258,5 @@ def _compile(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        try:
-            Path(options.output).write_bytes(content)
-        except OSError as err:
-            # An error of write(2), a full disk for example, has no file's name.
-            raise OSError(err.errno, err.strerror, options.output) from err
+        write_output(Path(options.output), content)
     return 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from balloon_daemon.ctl.output_file import write_output
 from balloon_daemon.ctl.seccomp import words
 from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.ctl.seccomp.inject import UnsupportedProgramError
@@ -152,7 +153,7 @@ def _trace(options: argparse.Namespace) -> int:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        Path(options.output).write_text(text, "utf-8")
+        write_output(Path(options.output), text.encode())
     if status:
         print(f"balloonctl: {printable(command[0])} ended with status {status}", file=sys.stderr)
     return status

@@ -18,16 +18,18 @@ have the VM's name under the next balloond.
 
 import contextlib
 import json
+import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.errors import printable
-from balloon_daemon.events import BasesNotStored, BasesPathTaken, Publish
+from balloon_daemon.events import BasesNotStored, BasesPathTaken, Event, Publish
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
@@ -43,6 +45,10 @@ MOST_LETTERS = 64
 _MOST_ENTRIES, _AT_ONCE = 4096, 256
 """The most entries, and how many are dropped together when there are more: it takes some
 milliseconds to find out which ones to drop, so that is not done for each new entry."""
+
+AGAIN_AFTER_S = 5.0
+"""After a failure ``store`` writes the file again, without a change, once so many seconds have
+passed: each VM that gets a target calls ``store``, and thousands of entries take milliseconds."""
 
 
 def bases_path(main_socket: Path, kind: Kind) -> Path:
@@ -92,17 +98,23 @@ class Bases:
     Args:
         path: the file.
         publish: takes events.
+        clock: gives seconds.
     """
 
-    def __init__(self, path: Path, publish: Publish) -> None:
+    def __init__(
+        self, path: Path, publish: Publish, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._path = path
         self._publish = publish
+        self._clock = clock
         self._users: dict[BaseKey, int] = {}
         """The user id of each VMM's process, as far as it is known."""
         self._bases = _read(path, self._users)
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
-        self._failed = False
+        """Whether an entry has changed since ``store`` last tried to write the file."""
+        self._again_at_s = math.inf
+        """When ``store`` tries again without a change; infinity: it has not failed."""
 
     def get(self, key: BaseKey) -> int | None:
         """The VM's base, in bytes of balloon; None: balloond has not changed its balloon."""
@@ -199,33 +211,35 @@ class Bases:
         if restored and moved and key not in self._bases:
             self.note(key, moved[-1])
 
-    def store(self) -> None:
-        """Writes the file, if an entry has changed.
+    def store(self, *, last: bool = False) -> None:
+        """Writes the file, if an entry has changed, or if the last try has failed some time ago.
 
-        A failure is published once; the entries stay in memory, and the next change writes them.
+        A failure is published once; the entries stay in memory.
+
+        Args:
+            last: True: nobody calls this again, so try even if the last try has just failed.
         """
-        if not self._changed:
+        failed = self._again_at_s < math.inf
+        if not self._changed and not (failed and (last or self._clock() >= self._again_at_s)):
             return
-        self._changed = False
+        self._changed, self._again_at_s = False, math.inf
         rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
         users = [self._users.get(key, -1) for key in self._bases]
         content = json.dumps({"version": _VERSION, "bases": rows, "users": users}).encode()
         try:
             if _is_taken(self._path):
-                if not self._failed:
-                    self._publish(BasesPathTaken(printable(str(self._path))))
-                self._failed = True
-                return
-            if rows:
+                self._not_stored(BasesPathTaken(printable(str(self._path))), quiet=failed)
+            elif rows:
                 _write(self._path, content)
             else:
                 self._path.unlink(missing_ok=True)
         except OSError as err:
-            if not self._failed:
-                self._publish(BasesNotStored(err.strerror or str(err)))
-            self._failed = True
-        else:
-            self._failed = False
+            self._not_stored(BasesNotStored(err.strerror or str(err)), quiet=failed)
+
+    def _not_stored(self, why: Event, *, quiet: bool) -> None:
+        self._again_at_s = self._clock() + AGAIN_AFTER_S
+        if not quiet:
+            self._publish(why)
 
 
 def _is_taken(path: Path) -> bool:
@@ -253,9 +267,13 @@ def _write(path: Path, content: bytes) -> None:
     try:
         while content:
             content = content[os.write(fd, content) :]
+        new.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()  # A part of the file would take room on a disk that is full.
+        raise
     finally:
         os.close(fd)
-    new.rename(path)
 
 
 def _exists(pid: int) -> bool:

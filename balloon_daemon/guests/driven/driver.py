@@ -158,7 +158,7 @@ class DrivenVms:
 
     async def close(self, *, leaving: bool) -> None:
         """Stores the VMs' bases for another balloond."""
-        self._bases.store()
+        self._bases.store(last=True)
         LOOKUPS.close()
         MEMORY_FILES.close()
 

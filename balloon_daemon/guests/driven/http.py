@@ -10,12 +10,13 @@ import contextlib
 import json
 import socket
 from collections.abc import Mapping
+from time import thread_time
 
 from balloon_daemon.guests.driven.answers import member, nonsense, parse, shown
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
 from balloon_daemon.guests.driven.parsing import TURNS
-from balloon_daemon.guests.driven.reading import Reading
+from balloon_daemon.guests.driven.reading_share import ReadingShare
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.passed_fds import DescriptorsSentError
@@ -38,7 +39,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._why: ControlError | None = None
         """Why the connection has ended, or is about to end; None: it is open."""
         self._user = -1
-        self._reading: Reading | None = None
+        self._reading: ReadingShare | None = None
         self.pid = 0
         """The server's process; 0 before ``open``."""
 
@@ -120,7 +121,11 @@ class HttpConnection(asyncio.BufferedProtocol):
     # --- asyncio.BufferedProtocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._reading = Reading(self._user)
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        # Bytes do not count: how many are parsed in a second is bounded by ``TURNS``, and an
+        # answer of 256 KiB would take all of a second's part.
+        self._reading = ReadingShare(self._user, transport.resume_reading, bytes_count=False)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         assert self._reading is not None
@@ -132,6 +137,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._parser is None or self._answer is None or self._answer.done():
             self._fail(nonsense("bytes without a call", data[:64]))
             return
+        began_s = thread_time()
         try:
             answer = self._parser.feed(data)
         except ControlError as err:
@@ -139,6 +145,9 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         if answer is not None:
             self._answer.set_result(answer)
+        self._reading.spent(thread_time() - began_s)
+        if not self._reading.has_room and self._transport is not None:
+            self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._reading is not None:

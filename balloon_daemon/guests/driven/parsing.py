@@ -16,7 +16,7 @@ has begun is parsed whole."""
 BYTES_PER_S = 8 * 1024 * 1024
 """How many bytes of all VMMs are parsed in a second: half of the time of the thread that
 serves all VMs. 1,024 VMs that are sampled each second send half as many bytes; from all monitors
-of one user no more than three eighths of these bytes are read in a second (``qmp_reading``)."""
+of one user no more than three eighths of these bytes are read in a second (``reading_share``)."""
 
 
 class Turns:

@@ -21,7 +21,7 @@ from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.parsing import TURNS, Lines
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
-from balloon_daemon.guests.driven.qmp_reading import MonitorReading
+from balloon_daemon.guests.driven.reading_share import ReadingShare
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
@@ -139,7 +139,7 @@ class Monitor(asyncio.BufferedProtocol):
         self._last_id = 0
         self._failure: ControlError | None = None
         self._ended = asyncio.Event()
-        self._reading: MonitorReading | None = None
+        self._reading: ReadingShare | None = None
         self.pid: int | None = None
         """The process that listens at the address, as the kernel knows it; None: unknown."""
 
@@ -227,7 +227,7 @@ class Monitor(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._reading = MonitorReading(self._user, self._resume)
+        self._reading = ReadingShare(self._user, self._resume)
 
     def connection_lost(self, exc: Exception | None) -> None:
         fault = Fault.NONSENSE if isinstance(exc, DescriptorsSentError) else Fault.GONE

@@ -1,20 +1,14 @@
 """A connection to one libvirt, through a process that is started again when it has ended."""
 
 import asyncio
-import importlib.util
-import os
 import sys
 from collections.abc import Callable
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import ControlError
-from balloon_daemon.guests.libvirt import process, wire
+from balloon_daemon.guests.libvirt import interpreter, wire
 from balloon_daemon.guests.libvirt.client import Client
 from balloon_daemon.linux.apart import LowNumbers
-
-SYSTEM_PYTHON = "/usr/bin/python3"
-"""The interpreter that has libvirt's library if the distribution's package python3-libvirt is
-installed."""
 
 CONNECTS_WITHIN_S = 10.0
 """How long a connection to libvirt's daemon may take; one over SSH takes a second or two."""
@@ -26,19 +20,9 @@ MAX_WAIT_S = 30.0
 
 
 def client_command() -> list[str]:
-    """The command that starts a client, in an interpreter that has libvirt's library.
-
-    Raises:
-        ControlError: no interpreter has the library (``NO_LIBRARY``).
-    """
-    if importlib.util.find_spec("libvirt") is not None:
-        interpreter = sys.executable
-    elif os.access(SYSTEM_PYTHON, os.X_OK):
-        interpreter = SYSTEM_PYTHON
-    else:
-        raise ControlError(Fault.NO_LIBRARY)
+    """The command that starts a client, in an interpreter that has libvirt's library."""
     # -I (isolated): no import from the current directory, nor from the directory of the file.
-    return [interpreter, "-I", process.__file__]
+    return [sys.executable, "-I", interpreter.__file__]
 
 
 class Connection:
@@ -130,9 +114,6 @@ class Connection:
         except OSError as err:
             self._put_off(ControlError(Fault.REFUSED, err.strerror or str(err)))
             raise self._failure from err
-        except ControlError as err:
-            self._put_off(err)
-            raise
         try:
             await client.call("connect", {"uri": self.uri}, within_s=CONNECTS_WITHIN_S)
         except ControlError as err:

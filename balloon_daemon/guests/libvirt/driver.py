@@ -110,7 +110,7 @@ class LibvirtVms:
         """Ends libvirt's clients, and stores the domains' bases for another balloond."""
         for host in self._hosts:
             await host.close()
-        self._bases.store()
+        self._bases.store(last=True)
         LOOKUPS.close()
         MEMORY_FILES.close()
 

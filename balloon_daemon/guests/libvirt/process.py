@@ -1,10 +1,10 @@
 """libvirt's client: a separate program that makes libvirt's calls, and does nothing else.
 
-Runs by its file (``python -I process.py FD``), started by ``guests/libvirt/connection.py``, which
-talks to it through the socket FD, in lines of JSON (``guests/libvirt/wire.py``). libvirt's library
-starts threads, and most of its calls have no time limit: while a domain's QEMU does not answer,
-calls about this domain hang. So balloond kills this process when too many calls hang. No VM is
-harmed: libvirt's daemon and QEMU go on, and a new client can ask again for all that is lost.
+Runs by its file (``python -I process.py FD``), as ``interpreter.py`` has it. balloond talks to it
+through the socket FD, in lines of JSON (``guests/libvirt/wire.py``). libvirt's library starts
+threads, and most of its calls have no time limit: while a domain's QEMU does not answer, calls
+about this domain hang. So balloond kills this process when too many calls hang. No VM is harmed:
+libvirt's daemon and QEMU go on, and a new client can ask again for all that is lost.
 
 It ends when balloond closes the socket, and when libvirt's daemon ends the connection.
 """
@@ -42,6 +42,10 @@ ENDING_LOOKS, ENDING_LOOK_S = 20, 0.05
 often, with so many seconds between. A domain that is being destroyed has that state for 1 to 10 ms
 (libvirt 12.8), a domain whose monitor libvirt has lost has it for good."""
 
+TOLD_EVERY_S = 1 / 400
+"""How soon after an event balloond is told the next one, of any domain. A QEMU that was taken over
+sends any number, and each takes some 10 us of the thread that serves all VMs."""
+
 KEEPALIVE_S, KEEPALIVES = 5, 3
 """libvirt's daemon counts as gone when it has not answered for 5 × (3 + 1) seconds."""
 
@@ -60,14 +64,10 @@ or vDPA, which pins the guest's memory."""
 
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
-_FAULTS = {
-    "no-vm": ("NO_DOMAIN",),
-    "not-there": ("NO_CONNECT",),
-    "hangs": ("OPERATION_TIMEOUT",),
-    "no-permission": ("AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED",
-                      "OPERATION_DENIED"),
-}  # fmt: skip
-"""Values of a ``Fault``, each with libvirt's errors (VIR_ERR_…); all others are "refused"."""
+_DENIED = "AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED", "OPERATION_DENIED"
+_FAULTS = {"NO_DOMAIN": "no-vm", "NO_CONNECT": "not-there", "OPERATION_TIMEOUT": "hangs"}
+_FAULTS |= dict.fromkeys(_DENIED, "no-permission")
+"""The value of a ``Fault`` for libvirt's errors (VIR_ERR_…); all others are "refused"."""
 
 
 class CallError(Exception):
@@ -75,8 +75,7 @@ class CallError(Exception):
 
     def __init__(self, fault: str, detail: str = "") -> None:
         super().__init__(fault, detail)
-        self.fault = fault
-        self.detail = detail
+        self.fault, self.detail = fault, detail
 
 
 def describe(xml: str) -> dict[str, Any]:
@@ -124,11 +123,8 @@ def describe(xml: str) -> dict[str, Any]:
 
 
 def _kib(size: "ElementTree.Element | None") -> int:
-    if size is None:
-        raise ValueError("memory without a size")
-    unit = size.get("unit", "KiB")
-    if unit not in _UNITS:
-        raise ValueError(f"a size in {unit}")
+    if size is None or (unit := size.get("unit", "KiB")) not in _UNITS:
+        raise ValueError("memory without a size, or in another unit")
     return int(size.text or "") * _UNITS[unit] // 1024
 
 
@@ -245,6 +241,9 @@ class Client:
         self._uri = ""
         self._events: Any = None
         self._domains: dict[str, _Domain] = {}
+        self._news: dict[tuple[str, str, str], None] = {}
+        """Events that balloond is not told yet: each a key, the oldest first."""
+        self._has_news = threading.Condition()
         self.idle: list[_Worker] = []
         """Workers that wait for a request. The worker that became idle last is used first, so that
         a calm host needs only one or two workers, each with a connection."""
@@ -277,13 +276,10 @@ class Client:
         # The class of libvirt's errors exists only once libvirt is imported.
         if self._libvirt is None or not isinstance(err, self._libvirt.libvirtError):
             return None
-        code = err.get_error_code()
-        if code == self._libvirt.VIR_ERR_SYSTEM_ERROR:
+        if (code := err.get_error_code()) == self._libvirt.VIR_ERR_SYSTEM_ERROR:
             return "no-permission" if "ermission denied" in str(err) else "not-there"
-        for fault, names in _FAULTS.items():
-            if code in (getattr(self._libvirt, f"VIR_ERR_{name}") for name in names):
-                return fault
-        return "refused"
+        faults = {getattr(self._libvirt, f"VIR_ERR_{name}"): _FAULTS[name] for name in _FAULTS}
+        return faults.get(code, "refused")
 
     def connect(self, uri: str) -> dict[str, Any]:
         """Loads libvirt and connects to it; events come from then on."""
@@ -296,7 +292,8 @@ class Client:
         # Otherwise libvirt prints each error on standard error, besides raising it.
         libvirt.registerErrorHandler(lambda *_: None, None)
         libvirt.virEventRegisterDefaultImpl()
-        threading.Thread(target=self._run_events, daemon=True).start()
+        for run in (self._run_events, self._tell_all):
+            threading.Thread(target=run, daemon=True).start()
         events = self._events = self.open_connection()
         with contextlib.suppress(libvirt.libvirtError):  # Drivers without a daemon refuse.
             events.registerCloseCallback(lambda *_: os._exit(0), None)
@@ -326,8 +323,8 @@ class Client:
     # --- calls ----------------------------------------------------------------------------------
 
     def _list(self, connection: Any) -> list[list[str]]:
-        running = self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        return [[each.name(), each.UUIDString()] for each in connection.listAllDomains(running)]
+        running = connection.listAllDomains(self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        return [[each.name(), each.UUIDString()] for each in running]
 
     def _open(self, connection: Any, name: str) -> dict[str, Any]:
         named = connection.lookupByName(name)
@@ -368,21 +365,13 @@ class Client:
         if not domain.described["disks"] or not domain.adds_up_disks:
             return None
         try:
-            read: int = handle.blockStats("")[1]  # "": all disks together
+            return int(handle.blockStats("")[1])  # "": all disks together
         except self._libvirt.libvirtError:
             domain.adds_up_disks = False
             return None
-        return read
 
     def _set(self, connection: Any, uuid: str, balloon_kib: int, told_kib: int) -> None:
-        """Sets a balloon's size.
-
-        Args:
-            connection: to make the call with.
-            uuid: the domain's UUID.
-            balloon_kib: the balloon's size.
-            told_kib: the VM's size when the balloon's size was decided.
-        """
+        """Sets a balloon's size, which was decided when ``told_kib`` was the VM's size."""
         with self._opened(connection, uuid) as (domain, handle):
             self._check_no_job(handle)
             size_kib = domain.size_kib(handle, anew=True)
@@ -447,7 +436,25 @@ class Client:
             self._libvirt.virEventRunDefaultImpl()
 
     def _tell(self, event: str, domain: Any) -> None:
-        self.send({"event": event, "name": domain.name(), "uuid": domain.UUIDString()})
+        """Has balloond told of an event: once, after all that came before it came last."""
+        news = event, domain.name(), domain.UUIDString()
+        with self._has_news:
+            self._news.pop(news, None)
+            self._news[news] = None
+            self._has_news.notify()
+
+    def _tell_all(self) -> None:
+        while True:
+            self._tell_next()
+            time.sleep(TOLD_EVERY_S)
+
+    def _tell_next(self) -> None:
+        with self._has_news:
+            while not self._news:
+                self._has_news.wait()
+            event, name, uuid = next(iter(self._news))
+            del self._news[event, name, uuid]
+        self.send({"event": event, "name": name, "uuid": uuid})
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _o: Any) -> None:
         events = {

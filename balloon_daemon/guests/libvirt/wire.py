@@ -153,7 +153,7 @@ def decode_line(line: bytes) -> Answer | Happened | Died:
         ControlError: the line is no message that a client sends (``NONSENSE``).
     """
     try:
-        said = json.loads(line)
+        said = json.loads(line.decode())  # Of bytes json guesses the encoding.
     except (ValueError, RecursionError) as err:
         raise ControlError(Fault.NONSENSE, f"no JSON: {shown(line[:40])}") from err
     match said:

@@ -1,6 +1,7 @@
-"""How much of what QEMU monitors send is read in a second: a part for each user.
+"""How much of what VMMs send is read in a second: a part for each user.
 
 Runs in the controller. What a read takes counts, not its bytes alone (``reading.py`` says why).
+Monitors and HTTP connections of one user share that part; crosvm sends a packet for each request.
 """
 
 import asyncio
@@ -10,37 +11,38 @@ from collections.abc import Callable
 from balloon_daemon.guests.driven.reading import Reading
 
 MAX_BYTES_PER_S = 512 * 1024
-"""How many bytes of one monitor are read in a second; more are left unread until the second is
-over. Reading short messages takes 60 ns a byte, of the one thread that serves all VMs."""
+"""How many bytes of one VMM are read in a second; more are left unread until the second is over.
+Reading short messages takes 60 ns a byte, of the one thread that serves all VMs."""
 
 MAX_BYTES_OF_A_USER_PER_S = 2 * 1024 * 1024
-"""How many bytes of all monitors of one user are read in a second: an eighth of that thread's
-time. Each monitor has an equal part of these bytes, so that a monitor that floods delays no other
-one."""
+"""How many bytes of all VMMs of one user are read in a second: an eighth of that thread's time.
+Each VMM has an equal part of these bytes, so that one that floods delays no other one."""
 
 LEAST_BYTES_PER_S = 4 * 1024
-"""How many bytes of a monitor are read in a second at least: enough for one sample a second, even
-if each of its answers is read by itself. Each monitor of a user with 512 monitors or more has this
-part; all parts of 768 monitors, the most that are found of one user, are 3/16 of that time."""
+"""How many bytes of a VMM are read in a second at least: enough for one sample a second, even
+if each of its answers is read by itself. Each VMM of a user with 512 of them or more has this
+part; all parts of 768 VMMs, the most that are found of one user, are 3/16 of that time."""
 
 BYTE_S, READ_BYTES = 60e-9, 128
 """Reads are counted in bytes: a read's processor time counts as a byte for each ``BYTE_S``, and
 ``READ_BYTES`` are added for the 8 µs that the event loop takes for each read."""
 
 _connected_of = Counter[int]()
-"""How many monitors are connected, for each user."""
+"""How many VMMs are connected, for each user."""
 
 
-class MonitorReading:
-    """The reads of one monitor, until ``end``.
+class ReadingShare:
+    """The reads of one VMM, until ``end``.
 
     Args:
-        user: whose monitor it is.
+        user: whose VMM it is.
         again: called at the end of each second in which something was read.
+        bytes_count: whether a byte counts as one, as of many short messages; False: only the time
+            that reading takes counts, and what is ``spent`` on parsing. One answer may be large.
     """
 
-    def __init__(self, user: int, again: Callable[[], None]) -> None:
-        self._user, self._again = user, again
+    def __init__(self, user: int, again: Callable[[], None], *, bytes_count: bool = True) -> None:
+        self._user, self._again, self._bytes_count = user, again, bytes_count
         self._reading = Reading(user)
         _connected_of[user] += 1
         self._counted = 0
@@ -48,15 +50,22 @@ class MonitorReading:
 
     def buffer(self) -> memoryview:
         """Where the next bytes are to be read to; called right before they are."""
+        if not self._bytes_count:
+            return self._reading.buffer()
         return self._reading.buffer(self._part - self._counted)
 
     def take(self, n_bytes: int) -> memoryview:
         """The bytes that were read to ``buffer`` just now."""
         content = self._reading.take(n_bytes)
-        self._counted += max(n_bytes, READ_BYTES + int(self._reading.took_s / BYTE_S))
+        n_counted = n_bytes if self._bytes_count else 0
+        self._counted += max(n_counted, READ_BYTES + int(self._reading.took_s / BYTE_S))
         if self._second is None:
             self._second = asyncio.get_running_loop().call_later(1, self._next_second)
         return content
+
+    def spent(self, spent_s: float) -> None:
+        """Counts processor time that was spent on what was taken last."""
+        self._counted += int(spent_s / BYTE_S)
 
     @property
     def has_room(self) -> bool:
@@ -64,7 +73,7 @@ class MonitorReading:
         return self._counted < self._part
 
     def end(self) -> None:
-        """The monitor is not connected any more."""
+        """The VMM is not connected any more."""
         self._reading.end()
         _connected_of[self._user] -= 1
         if self._second is not None:
@@ -72,7 +81,7 @@ class MonitorReading:
 
     @property
     def _part(self) -> int:
-        """How many bytes of this monitor are read in a second."""
+        """How many bytes of this VMM are read in a second."""
         part = MAX_BYTES_OF_A_USER_PER_S // max(1, _connected_of[self._user])
         return min(max(part, LEAST_BYTES_PER_S), MAX_BYTES_PER_S)
 
