@@ -89,6 +89,9 @@ class Operators:
         self._users: dict[int, int] = {}
         self._reserves = set[int]()
         self._waiting: dict[int, TakeAnswer] = {}
+        # Read the host's figures once before VMs are served: their files stay open, and the lookup
+        # of a name in /proc could wait for whoever lists it.
+        most_available_bytes()
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
         """Carries out an operator's command about a VM's balloon, or refuses it."""

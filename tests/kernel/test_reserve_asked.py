@@ -1,6 +1,7 @@
 """``balloonctl reserve`` and a whole balloond with a guest: when it is there, when it is over."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -86,6 +87,22 @@ def test_reserve_that_cannot_come_says_how_far_it_came_and_why(
     assert ": no VM can give more; reserved for " in first
     assert second == "  vm1: its balloon is as large as it may be"
     assert balloon_bytes(guest) == MAXIMUM
+
+
+@fault("a reserve of all that the host can have")
+def test_reserve_of_more_than_the_host_has_is_refused_by_figures_that_were_open_before(
+    daemon: Daemon, guest: FakeGuest, api: Path
+) -> None:
+    # Looking a name up in /proc may wait for whoever lists it. This daemon's source is a
+    # directory, so that it reads /proc/meminfo for nothing else.
+    assert "/proc/meminfo" in {
+        os.readlink(each) for each in Path(f"/proc/{daemon.pid}/fd").iterdir()
+    }
+    status, out, err = answered(balloonctl(api, "reserve", "8T"), guest)
+    assert (status, out) == (2, "")
+    assert "this is as much as the host can have, or more (" in err
+    assert facts(daemon, "reserve-began") == []
+    assert balloon_bytes(guest) == 0
 
 
 @fault("a client that waits for memory")
