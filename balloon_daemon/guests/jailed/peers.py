@@ -11,7 +11,7 @@ from time import monotonic as now_s
 
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
 from balloon_daemon.guests.jailed.turns import OF_THE_LOOP, TURN_S, Allowance, Allowances, Turns
-from balloon_daemon.handover.room import SHARE, STATES
+from balloon_daemon.handover.room import Room
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
@@ -199,22 +199,22 @@ class Peers:
             publish(refusal._replace(suppressed=suppressed))
         return True
 
-    def keeps_no_more_of(self, peer: Peer, capacity: int, vm: VmId, publish: Publish) -> bool:
+    def keeps_no_more_of(self, peer: Peer, room: Room, vm: VmId, publish: Publish) -> bool:
         """Whether a new VM gets no place in the store, because its user's share is used; publishes
         that.
 
         Args:
             peer: the VM's user.
-            capacity: descriptors that the store holds at most.
+            room: the store's room.
             vm: the VM.
             publish: takes events.
         """
-        most = max(1, int(capacity * OF_ONE_USER) // (SHARE + STATES))
-        if peer.connections < most:
+        if room.takes_another_of(peer.uid):
             return False
         suppressed = peer.store_refusals.admit(now_s())
         if suppressed is not None:
-            publish(StoreShareUsed(vm, peer.uid, most, suppressed))
+            kept = room.guests_of(peer.uid)
+            publish(StoreShareUsed(vm, peer.uid, kept, suppressed))
         return True
 
     def _why_not(self, peer: Peer) -> ConnectionRefused | None:
