@@ -126,6 +126,24 @@ def test_connections_are_bounded_where_descriptors_are_not() -> None:
     ]
 
 
+@fault("device cannot die (hangs in the kernel)")
+def test_device_that_outlives_its_connection_counts_as_a_connection() -> None:
+    async def scene(room: Room) -> None:
+        greedy, other = room.peer(1, MAX_CONNECTIONS * 3 // 4 - 1), room.peer(2, 1)
+        greedy.hold_hanging(1)
+        assert room.refuses(greedy)
+        assert not room.refuses(other)
+        room.peer(3, MAX_CONNECTIONS // 4 - 1)
+        assert room.refuses(other)
+        greedy.hold_hanging(-1)
+        assert not room.refuses(greedy)
+
+    assert play(scene, 1 << 30) == [
+        ConnectionRefused(1, Share.USERS_CONNECTIONS, 768, 768),
+        ConnectionRefused(2, Share.CONNECTIONS, 1024, 1024),
+    ]
+
+
 def test_descriptors_that_wait_for_their_close_count_and_are_named() -> None:
     async def scene(room: Room) -> None:
         peer = room.peer(1, 1)

@@ -83,7 +83,12 @@ class Session:
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.device = DeviceSupervisor(
             self.backend,
-            Jail(shared.identity, partial(shared.forks.ask, peer), peer.charge_reports),
+            Jail(
+                shared.identity,
+                partial(shared.forks.ask, peer),
+                peer.charge_reports,
+                peer.hold_hanging,
+            ),
             publish,
             vm,
             self._device_changed,

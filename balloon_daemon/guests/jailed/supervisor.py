@@ -38,11 +38,14 @@ class Jail(NamedTuple):
         identity: the user that a device becomes; None: it keeps its user.
         ask: asks for a device.
         charge: charges the seconds that reports take to the guest's user (``ReportReader``).
+        hold_hanging: called with 1 where a device has not ended by the end of its guest's session,
+            and with -1 when it has.
     """
 
     identity: Identity | None
     ask: Ask
     charge: Callable[[float], float] = lambda _spent_s: 0.0
+    hold_hanging: Callable[[int], None] = lambda _change: None
 
 
 class DeviceSupervisor:
@@ -123,9 +126,8 @@ class DeviceSupervisor:
 
     def take_over(self) -> None:
         """Takes over vrings that another controller's device may have served."""
-        # A device of the earlier controller may have served some vrings. Then their ``used.idx``
-        # is unknown: if that device ended after the earlier controller died and before this one
-        # began, neither controller has got its report.
+        # A device of the earlier controller may have served some vrings. If it ended between that
+        # controller's death and this one's start, neither has got its report of ``used.idx``.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
@@ -164,6 +166,8 @@ class DeviceSupervisor:
         if isinstance(self._device, Predecessor):
             self._device.close()
             self._device = None
+        elif isinstance(self._device, RunningDevice):
+            self._jail.hold_hanging(1)
 
     # --- performing the steps of the table ----------------------------------------------------
 
@@ -226,9 +230,8 @@ class DeviceSupervisor:
         elif action is Action.PUBLISH_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
-            # Warn only about a device that has not reported each ring's ``used.idx``
-            # (``Stopped``). After that report a device only has to end. That may take long,
-            # because its end may free the guest's memory.
+            # A device that has reported each ring's ``used.idx`` (``Stopped``) only has to end,
+            # which may take long, as it may free the guest's memory: warn about others only.
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:
@@ -287,9 +290,10 @@ class DeviceSupervisor:
         self._device = None
         before = self._life.state
         self._perform(before, self._life.gone(asyncio.get_running_loop().time()))
+        if before is State.CLOSED:
+            self._jail.hold_hanging(-1)
         if before is State.RUNNING:
-            deaths = self._life.deaths if self._life.gave_up else 0
-            self._notices.died(ended, deaths)
+            self._notices.died(ended, self._life.deaths if self._life.gave_up else 0)
 
     def _predecessor_gone(self) -> None:
         self._device = None
