@@ -14,7 +14,7 @@ import pytest
 from balloon_daemon.device.process import DeviceProcess
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError
-from balloon_daemon.events import DeviceHangs, DeviceStalled, Event
+from balloon_daemon.events import DeviceDied, DeviceHangs, DeviceStalled, Event
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.guests.jailed import hearing
 from balloon_daemon.guests.jailed.forks import Forks, Wanted
@@ -316,3 +316,42 @@ def hang_and_end(daemon: Daemon, mute: MuteFile, low_mem: LowMemDir, neighbour: 
     assert daemon._process.wait(HANG_S) == 0
     assert neighbour.driver.actual == 0
     assert len(events(daemon, "device-hangs")) == 1
+
+
+# --- many ends at once -------------------------------------------------------------------------
+
+
+@fault("device killed (SIGKILL, OOM killer)")
+def test_end_of_a_device_is_handled_in_one_of_its_users_turns() -> None:
+    """Hundreds that end at once would otherwise keep one turn of the loop for all of them."""
+    works = list[Callable[[], None]]()
+    pids = list[int]()
+
+    def fork(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        pids.append(pid)
+        return pid
+
+    async def end() -> None:
+        jail = Jail(None, asks(fork), in_turn=works.append)
+        backend, published = set_up([0]), list[Event]()
+        supervisor = DeviceSupervisor(backend, jail, published.append, VM, lambda: None, Hearing())
+        supervisor.settle()
+        await until(lambda: supervisor.running)
+        os.kill(pids[0], signal.SIGKILL)
+        await until(lambda: bool(works))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (len(works), supervisor.running) == (1, True)
+        works.pop()()
+        assert any(isinstance(event, DeviceDied) for event in published)
+        await until(lambda: supervisor.running)
+        os.kill(pids[1], signal.SIGKILL)
+        stopped = asyncio.ensure_future(supervisor.stop())
+        await until(lambda: bool(works))
+        works.pop()()
+        await stopped
+
+    asyncio.run(end())

@@ -15,6 +15,7 @@ from balloon_daemon.events import (
     Publish,
     VmmHungUp,
 )
+from balloon_daemon.guests.in_turn import IN_TURN
 from balloon_daemon.guests.jailed.balloon import Balloon, BalloonSettings
 from balloon_daemon.guests.jailed.conversation import Conversation
 from balloon_daemon.guests.jailed.forks import Forks
@@ -88,6 +89,7 @@ class Session:
                 partial(shared.forks.ask, peer),
                 peer.charge_reports,
                 peer.hold_hanging,
+                partial(IN_TURN.do, peer.uid),
             ),
             publish,
             vm,

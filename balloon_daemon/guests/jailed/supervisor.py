@@ -40,12 +40,14 @@ class Jail(NamedTuple):
         charge: charges the seconds that reports take to the guest's user (``ReportReader``).
         hold_hanging: called with 1 where a device has not ended by the end of its guest's session,
             and with -1 when it has.
+        in_turn: has a device's end handled in one of the user's turns.
     """
 
     identity: Identity | None
     ask: Ask
     charge: Callable[[float], float] = lambda _spent_s: 0.0
     hold_hanging: Callable[[int], None] = lambda _change: None
+    in_turn: Callable[[Callable[[], None]], None] = lambda work: work()
 
 
 class DeviceSupervisor:
@@ -255,8 +257,7 @@ class DeviceSupervisor:
         self._device = self._jail.ask(Wanted(spec, forked, self._not_forked))
 
     def _forked(self, process: DeviceProcess, served: Sequence[ReadyVring], *, look: bool) -> None:
-        # ``begin`` sends the device's first order. With ``look`` that order is STOP, so that the
-        # device serves nothing before it reports each ring's ``used.idx``.
+        # With ``look`` the first order is STOP: so the device serves nothing before it reports.
         process.begin(look=look)
         if not look:
             self._began_at = asyncio.get_running_loop().time()
@@ -269,6 +270,7 @@ class DeviceSupervisor:
             self._misbehaved,
             self._ended,
             self._jail.charge,
+            self._jail.in_turn,
         )
         self._take(Event.FORKED)
         self._notices.forked(process.pid, served, self._backend, look=look)
