@@ -3,6 +3,8 @@
 Pure. The controller limits its events with these classes, and a device its reports.
 """
 
+from collections.abc import Hashable
+
 
 class LineBudget:
     """A token bucket: each line that is let through uses up one token; the others are counted.
@@ -66,6 +68,10 @@ class RateLimit:
 class OnceEach:
     """Lets each of several lines through once.
 
+    Only the hashes of the lines are kept: a line, such as the text of a memory table, may have
+    tens of thousands of characters, and each of a user's VMs has lines of its own. A line with the
+    hash of another one is left out.
+
     Args:
         most: the number of different lines; later ones are left out, because whoever causes them
             may vary them without end.
@@ -73,11 +79,12 @@ class OnceEach:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._said = set[str]()
+        self._hashes = set[int]()
 
-    def admit(self, line: str) -> bool:
-        """Whether to let this line through."""
-        if line in self._said or len(self._said) >= self._most:
+    def admit(self, line: Hashable) -> bool:
+        """Whether to let a line through, or whatever value it is about."""
+        found = hash(line)
+        if found in self._hashes or len(self._hashes) >= self._most:
             return False
-        self._said.add(line)
+        self._hashes.add(found)
         return True

@@ -89,8 +89,12 @@ class Client:
             DescriptorsSentError: the client has sent descriptors.
             OSError: the connection has failed.
         """
+        most = RECEIVED_AT_ONCE
+        if self.phase is Phase.ASKING and self._head is None:
+            # h11 refuses a longer head only while the head's end has not come.
+            most = MAX_HEAD_BYTES + 1 - len(self._http.trailing_data[0])
         try:
-            some = self.sock.recv(bytes_without_fds(self.sock, RECEIVED_AT_ONCE))
+            some = self.sock.recv(bytes_without_fds(self.sock, most))
         except BlockingIOError:
             return None
         if not some:

@@ -18,6 +18,10 @@ from balloon_daemon.units import MIB, VmId
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
+MOST_ACCEPTED = 16
+"""How many media types of a header Accept, and parameters of each, are looked at: Prometheus sends
+five. Thousands would take milliseconds, in which no VM is served."""
+
 GAUGE, COUNTER, INFO = "gauge", "counter", "info"
 
 Labels = tuple[str, ...]
@@ -481,8 +485,8 @@ def wants_openmetrics(accept: str) -> bool:
         accept: the value of the header Accept (RFC 9110, section 12.5.1); "": there is none.
     """
     weights = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
-    for one in accept.lower().split(","):
-        media, *parameters = (part.strip() for part in one.split(";"))
+    for one in accept.lower().split(",", MOST_ACCEPTED)[:MOST_ACCEPTED]:
+        media, *parameters = (part.strip() for part in one.split(";", MOST_ACCEPTED))
         said = dict(part.partition("=")[::2] for part in parameters)
         old = media != "text/plain" and said.get("version", "1.0.0").strip('"') != "1.0.0"
         if media in weights and not old:

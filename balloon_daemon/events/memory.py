@@ -42,12 +42,14 @@ class MemoryNeverFreed(NamedTuple):
         size_bytes: the region's size.
         guest_addr: the region's guest-physical address.
         why: the end of the log's sentence after "their file", such as "is sealed against writing".
+        others: how many further regions cannot be freed either, which no event is about.
     """
 
     vm: VmId
     size_bytes: int
     guest_addr: int
     why: str
+    others: int = 0
 
 
 @fact

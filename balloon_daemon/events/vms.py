@@ -259,7 +259,7 @@ class StoreShareUsed(NamedTuple):
 
     Attributes:
         uid: its user.
-        vms: how many VMs of one user are stored at most.
+        vms: how many of its VMs are stored, which take all that one user's may.
     """
 
     vm: VmId

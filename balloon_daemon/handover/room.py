@@ -5,8 +5,12 @@ store, and the caller asks it (``admits``) before storing descriptors.
 
 Each present guest has a *share*, whether it uses the share or not, and room for its states. The
 room beyond the shares goes to the guests that ask first, up to half of the store: the other half
-is for guests still to come. So no guest can take room that another guest has or will need.
+is for guests still to come. So no guest can take room that another guest has or will need. All
+guests of one user have three quarters of the store together, with what they have beyond their
+shares.
 """
+
+from collections import Counter
 
 from balloon_daemon.handover.keys import STATE
 
@@ -17,6 +21,9 @@ while its guest restarts."""
 STATES = 2
 """Room for each guest's states: the newest one, and the one before until the store has removed
 it."""
+
+OF_ONE_USER = 3 / 4
+"""The part of the store that the guests of one user may have."""
 
 _OWN = 16
 """Room that no guest gets: for the listening sockets, and for descriptors whose removal the store
@@ -35,8 +42,33 @@ class Room:
         self.capacity = capacity
         self._guests: dict[str, set[str]] = {}
         self._claimed = self._beyond = 0
+        self._users: dict[str, int] = {}
+        self._claimed_of = Counter[int]()
+        """By user, what its guests claim; a guest that has nothing in the store yet claims its
+        share, too."""
         for name in names:
             self.put(name)
+
+    def set_user(self, guest: str, user: int | None) -> None:
+        """Counts a guest as this user's; None: the guest is gone."""
+        claim = _claim(max(1, len(self._guests.get(guest, ()))))
+        before = self._users.pop(guest, None)
+        if before is not None:
+            self._claimed_of[before] -= claim
+            if not self._claimed_of[before]:
+                del self._claimed_of[before]
+        if user is not None:
+            self._users[guest] = user
+            self._claimed_of[user] += claim
+
+    def guests_of(self, user: int) -> int:
+        """How many guests of a user there are."""
+        return sum(each == user for each in self._users.values())
+
+    def takes_another_of(self, user: int) -> bool:
+        """Whether another guest of a user may have its share; each user's first one may."""
+        claimed = self._claimed_of[user]
+        return not claimed or claimed + _claim(1) <= int(self.capacity * OF_ONE_USER)
 
     def put(self, name: str) -> None:
         """Counts a name (``keys``) of a guest's descriptor. A state's name and a name of no guest
@@ -44,18 +76,18 @@ class Room:
         guest, _, what = name.partition(".")
         if what and STATE not in name:
             names = self._guests.setdefault(guest, set())
-            self._count(names, -1)
+            self._count(guest, names, -1)
             names.add(name)
-            self._count(names, 1)
+            self._count(guest, names, 1)
 
     def remove(self, name: str) -> None:
         """Stops counting a name."""
         guest = name.partition(".")[0]
         names = self._guests.get(guest, set())
         if name in names:
-            self._count(names, -1)
+            self._count(guest, names, -1)
             names.remove(name)
-            self._count(names, 1)
+            self._count(guest, names, 1)
             if not names:
                 del self._guests[guest]
 
@@ -68,11 +100,17 @@ class Room:
         claimed = self._claimed - _claim(held) + _claim(fds)
         beyond = self._beyond - _beyond(held) + _beyond(fds)
         fits = claimed + _OWN <= self.capacity
-        return fds <= held or (fits and (fds <= SHARE or beyond <= self.capacity // 2))
+        fits_beyond = beyond <= self.capacity // 2
+        if (user := self._users.get(guest)) is not None:
+            of_user = self._claimed_of[user] - _claim(max(1, held)) + _claim(fds)
+            fits_beyond &= of_user <= int(self.capacity * OF_ONE_USER)
+        return fds <= held or (fits and (fds <= SHARE or fits_beyond))
 
-    def _count(self, names: set[str], sign: int) -> None:
+    def _count(self, guest: str, names: set[str], sign: int) -> None:
         self._claimed += sign * _claim(len(names))
         self._beyond += sign * _beyond(len(names))
+        if (user := self._users.get(guest)) is not None:
+            self._claimed_of[user] += sign * _claim(max(1, len(names)))
 
 
 def _claim(fds: int) -> int:

@@ -69,8 +69,8 @@ class Store(Protocol):
         """Whether all messages of this VM have been sent."""
 
     def set_user(self, group: str, user: int | None) -> None:
-        """Sets a VM's user: while the store is slow, messages are sent in turns between users.
-        None: the VM is gone."""
+        """Sets a VM's user: while the store is slow, messages are sent in turns between users, and
+        each user has a part of the room. None: the VM is gone."""
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Calls ``gone`` once, within the running event loop, when the store is gone."""
@@ -276,6 +276,7 @@ class SocketStore:
 
     def set_user(self, group: str, user: int | None) -> None:
         self._outbox.set_user(group, user)
+        self.room.set_user(group, user)
 
     def _lose(self) -> None:
         if not self._gone:

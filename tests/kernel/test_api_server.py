@@ -240,6 +240,13 @@ def play(tmp_path: Path) -> Play:
             "this is no HTTP request that can be read",
         ),
         (
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+            + MAX_HEAD_BYTES // 10 * b"Accept: ,\r\n"
+            + b"\r\n",
+            431,
+            "this is no HTTP request that can be read",
+        ),
+        (
             b"POST /v1/status HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n"
             + (MAX_BODY_BYTES + 1) * b"x",
             413,

@@ -2,12 +2,20 @@
 
 import linecache
 import os
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
 
 from balloon_daemon.device.death_record import MAX_CALLS, describe_error
+from balloon_daemon.device.process import (
+    MAX_DEATH_RECORD,
+    MAX_DEATH_RECORD_BYTES,
+    DeviceProcess,
+)
 from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.tube.connection import open_tube
 from tests.harness.device_rig import DeviceRig, fate_of
 from tests.harness.faults import fault
 
@@ -102,3 +110,22 @@ def test_description_names_the_innermost_calls_and_how_many_there_are() -> None:
     assert calls[-1].startswith(f'  File "{__file__}", line ')
     assert calls[-1].endswith(".go_down")
     assert what == "ValueError: deep"
+
+
+@fault("device has a bug (an exception)")
+def test_of_a_full_pipe_of_last_words_only_the_end_is_looked_at() -> None:
+    out, into = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.write(into, b"\xff" * MAX_DEATH_RECORD_BYTES)
+    os.close(into)
+    upper, lower = open_tube()
+    device = DeviceProcess(os.getpid(), upper, OwnedFd(out))
+    tracemalloc.start()
+    said = device.read_death_record()
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    device.close()
+    lower.close()
+
+    assert said == "\\xff" * (MAX_DEATH_RECORD // 4)
+    # Besides what is read there is no copy of all of it; four characters of each byte were made.
+    assert most_bytes < 2 * MAX_DEATH_RECORD_BYTES

@@ -6,23 +6,27 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from balloon_daemon.device.process import DeviceProcess
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError
-from balloon_daemon.events import DeviceHangs, DeviceStalled, Event
+from balloon_daemon.events import DeviceDied, DeviceHangs, DeviceStalled, Event
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.guests.jailed import hearing
+from balloon_daemon.guests.jailed.forks import Forks, Wanted
 from balloon_daemon.guests.jailed.hearing import STALLED_S, OrderWatch
 from balloon_daemon.guests.jailed.life import WAIT_S, Wait
+from balloon_daemon.guests.jailed.peers import MOST_HANGING, Peer, Peers
 from balloon_daemon.guests.jailed.reports import STATS_A_SECOND
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Target
 from balloon_daemon.units import VmId
-from tests.fakes.asked_template import asks
+from tests.fakes.asked_template import AskedTemplate, asks
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import set_up
 from tests.harness import taken_over
@@ -160,26 +164,41 @@ def test_device_that_takes_each_order_late_is_not_taken_for_one_that_takes_none(
 # --- a device that SIGKILL does not end --------------------------------------------------------
 
 
+class DoNotDie:
+    """Forks processes that have the open mute file, and so hang at their end; a ``Fork``."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        self.pids.append(pid)
+        return pid
+
+    def close(self) -> None:
+        """Ends those that are left."""
+        for pid in self.pids:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(HANG_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 @fault("device cannot die (hangs in the kernel)")
 def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forked(
     mute: MuteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.05)
     monkeypatch.setitem(WAIT_S, Wait.KILLED, 0.3)
-    forked: list[int] = []
-    published: list[Event] = []
-
-    def fork(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
-        pid = os.fork()
-        if pid == 0:
-            signal.pause()
-        forked.append(pid)
-        return pid
-
-    async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(HANG_S):
-            while not condition():
-                await asyncio.sleep(0.001)
+    fork, published = DoNotDie(), list[Event]()
 
     async def stop() -> None:
         supervisor = DeviceSupervisor(
@@ -203,8 +222,82 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
         await supervisor.stop()
 
     asyncio.run(stop())
-    assert len(forked) == 1
-    assert published.count(DeviceHangs(VM, forked[0])) == 1
+    assert len(fork.pids) == 1
+    assert published.count(DeviceHangs(VM, fork.pids[0])) == 1
+
+
+@fault("device cannot die (hangs in the kernel)")
+def test_device_that_outlives_its_session_counts_as_its_users_until_it_has_ended(
+    mute: MuteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.05)
+    monkeypatch.setitem(WAIT_S, Wait.KILLED, 0.3)
+    peer = Peer(1000, Peers())
+
+    async def stop() -> None:
+        jail = Jail(None, asks(DoNotDie()), hold_hanging=peer.hold_hanging)
+        backend = set_up([0])
+        supervisor = DeviceSupervisor(backend, jail, lambda _: None, VM, lambda: None, Hearing())
+        supervisor.settle()
+        await until(lambda: supervisor.running)
+        with pytest.raises(DeviceHangsError):
+            await supervisor.stop()
+        assert peer.places == 0
+        supervisor.close()
+        assert peer.places == 1
+        mute.answer()
+        await until(lambda: peer.places == 0)
+
+    asyncio.run(stop())
+
+
+@fault("device cannot die (hangs in the kernel)")
+def test_user_whose_devices_do_not_end_gets_no_further_one_and_others_do(mute: MuteFile) -> None:
+    """The devices were dropped while they were forked, as by a VMM that stops its rings in a
+    loop."""
+    fork, failed, came = DoNotDie(), list[OSError](), list[DeviceProcess]()
+    template = AskedTemplate(fork, at_once=False)
+    forks = Forks(template)
+    greedy, other = (Peer(uid, Peers()) for uid in (1000, 1001))
+
+    def wanted() -> Wanted:
+        spec = DeviceSpec("device", (), (), None, b"", None, must_tell_host=False)
+        return Wanted(lambda: spec, came.append, failed.append)
+
+    def forked(count: int) -> bool:
+        return len(fork.pids) == count
+
+    def hang(count: int) -> bool:
+        return greedy.hanging == count
+
+    def has_come(count: int) -> bool:
+        return len(came) == count
+
+    async def ask() -> None:
+        for number in range(MOST_HANGING):
+            pending = forks.ask(greedy, wanted())
+            await until(partial(forked, number + 1))
+            pending.drop()
+            template.tell()
+            await until(partial(hang, number + 1))
+        forks.ask(greedy, wanted())
+        await until(lambda: bool(failed))
+        for number, peer in enumerate((other, greedy), MOST_HANGING + 1):
+            forks.ask(peer, wanted())
+            await until(partial(forked, number))
+            template.tell()
+            await until(partial(has_come, number - MOST_HANGING))
+            mute.answer()
+            await until(partial(hang, 0))
+
+    try:
+        asyncio.run(ask())
+    finally:
+        mute.answer()
+        fork.close()
+        for device in came:
+            device.close()
+    assert [err.strerror for err in failed] == ["64 of its user's do not end"]
 
 
 @fault("device cannot die (hangs in the kernel)")
@@ -235,3 +328,42 @@ def hang_and_end(daemon: Daemon, mute: MuteFile, low_mem: LowMemDir, neighbour: 
     assert daemon._process.wait(HANG_S) == 0
     assert neighbour.driver.actual == 0
     assert len(events(daemon, "device-hangs")) == 1
+
+
+# --- many ends at once -------------------------------------------------------------------------
+
+
+@fault("device killed (SIGKILL, OOM killer)")
+def test_end_of_a_device_is_handled_in_one_of_its_users_turns() -> None:
+    """Hundreds that end at once would otherwise keep one turn of the loop for all of them."""
+    works = list[Callable[[], None]]()
+    pids = list[int]()
+
+    def fork(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        pids.append(pid)
+        return pid
+
+    async def end() -> None:
+        jail = Jail(None, asks(fork), in_turn=works.append)
+        backend, published = set_up([0]), list[Event]()
+        supervisor = DeviceSupervisor(backend, jail, published.append, VM, lambda: None, Hearing())
+        supervisor.settle()
+        await until(lambda: supervisor.running)
+        os.kill(pids[0], signal.SIGKILL)
+        await until(lambda: bool(works))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (len(works), supervisor.running) == (1, True)
+        works.pop()()
+        assert any(isinstance(event, DeviceDied) for event in published)
+        await until(lambda: supervisor.running)
+        os.kill(pids[1], signal.SIGKILL)
+        stopped = asyncio.ensure_future(supervisor.stop())
+        await until(lambda: bool(works))
+        works.pop()()
+        await stopped
+
+    asyncio.run(end())

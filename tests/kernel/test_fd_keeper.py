@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import (
     ANSWERS,
     END,
@@ -20,6 +21,7 @@ from balloon_daemon.handover.fd_keeper import (
     MAX_HANGING,
     TAKE,
     Keeper,
+    Server,
 )
 from balloon_daemon.handover.keeper_start import keeper_at, start_keeper
 from balloon_daemon.handover.keys import FdKey, StateKey
@@ -248,6 +250,35 @@ def test_file_that_never_answers_does_not_hold_up_the_keeper(
         assert balloond.recv(100) == END
     finally:
         mute.close()
+
+
+@fault("VMM hangs up while no controller runs")
+def test_many_vms_that_end_at_once_keep_no_new_balloond_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first of them takes all the time that there is.
+    monkeypatch.setattr(fd_keeper, "ENDS_S", -1.0)
+    listener = fd_keeper.listen(str(tmp_path / "keeper"))
+    server = Server(listener)
+    for number in range(3):
+        vmm, ours = socket.socketpair()
+        words = f"FDSTORE=1\nFDNAME={FdKey(number + 1, 1)}\nFDVMM=1"
+        server._keeper.handle(words.encode(), [ours.detach()])
+        vmm.close()
+    balloond = reach(tmp_path / "keeper")
+    assert balloond is not None
+    with balloond:
+        balloond.settimeout(HANG_S)
+        assert server.turn()
+        balloond.send(TAKE)
+        assert server.turn()
+
+        names = [balloond.recv(100) for _ in range(4)]
+        assert names[2:] == [ANSWERS, END]
+    # The keeper is rid of its client, and one after the other of those that have ended.
+    assert all(server.turn() for _ in range(3))
+    assert server._keeper.kept == {}
+    listener.close()
 
 
 @fault("sends a descriptor whose close lingers or never ends")

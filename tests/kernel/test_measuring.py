@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from balloon_daemon.events import Event, MemoryNeverFreed
 from balloon_daemon.guests.jailed import peers
 from balloon_daemon.guests.jailed.limits import BalloonLimits
 from balloon_daemon.guests.jailed.peers import MEASURING, MEASURING_AT_ONCE_S, Peer, Peers
@@ -13,7 +14,7 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import inspect_memory
-from balloon_daemon.vhost_user.memory_table import MemoryTable
+from balloon_daemon.vhost_user.memory_table import MAX_MEM_SLOTS, MemoryTable
 from balloon_daemon.vhost_user.messages import RegionDescription
 from tests.harness.faults import fault
 
@@ -26,13 +27,14 @@ class Vm:
 
     def __init__(self) -> None:
         self.may = True
+        self.published: list[Event] = []
         self.memory = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.memory, SIZE)
         self.backend = Backend(MemoryTable(inspect_memory))
         region = RegionDescription(GuestAddr(0), SIZE, FrontendAddr(1 << 40), 0)
         self.backend.memory.add(region, OwnedFd(os.dup(self.memory)))
         self.limits = BalloonLimits(
-            VM, self.backend, None, lambda event: None, lambda spent_s: self.may
+            VM, self.backend, None, self.published.append, lambda spent_s: self.may
         )
         self.limits.look_at_memory()
 
@@ -94,3 +96,24 @@ def test_all_vms_of_a_user_are_measured_for_a_part_of_the_time(
         assert other.charge_measuring(0.0)
     assert longest_s <= MEASURING_AT_ONCE_S + 0.0018
     assert spent_s <= 100 * MEASURING + MEASURING_AT_ONCE_S
+
+
+@fault("memory region that cannot be freed")
+def test_of_many_regions_that_are_never_freed_a_few_are_published_and_the_number_of_the_others(
+    vm: Vm,
+) -> None:
+    reading, writing = os.pipe()
+    for number in range(1, MAX_MEM_SLOTS):
+        start = SIZE + number * mmap.PAGESIZE
+        region = RegionDescription(
+            GuestAddr(start), mmap.PAGESIZE, FrontendAddr((1 << 40) + start), 0
+        )
+        vm.backend.memory.add(region, OwnedFd(os.dup(reading)))
+    os.close(reading)
+    os.close(writing)
+    vm.published.clear()
+    vm.limits.look_at_memory()
+
+    said = [event for event in vm.published if isinstance(event, MemoryNeverFreed)]
+    assert len(said) == 8
+    assert [event.others for event in said] == [0] * 7 + [MAX_MEM_SLOTS - 1 - 8]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from balloon_daemon.guests.driven import in_turn
-from balloon_daemon.guests.driven.in_turn import InTurn
+from balloon_daemon.guests import in_turn
+from balloon_daemon.guests.in_turn import InTurn
 
 ANN, BOB = 1000, 1001
 ANSWER_S = 0.0003

@@ -252,6 +252,8 @@ def test_own_figures_are_this_process_s() -> None:
         ("application/openmetrics-text;version=1.0.0;q=0", False),
         ("application/openmetrics-text;q=0.2,text/plain;q=0.5", False),
         ("application/openmetrics-text;q=x", False),
+        ("*/*," * 15 + "application/openmetrics-text", True),
+        ("*/*," * 16 + "application/openmetrics-text", False),
         (  # Prometheus 2.42's own.
             "application/openmetrics-text;version=1.0.0,application/openmetrics-text;"
             "version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",

@@ -18,6 +18,7 @@ from balloon_daemon.guests.jailed.peers import (
     Peers,
 )
 from balloon_daemon.handover.room import SHARE, STATES
+from balloon_daemon.handover.room import Room as StoreRoom
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import MAX_DEBT, ForeignFds
@@ -118,6 +119,24 @@ def test_connections_are_bounded_where_descriptors_are_not() -> None:
         other.join()
         assert room.refuses(other)
         other.leave()
+
+    assert play(scene, 1 << 30) == [
+        ConnectionRefused(1, Share.USERS_CONNECTIONS, 768, 768),
+        ConnectionRefused(2, Share.CONNECTIONS, 1024, 1024),
+    ]
+
+
+@fault("device cannot die (hangs in the kernel)")
+def test_device_that_outlives_its_connection_counts_as_a_connection() -> None:
+    async def scene(room: Room) -> None:
+        greedy, other = room.peer(1, MAX_CONNECTIONS * 3 // 4 - 1), room.peer(2, 1)
+        greedy.hold_hanging(1)
+        assert room.refuses(greedy)
+        assert not room.refuses(other)
+        room.peer(3, MAX_CONNECTIONS // 4 - 1)
+        assert room.refuses(other)
+        greedy.hold_hanging(-1)
+        assert not room.refuses(greedy)
 
     assert play(scene, 1 << 30) == [
         ConnectionRefused(1, Share.USERS_CONNECTIONS, 768, 768),
@@ -231,14 +250,15 @@ def test_user_in_debt_is_refused_and_sent_nothing_more() -> None:
 @fault("one user's VMs want more than three quarters of the store")
 def test_user_with_three_quarters_of_the_store_leaves_the_rest_to_others() -> None:
     async def scene(room: Room) -> None:
-        capacity = 1000
+        stored, capacity = StoreRoom(1000), 1000
         vm, publish = VmId(8, "vm8"), room.published.append
         most = capacity * 3 // 4 // (SHARE + STATES)
-        greedy = room.peer(1, most - 1)
-        assert not room.peers.keeps_no_more_of(greedy, capacity, vm, publish)
-        greedy.join()
-        assert room.peers.keeps_no_more_of(greedy, capacity, vm, publish)
-        assert not room.peers.keeps_no_more_of(room.peer(2, 0), capacity, vm, publish)
-        greedy.leave()
+        greedy, other = room.peer(1, most), room.peer(2, 0)
+        for number in range(most - 1):
+            stored.set_user(f"vm{number}", 1)
+        assert not room.peers.keeps_no_more_of(greedy, stored, vm, publish)
+        stored.set_user(f"vm{most}", 1)
+        assert room.peers.keeps_no_more_of(greedy, stored, vm, publish)
+        assert not room.peers.keeps_no_more_of(other, stored, vm, publish)
 
     assert play(scene) == [StoreShareUsed(VmId(8, "vm8"), 1, 11)]

@@ -58,6 +58,36 @@ def test_room_of_a_guest_that_is_gone_is_free() -> None:
     assert fill(room, "vm2", 3) == 3
 
 
+@fault("one user's VMs want more than three quarters of the store")
+def test_vms_of_a_user_that_have_more_than_their_shares_leave_a_quarter_to_others() -> None:
+    room, first = Room(CAPACITY), 2
+    for number in range(first):
+        room.set_user(f"vm{number}", 1)
+        fill(room, f"vm{number}", 300)
+    while room.takes_another_of(1):
+        room.set_user(f"vm{first}", 1)
+        # Its descriptors come a little later, as its VMM sends them.
+        first += 1
+    came = [fill(room, f"vm{number}", 300) for number in range(first)]
+
+    # What is left of the three quarters after whole shares.
+    left = CAPACITY * 3 // 4 - 2 * (300 + STATES) - (first - 2) * (SHARE + STATES)
+    assert came == [300, 300, SHARE + left] + [SHARE] * (first - 3)
+    assert room.guests_of(1) == first
+    others = range(first, first + CAPACITY // 4 // (SHARE + STATES))
+    for number in others:
+        assert room.takes_another_of(2)
+        room.set_user(f"vm{number}", 2)
+        assert fill(room, f"vm{number}", SHARE) == SHARE
+    for number in range(first):
+        for fd in range(1, came[number] + 1):
+            room.remove(f"vm{number}.{fd}")
+        room.set_user(f"vm{number}", None)
+    assert room.takes_another_of(1)
+    room.set_user("vm0", 1)
+    assert fill(room, "vm0", 300) == 300
+
+
 @fault("a VM that wants more than its share of the store")
 @given(st.lists(st.tuples(st.sampled_from(GUESTS), st.integers(-300, 300)), max_size=30))
 def test_store_is_never_full_and_each_guest_that_is_there_has_its_share(

@@ -207,17 +207,19 @@ ROOMS = {
     "device": {"virtio", "tube", "seccomp", "linux"},
     "config": {"sizing", "linux"},
     "guests.waiting": set[str](),
+    "guests.in_turn": set[str](),
     # How children are asked about VMMs' processes: the same for VMs of all kinds.
     "guests.vmm_files": {"linux"},
     "guests.seam": {"sizing.decision", "sizing.vm_settings"},
     "handover": {"guests.seam", "linux"},
     "guests.jailed": {
         "events", "sizing.decision", "sizing.vm_settings", "config", "guests.seam",
-        "guests.vmm_files", "guests.waiting", "handover", "vhost_user", "virtio", "tube", "device",
-        "seccomp", "linux",
+        "guests.vmm_files", "guests.waiting", "guests.in_turn", "handover", "vhost_user", "virtio",
+        "tube", "device", "seccomp", "linux",
     },
     "guests.driven": {
-        "events", "sizing", "config", "guests.seam", "guests.vmm_files", "guests.waiting", "linux",
+        "events", "sizing", "config", "guests.seam", "guests.vmm_files", "guests.waiting",
+        "guests.in_turn", "linux",
     },
     "guests.libvirt": {"events", "sizing", "config", "guests.seam", "guests.driven", "linux"},
     "guests.look": {

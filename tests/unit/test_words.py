@@ -305,11 +305,11 @@ MEMORY: list[Row] = [
         },
     ),
     (
-        MemoryNeverFreed(VM, MIB, 0x1000, "is private"),
+        MemoryNeverFreed(VM, MIB, 0x1000, "is private", 248),
         INFO,
         "memory-never-freed",
-        "1 MiB at 0x1000 are never freed: their file is private",
-        {"size_bytes": MIB, "guest_addr": 0x1000, "why": "is private"},
+        "1 MiB at 0x1000 are never freed: their file is private; nor are 248 further regions",
+        {"size_bytes": MIB, "guest_addr": 0x1000, "why": "is private", "others": 248},
     ),
     (
         NothingFreeable(VM),

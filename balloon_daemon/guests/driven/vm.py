@@ -26,9 +26,9 @@ from balloon_daemon.guests.driven.control import (
     Notice,
 )
 from balloon_daemon.guests.driven.host_side import HostSide
-from balloon_daemon.guests.driven.in_turn import IN_TURN
 from balloon_daemon.guests.driven.reporting import Reporter, Shared
 from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
+from balloon_daemon.guests.in_turn import IN_TURN
 from balloon_daemon.guests.seam import Gone, GuestState, VmRow
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import VmId

@@ -16,6 +16,7 @@ many VMs nor a VMM that connects and hangs up in a loop delays another user's de
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from typing import Protocol
 from balloon_daemon.device.process import AskedFor, DeviceProcess, NotYetError, ask_for
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.device.template import ANSWER_WITHIN_S
-from balloon_daemon.guests.jailed.peers import Peer
+from balloon_daemon.guests.jailed.peers import MOST_HANGING, Peer
 from balloon_daemon.named_tuple import NamedTuple
 
 REAP_EACH_S = 0.02
@@ -133,8 +134,9 @@ class Forks:
         self._sent: _Sent | None = None
         self._next: asyncio.TimerHandle | None = None
         self._no_template_until_s = 0.0
-        self._strays: list[int] = []
-        """Process ids of devices that nobody wants or can watch, to be killed and reaped."""
+        self._strays: list[tuple[int, Peer]] = []
+        """Process ids of devices that nobody wants or can watch, to be killed and reaped, each
+        with its user."""
         self._reaping: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -196,6 +198,8 @@ class Forks:
         began_s = loop.time()
         pending, _ = line.waiting.popitem(last=False)
         try:
+            if line.peer.hanging >= MOST_HANGING:
+                raise OSError(errno.EAGAIN, f"{line.peer.hanging} of its user's do not end")
             if self._send(pending):
                 late = loop.call_later(ANSWER_WITHIN_S, self._late)
                 fd = self._template.fileno()
@@ -258,7 +262,7 @@ class Forks:
             if isinstance(answer, OSError):
                 self._fail(sent.pending, answer)
             else:
-                self._born(sent.pending, answer)
+                self._born(sent.pending, sent.peer, answer)
         finally:
             self._look_after_ended()
             self._go_on()
@@ -269,20 +273,26 @@ class Forks:
         if wanted is not None:
             wanted.failed(err)
 
-    def _born(self, pending: PendingFork, pid: int) -> None:
+    def _born(self, pending: PendingFork, peer: Peer, pid: int) -> None:
         wanted, pending.wanted = pending.wanted, None
         assert pending.asked is not None
         if wanted is None:
-            self._strays.append(pid)
+            self._stray(pid, peer)
             return
         try:
             device = pending.asked.device(pid)
         except OSError as err:
-            self._strays.append(pid)
+            self._stray(pid, peer)
             pending.asked.close()
             wanted.failed(err)
         else:
             wanted.forked(device)
+
+    def _stray(self, pid: int, peer: Peer) -> None:
+        # A device that was given no order may hang at its end, too: where nobody else has an
+        # eventfd open any more, its end is that eventfd's last close (``closing.py``).
+        self._strays.append((pid, peer))
+        peer.hold_hanging(1)
 
     def _look_after_ended(self) -> None:
         """Kills and reaps devices that nobody wants, and reaps templates that were killed."""
@@ -291,11 +301,15 @@ class Forks:
 
     def _reap(self) -> None:
         self._reaping = None
-        for pid in self._strays:
+        strays, self._strays = self._strays, []
+        for pid, peer in strays:
             # The child is not reaped yet, so no other process can have its process id.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._strays = [pid for pid in self._strays if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                self._strays.append((pid, peer))
+            else:
+                peer.hold_hanging(-1)
         if not self._template.reap() or self._strays:
             loop = asyncio.get_running_loop()
             self._reaping = loop.call_later(REAP_EACH_S, self._reap)

@@ -49,6 +49,10 @@ JUDGED_A_SECOND = 4
 """How many times a second a reached target is compared with the memory that was freed; a guest may
 write ``actual`` at any rate."""
 
+REGIONS_SAID = 8
+"""How many regions of one table that are never freed are published, of 256 that a VMM may send,
+over and over. QEMU has some four of them."""
+
 NEWS = 32
 """How many different memory tables, and how many different contradictions between sizes, are
 published for one VM, each of them once: a guest may report another total each time."""
@@ -115,7 +119,7 @@ class BalloonLimits:
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
         if self._backend.channel is None:
             self._publish_once(NoBackendChannel(self._vm))
-        if self._tables.admit(str(self._files)):
+        if self._tables.admit(self._files.table):
             for event in _news(self._vm, memory.regions):
                 self._publish(event)
         self._say_size()
@@ -233,10 +237,11 @@ def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
     kinds = frozenset(PageKind(*kind) for kind in pages_of(file.fileno() for file in files))
     if kinds:
         yield MemoryKnown(vm, size, kinds)
-    for region in regions:
-        if region.never_freed:
-            place = region.description
-            yield MemoryNeverFreed(vm, place.size_bytes, place.guest_addr, region.never_freed)
+    kept = [region for region in regions if region.never_freed]
+    for number, region in enumerate(kept[:REGIONS_SAID], 1):
+        place, why = region.description, region.never_freed
+        others = max(0, len(kept) - REGIONS_SAID) if number == REGIONS_SAID else 0
+        yield MemoryNeverFreed(vm, place.size_bytes, place.guest_addr, why, others)
     if not freed:
         yield NothingFreeable(vm)
     elif any(region.page_bytes > PAGE_SIZE for region in freed):

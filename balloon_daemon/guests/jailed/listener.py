@@ -218,11 +218,10 @@ class VhostUserGuests:
             connection.close()
             saver.close()
             return 0.0
-        if self._store.keeps:
-            capacity = self._store.room.capacity
-            if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
-                saver.close()
-                saver = NullSaver()
+        room = self._store.room
+        if self._store.keeps and self._peers.keeps_no_more_of(peer, room, vm, self._publish):
+            saver.close()
+            saver = NullSaver()
         self._registry.serve(self._make(vm, connection, saver))
         return 0.0
 

@@ -24,7 +24,8 @@ class MemoryFiles:
     def __init__(self, memory: MemoryTable, charge: Callable[[float], bool]) -> None:
         self._memory = memory
         self._charge = charge
-        self._table: list[tuple[RegionDescription, str]] = []
+        self.table: tuple[tuple[RegionDescription, str], ...] = ()
+        """The table that was seen last: each region, and why it is never freed."""
         self._uses: list[FileUse] = []
 
     def is_another_table(self) -> bool:
@@ -34,16 +35,12 @@ class MemoryFiles:
         # Compare the regions without their descriptors: a front-end that sends the same table
         # again at each start of its guest sends other descriptors, but the table needs no new
         # events.
-        table = [(r.description, r.never_freed) for r in self._memory.regions]
-        if table == self._table:
+        table = tuple((r.description, r.never_freed) for r in self._memory.regions)
+        if table == self.table:
             return False
-        self._table = table
+        self.table = table
         self._look()
         return True
-
-    def __str__(self) -> str:
-        """The table that was seen last, as a text that differs from other tables' texts."""
-        return str(self._table)
 
     def uses(self) -> list[FileUse]:
         """The files, each once: as they are now, or as they were found last where the user's VMs

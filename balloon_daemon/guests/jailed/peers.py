@@ -11,7 +11,8 @@ from time import monotonic as now_s
 
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
 from balloon_daemon.guests.jailed.turns import OF_THE_LOOP, TURN_S, Allowance, Allowances, Turns
-from balloon_daemon.handover.room import SHARE, STATES
+from balloon_daemon.handover.room import Room
+from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
@@ -41,6 +42,12 @@ OF_THE_TEMPLATE = 1 / 2
 """The part of the template's time that one user's devices may take for long, some 200 forks a
 second. Unused time is saved up, ``SAVED_S`` at most, for VMs that start at the same moment."""
 
+MOST_HANGING = 64
+"""While so many of one user's devices are to end and have not, no further device is forked for
+that user. A VMM can have the kernel keep a device for ever, although it was killed: a page is
+removed under the lock of its file, and whoever writes to the file from memory of FUSE holds that
+lock while FUSE's server does not answer."""
+
 MEASURING, MEASURING_AT_ONCE_S = 1 / 16, 0.02
 """The part of the event loop's time that may go into asking the kernel how much memory one user's
 VMs occupy, and seconds of it at once: all VMs are asked in one turn of the loop when memory
@@ -49,6 +56,14 @@ becomes low. Asking takes 7 µs a file, and a user may have 24,000 files."""
 ENDS_A_SECOND = 10
 """How many ends of one user's connections are published in a second; any user may connect
 thousands of times a second."""
+
+
+class _Refusals(NamedTuple):
+    """How often a user's refusals are published: those of connections, and of places in the
+    store."""
+
+    of_connections: RateLimit
+    of_places: RateLimit
 
 
 class Peer:
@@ -63,9 +78,12 @@ class Peer:
         self.uid = uid
         self._peers = peers
         self.connections = 0
+        self.hanging = 0
+        """Devices that nobody wants any more and that have not ended: each is still a process, and
+        counts as one more connection (``MOST_HANGING``)."""
         self.account = FdAccount()
         self.ends = RateLimit(ENDS_A_SECOND)
-        self.refusals, self.store_refusals = RateLimit(1), RateLimit(1)
+        self.refusals = _Refusals(RateLimit(1), RateLimit(1))
         self._allowances = Allowances()
         self._forks, self._reports = Allowance(OF_THE_TEMPLATE), Allowance(OF_THE_LOOP)
         self._measuring = Allowance(MEASURING, MEASURING_AT_ONCE_S)
@@ -87,8 +105,17 @@ class Peer:
         """How many of ``descriptors`` occupy descriptor numbers of this process, or may do so."""
         # ``account.held`` counts the VMMs' descriptors that are in use. They count twice here,
         # because ``KeptFds`` keeps a duplicate of each where there is a store.
-        taken = OURS * self.connections + 2 * self.account.held
-        return max(EACH * self.connections, taken) + self.account.waiting
+        taken = OURS * self.places + 2 * self.account.held
+        return max(EACH * self.places, taken) + self.account.waiting
+
+    @property
+    def places(self) -> int:
+        """How many connections the user has, with those that only a device is left of."""
+        return self.connections + self.hanging
+
+    def hold_hanging(self, change: int) -> None:
+        """Adds ``change`` to the number of devices that are to end and have not yet."""
+        self.hanging += change
 
     def join(self) -> None:
         """Adds a connection of this user."""
@@ -194,33 +221,33 @@ class Peers:
         refusal = self._why_not(peer)
         if refusal is None:
             return False
-        suppressed = peer.refusals.admit(now_s())
+        suppressed = peer.refusals.of_connections.admit(now_s())
         if suppressed is not None:
             publish(refusal._replace(suppressed=suppressed))
         return True
 
-    def keeps_no_more_of(self, peer: Peer, capacity: int, vm: VmId, publish: Publish) -> bool:
+    def keeps_no_more_of(self, peer: Peer, room: Room, vm: VmId, publish: Publish) -> bool:
         """Whether a new VM gets no place in the store, because its user's share is used; publishes
         that.
 
         Args:
             peer: the VM's user.
-            capacity: descriptors that the store holds at most.
+            room: the store's room.
             vm: the VM.
             publish: takes events.
         """
-        most = max(1, int(capacity * OF_ONE_USER) // (SHARE + STATES))
-        if peer.connections < most:
+        if room.takes_another_of(peer.uid):
             return False
-        suppressed = peer.store_refusals.admit(now_s())
+        suppressed = peer.refusals.of_places.admit(now_s())
         if suppressed is not None:
-            publish(StoreShareUsed(vm, peer.uid, most, suppressed))
+            kept = room.guests_of(peer.uid)
+            publish(StoreShareUsed(vm, peer.uid, kept, suppressed))
         return True
 
     def _why_not(self, peer: Peer) -> ConnectionRefused | None:
-        connections = sum(each.connections for each in self._peers.values())
+        connections = sum(each.places for each in self._peers.values())
         most = int(MAX_CONNECTIONS * OF_ONE_USER)
-        if (taken := peer.connections) >= most:
+        if (taken := peer.places) >= most:
             return ConnectionRefused(peer.uid, Share.USERS_CONNECTIONS, taken, most)
         if connections >= MAX_CONNECTIONS:
             return ConnectionRefused(peer.uid, Share.CONNECTIONS, connections, MAX_CONNECTIONS)

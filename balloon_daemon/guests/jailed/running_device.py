@@ -41,6 +41,7 @@ class RunningDevice:
         misbehaved: called once, with a description, for a message that no device sends.
         ended: called once it is reaped and all of its reports are handled.
         charge: charges the seconds that its reports take to its user, as ``ReportReader`` says.
+        in_turn: has its end handled in one of its user's turns (``InTurn.do``).
     """
 
     def __init__(
@@ -52,15 +53,17 @@ class RunningDevice:
         misbehaved: Callable[[str], None],
         ended: Callable[[Ended], None],
         charge: Callable[[float], float],
+        in_turn: Callable[[Callable[[], None]], None],
     ) -> None:
         self._process = process
+        self._in_turn = in_turn
         self._ended = ended
         self._reader = ReportReader(process.tube, take, misbehaved, charge)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
         # The device has been sent its first order (``DeviceProcess.begin``): watch from now on
         # whether it is read.
         self._orders.sent()
-        asyncio.get_running_loop().add_reader(process.pidfd.fileno(), self._reap)
+        self._watch()
 
     @property
     def pid(self) -> int:
@@ -87,13 +90,20 @@ class RunningDevice:
         """Sends SIGKILL; does nothing where the device has ended."""
         self._process.kill()
 
+    def _watch(self) -> None:
+        asyncio.get_running_loop().add_reader(self._process.pidfd.fileno(), self._has_ended)
+
+    def _has_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.pidfd.fileno())
+        self._in_turn(self._reap)
+
     def _reap(self) -> None:
         exit_code = self._process.reap()
         if exit_code is None:
+            self._watch()
             return
         self._reader.end()
         self._orders.end()
-        asyncio.get_running_loop().remove_reader(self._process.pidfd.fileno())
         death_record = self._process.read_death_record()
         self._process.close()
         self._ended(Ended(self._process.pid, exit_code, death_record))

@@ -15,6 +15,7 @@ from balloon_daemon.events import (
     Publish,
     VmmHungUp,
 )
+from balloon_daemon.guests.in_turn import IN_TURN
 from balloon_daemon.guests.jailed.balloon import Balloon, BalloonSettings
 from balloon_daemon.guests.jailed.conversation import Conversation
 from balloon_daemon.guests.jailed.forks import Forks
@@ -83,7 +84,13 @@ class Session:
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.device = DeviceSupervisor(
             self.backend,
-            Jail(shared.identity, partial(shared.forks.ask, peer), peer.charge_reports),
+            Jail(
+                shared.identity,
+                partial(shared.forks.ask, peer),
+                peer.charge_reports,
+                peer.hold_hanging,
+                partial(IN_TURN.do, peer.uid),
+            ),
             publish,
             vm,
             self._device_changed,

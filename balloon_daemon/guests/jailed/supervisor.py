@@ -38,11 +38,16 @@ class Jail(NamedTuple):
         identity: the user that a device becomes; None: it keeps its user.
         ask: asks for a device.
         charge: charges the seconds that reports take to the guest's user (``ReportReader``).
+        hold_hanging: called with 1 where a device has not ended by the end of its guest's session,
+            and with -1 when it has.
+        in_turn: has a device's end handled in one of the user's turns.
     """
 
     identity: Identity | None
     ask: Ask
     charge: Callable[[float], float] = lambda _spent_s: 0.0
+    hold_hanging: Callable[[int], None] = lambda _change: None
+    in_turn: Callable[[Callable[[], None]], None] = lambda work: work()
 
 
 class DeviceSupervisor:
@@ -123,9 +128,8 @@ class DeviceSupervisor:
 
     def take_over(self) -> None:
         """Takes over vrings that another controller's device may have served."""
-        # A device of the earlier controller may have served some vrings. Then their ``used.idx``
-        # is unknown: if that device ended after the earlier controller died and before this one
-        # began, neither controller has got its report.
+        # A device of the earlier controller may have served some vrings. If it ended between that
+        # controller's death and this one's start, neither has got its report of ``used.idx``.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
@@ -164,6 +168,8 @@ class DeviceSupervisor:
         if isinstance(self._device, Predecessor):
             self._device.close()
             self._device = None
+        elif isinstance(self._device, RunningDevice):
+            self._jail.hold_hanging(1)
 
     # --- performing the steps of the table ----------------------------------------------------
 
@@ -226,9 +232,8 @@ class DeviceSupervisor:
         elif action is Action.PUBLISH_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
-            # Warn only about a device that has not reported each ring's ``used.idx``
-            # (``Stopped``). After that report a device only has to end. That may take long,
-            # because its end may free the guest's memory.
+            # A device that has reported each ring's ``used.idx`` (``Stopped``) only has to end,
+            # which may take long, as it may free the guest's memory: warn about others only.
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:
@@ -252,8 +257,7 @@ class DeviceSupervisor:
         self._device = self._jail.ask(Wanted(spec, forked, self._not_forked))
 
     def _forked(self, process: DeviceProcess, served: Sequence[ReadyVring], *, look: bool) -> None:
-        # ``begin`` sends the device's first order. With ``look`` that order is STOP, so that the
-        # device serves nothing before it reports each ring's ``used.idx``.
+        # With ``look`` the first order is STOP: so the device serves nothing before it reports.
         process.begin(look=look)
         if not look:
             self._began_at = asyncio.get_running_loop().time()
@@ -266,6 +270,7 @@ class DeviceSupervisor:
             self._misbehaved,
             self._ended,
             self._jail.charge,
+            self._jail.in_turn,
         )
         self._take(Event.FORKED)
         self._notices.forked(process.pid, served, self._backend, look=look)
@@ -287,9 +292,10 @@ class DeviceSupervisor:
         self._device = None
         before = self._life.state
         self._perform(before, self._life.gone(asyncio.get_running_loop().time()))
+        if before is State.CLOSED:
+            self._jail.hold_hanging(-1)
         if before is State.RUNNING:
-            deaths = self._life.deaths if self._life.gave_up else 0
-            self._notices.died(ended, deaths)
+            self._notices.died(ended, self._life.deaths if self._life.gave_up else 0)
 
     def _predecessor_gone(self) -> None:
         self._device = None

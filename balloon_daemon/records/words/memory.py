@@ -42,9 +42,10 @@ def said_of_memory(event: MemoryEvent) -> tuple[Level, str]:
         case MemoryKnown(_, size_bytes, kinds):
             message = f"guest memory of {format_size(size_bytes)}: {'; '.join(page_kinds(kinds))}"
             return Level.INFO, message
-        case MemoryNeverFreed(_, size_bytes, guest_addr, why):
+        case MemoryNeverFreed(_, size_bytes, guest_addr, why, others):
             message = f"{format_size(size_bytes)} at {guest_addr:#x} are never freed: their file"
-            return Level.INFO, f"{message} {why}"
+            further = f"; nor are {others} further regions" if others else ""
+            return Level.INFO, f"{message} {why}{further}"
         case NothingFreeable():
             message = "nothing of its memory can be freed: this VM gets no balloon"
             return Level.WARNING, f"{message}; {_REMEDY}"

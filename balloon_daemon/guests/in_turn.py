@@ -1,9 +1,10 @@
-"""Limits the time that one turn of the event loop spends on work for driven VMs.
+"""Limits the time that one turn of the event loop spends on work that many VMs may have at once.
 
-Runs in the controller. Each parsed answer (``parsing``) wakes its VM's task in the next turn: a
-user of hundreds of VMs whose VMMs answer at once would keep that turn for tens of ms, and with it
-every other VM. So tasks have their samples evaluated here: for ``TURN_S`` in one turn, and users
-in turn.
+Runs in the controller. Each parsed answer (``driven/parsing``) wakes its VM's task in the next
+turn: a user of hundreds of VMs whose VMMs answer at once would keep that turn for tens of ms, and
+with it every other VM. So tasks have their samples evaluated here: for ``TURN_S`` in one turn, and
+users in turn. So are the ends of devices: hundreds that were taken over may end at once, each with
+a tube full of reports.
 """
 
 import asyncio
@@ -13,7 +14,8 @@ from time import monotonic
 from typing import TypeVar
 
 TURN_S = 0.001
-"""How long a turn of the event loop works for driven VMs. One answer takes up to 0.3 ms."""
+"""How long a turn of the event loop works for VMs. One answer takes up to 0.3 ms, the end of a
+device with a full tube 3 ms."""
 
 T = TypeVar("T")
 Work = Callable[[], object]
@@ -90,7 +92,7 @@ class InTurn:
                 self._carry_out(work)
             except Exception as err:
                 # A bug in the work for one VM must not end the work for others.
-                loop.call_exception_handler({"message": "a VMM's answer", "exception": err})
+                loop.call_exception_handler({"message": "work for a VM", "exception": err})
             if self._spent_s >= TURN_S:
                 break
         if self._waiting:
