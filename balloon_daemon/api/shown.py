@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from balloon_daemon.commands import Reclaimed, ReserveAnswer
 from balloon_daemon.events import Decided
+from balloon_daemon.listing import name_order
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import NeverLow, Reading
 from balloon_daemon.status import (
@@ -18,7 +19,7 @@ from balloon_daemon.status import (
     Undriven,
     VmStatus,
 )
-from balloon_daemon.units import VmId, name_order
+from balloon_daemon.units import VmId
 
 Shown = dict[str, object]
 

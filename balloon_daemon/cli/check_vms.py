@@ -20,9 +20,10 @@ from balloon_daemon.events import (
 from balloon_daemon.guests.look import Looked, Seen, look_at_vms
 from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.guests.seam import Ability, GuestState
+from balloon_daemon.listing import name_order
 from balloon_daemon.records.words.driven import said_of_driven
 from balloon_daemon.sizing.vm_settings import Profile
-from balloon_daemon.units import VmId, format_size, name_order
+from balloon_daemon.units import VmId, format_size
 
 _LACKS = {
     Ability.STATS: "its guest's statistics are not to be had",

@@ -1,7 +1,8 @@
 """All VMs of the host, as the controller sees them."""
 
 from balloon_daemon.controller.vm import Vm
-from balloon_daemon.units import Listing, VmId
+from balloon_daemon.listing import Listing
+from balloon_daemon.units import VmId
 
 
 class Vms(dict[VmId, Vm]):

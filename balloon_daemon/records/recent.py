@@ -18,10 +18,11 @@ from balloon_daemon.events import (
     VmNotSought,
     VmNotWanted,
 )
+from balloon_daemon.listing import Listing
 from balloon_daemon.records.log import as_json
 from balloon_daemon.records.words import is_debug, worded
 from balloon_daemon.status import Undriven
-from balloon_daemon.units import Listing, VmId
+from balloon_daemon.units import VmId
 
 KEPT_IN_ALL = 256
 """How many of the last events are kept, whatever VM each is about."""

@@ -3,15 +3,7 @@
 import pytest
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.units import (
-    GIB,
-    KIB,
-    MIB,
-    format_size,
-    name_order,
-    parse_memory_size,
-    parse_size,
-)
+from balloon_daemon.units import GIB, KIB, MIB, format_size, parse_memory_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -116,17 +108,3 @@ def test_memory_size_without_a_unit_or_outside_its_bounds_raises(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         parse_memory_size(text)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["db", "vm1", "vm2", "vm10", "web"],
-        ["7", "10", "a"],
-        ["vm-b", "vm2", "vm2-1", "vm2-10", "vm2b", "vm03", "vma"],
-        ["", "1", "vm"],
-        ["9" * 200, "1" + "0" * 200, "a"],
-    ],
-)
-def test_names_are_listed_with_their_numbers_by_value(names: list[str]) -> None:
-    assert sorted(reversed(names), key=name_order) == names

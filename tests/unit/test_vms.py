@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.controller.vms import Vms
 from balloon_daemon.guests.seam import Report
+from balloon_daemon.listing import name_order
 from balloon_daemon.sizing.vm_settings import SEED
-from balloon_daemon.units import VmId, name_order
+from balloon_daemon.units import VmId
 from tests.fakes.plain_guest import PlainGuest
 
 NAMES = st.sampled_from(["db", "vm1", "vm2", "vm10", "vm02", "web"])

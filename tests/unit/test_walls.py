@@ -25,6 +25,7 @@ PURE = {
     "rate_limit",
     "fact",
     "named_tuple",
+    "listing",
     "events",
     "events.daemon",
     "events.devices",
@@ -182,14 +183,15 @@ IMPURE = {
     "asyncio", "subprocess", "signal",
 }  # fmt: skip
 
-# Each room and the rooms it may import from; errors, units, rate_limit, fact and named_tuple are
-# open to all.
+# Each room and the rooms it may import from; errors, units, rate_limit, fact, named_tuple and
+# listing are open to all.
 ROOMS = {
     "errors": set[str](),
     "units": set[str](),
     "rate_limit": set[str](),
     "fact": set[str](),
     "named_tuple": set[str](),
+    "listing": set[str](),
     "sizing": set[str](),
     "virtio": set[str](),
     "linux": set[str](),
@@ -321,7 +323,15 @@ def offences(name: str, path: Path) -> Iterator[str]:
             target_room = room_of(inner)
             if name in PURE and not any(inner == p or inner.startswith(p + ".") for p in PURE):
                 yield f"{where}, which is not pure"
-            leaves = {"errors", "units", "rate_limit", "fact", "named_tuple", "__version__"}
+            leaves = {
+                "errors",
+                "units",
+                "rate_limit",
+                "fact",
+                "named_tuple",
+                "listing",
+                "__version__",
+            }
             open_to_it = {room} | leaves | ROOMS[room]
             if target_room not in open_to_it and inner not in open_to_it:
                 yield f"{where}: an arrow that does not point down"

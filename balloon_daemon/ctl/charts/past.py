@@ -9,7 +9,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
-from balloon_daemon.units import name_order, parse_size
+from balloon_daemon.listing import name_order
+from balloon_daemon.units import parse_size
 
 Row = dict[str, Any]
 """A row of the tables that docs/history.md describes."""
