@@ -32,6 +32,7 @@ test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 test-packages: setup package ## that package in clean roots of Debian 12, 13 and the next, under their own systemd
 	@.venv/bin/python -m tests.packages.roots
 	@.venv/bin/python -m tests.packages.libvirt_root
+	@.venv/bin/python -m tests.packages.piuparts_root
 	@.venv/bin/python -m pytest -m package -n 2 tests/packages $(ARGS)
 
 test-everywhere: setup ## make test and a soak on each Debian and Python, in roots of their own (ARGS='forky trixie')

@@ -26,6 +26,7 @@ PURE = {
     "rate_limit",
     "fact",
     "named_tuple",
+    "listing",
     "events",
     "events.daemon",
     "events.devices",
