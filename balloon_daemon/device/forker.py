@@ -56,6 +56,7 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         allow_all_fds()
         buffer = bytearray(MAX_DATAGRAM_BYTES)
         warm_up()
+        libc.return_freed_memory()
         # Take all present objects out of the garbage collector's reach. A collection in a forked
         # device would write to every object, and so copy every page that the device shares with
         # this process.

@@ -3,7 +3,8 @@
 CPython writes to code that runs for the first times: it counts the calls, replaces instructions by
 others for the types that it has met (PEP 659), and remembers the attributes of types that were
 looked up. In a device each such write would copy a page that it shares with the template. What the
-template has done before the fork is done in all devices.
+template has done before the fork is done in all devices. The code that runs is put together first
+(``gathered_code``).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import socket
 import struct
 
+from balloon_daemon.device.gathered_code import code_run_by, gather
 from balloon_daemon.device.request import Request, decode_spec, encode_spec
 from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.device.start import assemble
@@ -26,6 +28,15 @@ from balloon_daemon.virtio.split_queue import DESCRIPTOR, VIRTQ_DESC_F_WRITE
 
 ROUNDS = 12
 """CPython replaces instructions from a function's eighth call on, and some a few calls later."""
+
+_START = tuple(
+    f"balloon_daemon.{module}"
+    for module in (
+        *("device.forker", "device.request", "device.start"),
+        *("linux.jail", "linux.libc", "linux.namespaces"),
+    )
+)
+"""Modules whose other functions make a device of a process, which the template must not become."""
 
 _MEMORY_BYTES = 1024 * PAGE_SIZE
 _QUEUES = (
@@ -65,7 +76,8 @@ def warm_up() -> int:
             descriptor = DESCRIPTOR.pack(addr, len(buffer) or 64 * PAGE_SIZE, flags, 0)
             os.pwrite(memory, descriptor, at)
             os.pwrite(memory, buffer, at + _BUFFER)
-        for _ in range(ROUNDS):
+        gather(code_run_by(lambda: _serve(memory, kicks)), _START)
+        for _ in range(ROUNDS - 1):
             _serve(memory, kicks)
         answered = sum(_used_index(memory, number) for number in range(len(_QUEUES)))
     gc.collect()  # A device refers to itself. Its mappings and its epoll instance end here.
