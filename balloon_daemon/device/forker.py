@@ -28,6 +28,7 @@ from balloon_daemon.device.request import (
 )
 from balloon_daemon.device.spec import STANDARD_ERROR
 from balloon_daemon.device.start import become_device
+from balloon_daemon.device.warm_up import warm_up
 from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.events import OwnedFd, allow_all_fds
 from balloon_daemon.linux.seccomp import Program
@@ -54,6 +55,8 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         libc.forget_environment()
         allow_all_fds()
         buffer = bytearray(MAX_DATAGRAM_BYTES)
+        warm_up()
+        libc.return_freed_memory()
         # Take all present objects out of the garbage collector's reach. A collection in a forked
         # device would write to every object, and so copy every page that the device shares with
         # this process.

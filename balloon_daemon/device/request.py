@@ -16,11 +16,13 @@ from balloon_daemon.linux.jail import Identity
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.virtio.balloon import BalloonQueue
 
-_FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec._fields]
-HELLO = f"balloond {__version__} forks {' '.join(_FIELDS)}".encode()
-"""The template's first datagram, with the names of all fields. The files on disk may be newer than
-the running controller, even of the same version; a template with other fields would decode a
-request wrongly, so the controller refuses such a template."""
+_QUEUES = tuple(BalloonQueue)
+_FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec, Identity) for name in spec._fields]
+_NAMES = [*_FIELDS, *(queue.value for queue in _QUEUES)]
+HELLO = f"balloond {__version__} forks {' '.join(_NAMES)}".encode()
+"""The template's first datagram, with the names of all fields and queues in their order. The files
+on disk may be newer than the running controller, even of the same version; a template with other
+fields would decode a request wrongly, so the controller refuses one."""
 
 ANSWER = struct.Struct("<qi")
 """The device's process id, and an errno (not 0: no device was forked)."""
@@ -79,7 +81,7 @@ def send_request(
     """
     fds = [tube_fd, stderr_fd, *spec.fds()]
     places = iter(range(2, len(fds)))
-    encoded = _encode_spec(spec.with_fds(lambda fd: next(places)))
+    encoded = encode_spec(spec.with_fds(lambda fd: next(places)))
     content = _HEAD.pack(len(fds), parent, len(bpf)) + bpf + encoded
     for start in range(0, len(fds), FDS_A_DATAGRAM):
         part = fds[start : start + FDS_A_DATAGRAM]
@@ -141,25 +143,46 @@ def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
     return length, list(fds)
 
 
-def _encode_spec(spec: DeviceSpec) -> bytes:
-    """Encodes every field under its name. Unlike pickle, marshal needs no import."""
-    return marshal.dumps(
-        spec._asdict()
-        | {
-            "regions": [region._asdict() for region in spec.regions],
-            "vrings": [v._asdict() | {"queue": v.queue.value} for v in spec.vrings],
-            "identity": None if spec.identity is None else spec.identity._asdict(),
-        }
+_REGIONS, _VRINGS, _IDENTITY, _CHANNEL = map(
+    DeviceSpec._fields.index, ("regions", "vrings", "identity", "channel_fd")
+)
+_REGION_FD = RegionSpec._fields.index("fd")
+_QUEUE, _KICK, _CALL = map(VringSpec._fields.index, ("queue", "kick_fd", "call_fd"))
+
+
+def encode_spec(spec: DeviceSpec) -> bytes:
+    """Encodes all fields in their order; ``HELLO`` has said that the template knows the same ones.
+    Unlike pickle, marshal needs no import.
+
+    Not under their names, and each queue by its place: a device would write to the reference count
+    of each name, and so copy the page that the name is on.
+    """
+    fields: list[Any] = list(spec)
+    fields[_REGIONS] = tuple(map(tuple, spec.regions))
+    fields[_VRINGS] = tuple(
+        (*vring[:_QUEUE], _QUEUES.index(vring.queue), *vring[_QUEUE + 1 :])
+        for vring in spec.vrings
     )
+    fields[_IDENTITY] = None if spec.identity is None else tuple(spec.identity)
+    return marshal.dumps(tuple(fields))
 
 
 def decode_spec(request: Request) -> DeviceSpec:
     """Decodes a request whose descriptors have all come; called in the device only."""
-    fields: dict[str, Any] = marshal.loads(request.spec)
-    fields["regions"] = tuple(RegionSpec(**region) for region in fields["regions"])
-    fields["vrings"] = tuple(
-        VringSpec(**vring | {"queue": BalloonQueue(vring["queue"])}) for vring in fields["vrings"]
-    )
-    if fields["identity"] is not None:
-        fields["identity"] = Identity(**fields["identity"])
-    return DeviceSpec(**fields).with_fds(request.fds.__getitem__)
+    fields: list[Any] = list(marshal.loads(request.spec))
+    regions, vrings, fds = [], [], request.fds
+    for region in map(list, fields[_REGIONS]):
+        if (place := region[_REGION_FD]) is not None:
+            region[_REGION_FD] = fds[place]
+        regions.append(RegionSpec(*region))
+    for vring in map(list, fields[_VRINGS]):
+        vring[_QUEUE], vring[_KICK] = _QUEUES[vring[_QUEUE]], fds[vring[_KICK]]
+        if (place := vring[_CALL]) is not None:
+            vring[_CALL] = fds[place]
+        vrings.append(VringSpec(*vring))
+    fields[_REGIONS], fields[_VRINGS] = tuple(regions), tuple(vrings)
+    if (identity := fields[_IDENTITY]) is not None:
+        fields[_IDENTITY] = Identity(*identity)
+    if (place := fields[_CHANNEL]) is not None:
+        fields[_CHANNEL] = fds[place]
+    return DeviceSpec(*fields)

@@ -60,7 +60,7 @@ def become_device(
         tube = DeviceEnd(sock)
         if not tube.wait_for_order():
             os._exit(0)
-        loop = _assemble(spec, tube)
+        loop = assemble(spec, tube)
         keep = [STANDARD_ERROR, *loop.fds()]
         jail.close_fds_except(keep)
         jail.enter(spec.name, parent, spec.identity)
@@ -80,8 +80,16 @@ def become_device(
         os._exit(EXIT_INTERNAL_ERROR)
 
 
-def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
-    """Maps guest memory and builds the device; of the guest it reads only ``used.idx``."""
+def assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
+    """Maps guest memory and builds the device; of the guest it reads only ``used.idx``.
+
+    Args:
+        spec: the device's spec, with this process's descriptor numbers.
+        tube: the device's end.
+
+    Raises:
+        MemoryFileError: guest memory cannot be mapped.
+    """
     regions = sorted(spec.regions, key=lambda region: region.guest_addr)
     maps = [
         None if r.fd is None else map_shared(r.fd, r.size_bytes, r.mmap_offset_bytes)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from balloon_daemon.device.loop import DeviceLoop
 from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
-from balloon_daemon.device.start import _assemble
+from balloon_daemon.device.start import assemble
 from balloon_daemon.guests.jailed.device_spec import frees_reported
 from balloon_daemon.tube.connection import ControllerEnd, open_tube
 from balloon_daemon.tube.messages import Command, Fault, Stopped, Target, Up
@@ -93,7 +93,7 @@ class WholeDevice:
         if self._loop is not None or not self._backend.ready_vrings():
             return
         self._tube, theirs = open_tube()
-        self._loop = _assemble(self._with_own_fds(spec_of(self._backend)), theirs)
+        self._loop = assemble(self._with_own_fds(spec_of(self._backend)), theirs)
 
     def _with_own_fds(self, spec: DeviceSpec) -> DeviceSpec:
         """After a fork its descriptors are its own, whatever the back-end closes meanwhile."""

@@ -26,7 +26,6 @@ PURE = {
     "rate_limit",
     "fact",
     "named_tuple",
-    "listing",
     "events",
     "events.daemon",
     "events.devices",
