@@ -68,8 +68,8 @@ class Conversation:
         self._balloon = balloon
         self._kept = kept
         self._publish = publish
-        self._known = KnownAccesses(backend.driver, backend.vrings[0])
-        self.inbox = Inbox(connection, peer, kept.journal, self)
+        known = KnownAccesses(backend.driver, backend.vrings[0])
+        self.inbox = Inbox(connection, peer, kept.journal, known, self, self._actual_written)
         self._not_served = OnceEach(NOT_SERVED)
         self._changed = self._unsaved = False
         """Whether the state has changed since it was last saved; and whether the store may not
@@ -102,7 +102,7 @@ class Conversation:
     async def _handle(self, received: Received) -> None:
         message, fds, lost = received
         self.inbox.handled += 1
-        self._known.forget()
+        self.inbox.known.forget()
         effects = self._backend.handle(message, fds, lost=lost)
         if fds:
             # Put the new descriptors into the store now, before the effects below: StopDevice
@@ -163,19 +163,7 @@ class Conversation:
                     self._kept.save_poison_val()
                 case _:
                     raise StateError(f"{effect} of an access to the config space")
-        self._known.learn(received.message, answer)
-
-    def knows_access(self, waiting: bytes) -> bool:
-        """Whether these bytes are an access to the config space like an earlier one."""
-        return self._known.knows(waiting)
-
-    def access_again(self, request: bytes) -> None:
-        """Answers an access that ``knows_access`` has admitted, as ``access_config`` would."""
-        reply, written = self._known.answer(request)
-        if written:
-            self._actual_written()
-        if reply:
-            self._send_now(reply)
+        self.inbox.known.learn(received.message, answer)
 
     def _actual_written(self) -> None:
         self._balloon.actual_written()
@@ -200,7 +188,11 @@ class Conversation:
     def _send_now(self, reply: bytes) -> None:
         self._kept.journal.sending()
         if not self._connection.send(reply):
-            asyncio.get_running_loop().add_writer(self._connection.fileno(), self._flush)
+            self.flush_later()
+
+    def flush_later(self) -> None:
+        """Sends what the socket did not take, once it takes more."""
+        asyncio.get_running_loop().add_writer(self._connection.fileno(), self._flush)
 
     def _flush(self) -> None:
         try:
