@@ -6,6 +6,7 @@ from typing import assert_never
 
 from balloon_daemon.errors import FrontendError, StateError
 from balloon_daemon.events import Publish, RequestNotServed
+from balloon_daemon.guests.jailed.actual_reports import ActualReports
 from balloon_daemon.guests.jailed.balloon import Balloon
 from balloon_daemon.guests.jailed.inbox import CONFIG_ACCESS, Inbox
 from balloon_daemon.guests.jailed.kept import Kept
@@ -68,20 +69,31 @@ class Conversation:
         self._balloon = balloon
         self._kept = kept
         self._publish = publish
+        loop = asyncio.get_running_loop()
+        self._actual = ActualReports(backend.config, self._report_actual, loop)
         known = KnownAccesses(backend.driver, backend.vrings[0])
-        self.inbox = Inbox(connection, peer, kept.journal, known, self, self._actual_written)
+        self.inbox = Inbox(connection, peer, kept.journal, known, self, self._actual.written)
         self._not_served = OnceEach(NOT_SERVED)
         self._changed = self._unsaved = False
         """Whether the state has changed since it was last saved; and whether the store may not
         have received it yet."""
 
+    def report_each(self, *, each: bool) -> None:
+        """Sets whether each size of the balloon is reported (``ActualReports``)."""
+        self._actual.each = each
+
+    def report_no_more(self) -> None:
+        """Reports no size of the balloon any more, as the VM is gone."""
+        self._actual.end()
+
     def close(self) -> None:
         """Answers nothing more."""
         asyncio.get_running_loop().remove_writer(self._connection.fileno())
         self.inbox.leave()
-        # Break the reference cycle between this object and the inbox: only the garbage collector
+        self._actual.end()
+        # Break the reference cycles between this object and these two: only the garbage collector
         # would free a cycle.
-        del self.inbox
+        del self.inbox, self._actual
 
     async def take_turn(self) -> None:
         """Waits for a request other than a config access; handles it and those that follow at
@@ -135,7 +147,7 @@ class Conversation:
                 self._balloon.rings_changed()
                 self._device.settle()
             case ActualWritten():
-                self._actual_written()
+                self._actual.written()
             case PoisonValWritten():
                 self._kept.save_poison_val()
             case NotServed(why):
@@ -158,15 +170,15 @@ class Conversation:
                     answer = reply
                     self._send_now(reply)
                 case ActualWritten():
-                    self._actual_written()
+                    self._actual.written()
                 case PoisonValWritten():
                     self._kept.save_poison_val()
                 case _:
                     raise StateError(f"{effect} of an access to the config space")
         self.inbox.known.learn(received.message, answer)
 
-    def _actual_written(self) -> None:
-        self._balloon.actual_written()
+    def _report_actual(self, pages: int) -> None:
+        self._balloon.actual_written(pages)
         self._kept.save_soon()
 
     # --- answers ------------------------------------------------------------------------------
