@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.default_directory import (
@@ -95,7 +96,11 @@ def _serve(
     """Runs the controller to its end; cancels ``undo`` once the controller has begun to serve."""
 
     async def run() -> None:
-        bus.drain_by(asyncio.get_running_loop().call_soon)
+        loop = asyncio.get_running_loop()
+        # asyncio's own method is a function of Python's around this one, and each turn of the loop
+        # calls it twice.
+        loop.time = monotonic  # type: ignore[method-assign]
+        bus.drain_by(loop.call_soon)
         try:
             await controller.run(beat)
         finally:

@@ -11,7 +11,7 @@ import select
 import socket
 import termios
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Protocol
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
@@ -40,6 +40,9 @@ SCM_MAX_FD = 253
 descriptors beyond the buffer's end would be closed by the kernel within recvmsg()."""
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
+_PEEK, _CTRUNC = int(socket.MSG_PEEK), int(socket.MSG_CTRUNC)
+"""Plain integers: an operation of the enumeration's own takes a function of Python's."""
+
 MAX_UNSENT_BYTES = 64 * 1024
 """Replies that a front-end may leave unread before its connection is closed."""
 
@@ -84,6 +87,53 @@ class Received(NamedTuple):
     lost: bool = False
 
 
+class Answers(Protocol):
+    """Answers requests like earlier ones: ``KnownAccesses``."""
+
+    def answer(self, waiting: bytes) -> tuple[bytes, bool] | None:
+        """Performs a request, if these bytes are one that it knows; the reply, and whether
+        ``actual`` was written."""
+
+
+class Records(Protocol):
+    """Records the request in hand: a journal."""
+
+    def begin(self, number: int, request: bytes) -> None:
+        """Records a request, before it is read from the connection."""
+
+    def sending(self) -> None:
+        """Notes that the answer is about to be sent."""
+
+
+def _hang_up(sock: socket.socket) -> bool:
+    """Shuts a connection down; True where no descriptors wait in its queue, nor ever can.
+
+    Other than ``passed_fds.hang_up`` this leaves what waits in the queue: so a front-end whose
+    request was not read is told so by ECONNRESET.
+    """
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    waits = int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), "little")
+    for _ in range(2):  # The first recvmsg() may report a pending SO_ERROR instead.
+        try:
+            return bytes_without_fds(sock, waits + 1) == waits
+        except DescriptorsSentError:
+            return False
+        except OSError:
+            continue
+    return False
+
+
+def _cut_off(received: bytes, wanted: int) -> EOFError | FrontendError:
+    """The error for a front-end that hung up after so many of a message's bytes."""
+    if not received:
+        return EOFError()
+    name = "header"
+    if len(received) >= HEADER.size:
+        name = Message(HEADER.unpack_from(received)[0], 0, b"").name
+    return FrontendError(name, f"hung up after {len(received)} of {wanted} bytes")
+
+
 class Connection:
     """One front-end's connection.
 
@@ -93,6 +143,7 @@ class Connection:
 
     Attributes:
         foreign: the object of that name in ``Args``.
+        unsent: replies, or the rest of one, that wait for ``flush``.
     """
 
     def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:
@@ -106,7 +157,7 @@ class Connection:
         self._waiting = 0
         self._fds: list[OwnedFd] = []
         self._lost = False
-        self._unsent = bytearray()
+        self.unsent = bytearray()
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -125,7 +176,7 @@ class Connection:
         """
         for fd in self._fds:
             fd.close()
-        if kept or self._socket.fileno() < 0 or self._hang_up():
+        if kept or self._socket.fileno() < 0 or _hang_up(self._socket):
             self._socket.close()
         else:
             # Descriptors may still wait in the socket's queue. The socket's last close closes them
@@ -136,24 +187,6 @@ class Connection:
     def close_dropped(self) -> None:
         """Passes to the closer all received descriptors that their owners have closed."""
         self.foreign.close_dropped()
-
-    def _hang_up(self) -> bool:
-        """Shuts the connection down; True where no descriptors wait in its queue, nor ever can.
-
-        Unlike ``passed_fds.hang_up`` this reads nothing of what waits in the queue: so the
-        front-end gets ECONNRESET if a request of it was not read.
-        """
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        waits = int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)), "little")
-        for _ in range(2):  # The first recvmsg() may report a pending SO_ERROR instead.
-            try:
-                return bytes_without_fds(self._socket, waits + 1) == waits
-            except DescriptorsSentError:
-                return False
-            except OSError:
-                continue
-        return False
 
     def receive(self, no_fds: str = "") -> Received | None:
         """Reads the next message.
@@ -215,10 +248,10 @@ class Connection:
             raise FrontendError("message", no_fds) from err
         except ConnectionResetError:
             content, ancillary, flags = b"", [], 0
-        if ancillary or flags & socket.MSG_CTRUNC:
-            self._take_fds(ancillary, truncated=bool(flags & socket.MSG_CTRUNC))
+        if ancillary or flags & _CTRUNC:
+            self._take_fds(ancillary, truncated=bool(flags & _CTRUNC))
         if not content:
-            self._hung_up()
+            raise _cut_off(self._received, self._wanted)
         self._received += content
         return True
 
@@ -243,14 +276,6 @@ class Connection:
             self._fds = []
             self.close_dropped()
 
-    def _hung_up(self) -> NoReturn:
-        if not self._received:
-            raise EOFError
-        name = "header"
-        if len(self._received) >= HEADER.size:
-            name = Message(HEADER.unpack_from(self._received)[0], 0, b"").name
-        raise FrontendError(name, f"hung up after {len(self._received)} of {self._wanted} bytes")
-
     def peer_uid(self) -> int:
         """The user who has made the connection (unix(7), SO_PEERCRED)."""
         return peer_of(self._socket).uid
@@ -271,11 +296,8 @@ class Connection:
         return bool(poll.poll(0))
 
     def peek(self) -> bytes | None:
-        """A copy of the next message, which stays in the socket; None where no whole message
-        waits.
-
-        The copy has no descriptors: ``receive`` takes them.
-        """
+        """A copy of the next message, which stays in the socket, without its descriptors; None
+        where no whole message waits."""
         if self._received:
             return None
         try:
@@ -290,20 +312,45 @@ class Connection:
         self._waiting = end
         return waiting[:end]
 
-    def peek_short(self) -> bytes:
-        """A copy of the next bytes, at most ``MOST_BYTES`` of them, if they came without
-        descriptors and begin a message; else b""."""
-        if self._received or self._waiting:
-            return b""
-        try:
-            content, _, flags, _ = self._socket.recvmsg(MOST_BYTES, 0, socket.MSG_PEEK)
-        except OSError:
-            return b""  # ``receive`` meets the same error, and raises it.
-        return b"" if flags & socket.MSG_CTRUNC else content
+    def answer_known(self, answers: Answers, records: Records | None, number: int) -> bool | None:
+        """Receives and answers a request that ``answers`` knows, if nothing else waits.
 
-    def take_short(self, size: int) -> None:
-        """Removes bytes that ``peek_short`` has returned: they bring no descriptors."""
-        self._socket.recv(size)
+        One function, as out of cold caches each function costs as much as a system call.
+
+        Args:
+            answers: performs the request.
+            records: records it; None: nothing does.
+            number: its number among this front-end's messages.
+
+        Returns:
+            Whether ``actual`` was written; None: nothing is done, and ``receive`` is to be called.
+
+        Raises:
+            OSError: the front-end is gone.
+        """
+        if self._received or self._waiting or self.unsent:
+            return None
+        sock = self._socket
+        try:
+            request, _, flags, _ = sock.recvmsg(MOST_BYTES, 0, _PEEK)
+        except OSError:
+            return None  # ``receive`` meets the same error, and raises it.
+        if flags & _CTRUNC or (answer := answers.answer(request)) is None:
+            return None  # MSG_CTRUNC: descriptors have come with these bytes.
+        reply, written = answer
+        if records is not None:
+            records.begin(number, request)
+        sock.recv(len(request))
+        if reply:
+            if records is not None:
+                records.sending()
+            try:
+                sent = sock.send(reply)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(reply):
+                self.unsent += reply[sent:]
+        return written
 
     def send(self, reply: bytes) -> bool:
         """Sends a reply, or keeps what the socket does not take for ``flush``; True: all is sent.
@@ -312,7 +359,7 @@ class Connection:
             FrontendError: the front-end has left too many replies unread.
             OSError: the front-end is gone.
         """
-        if not self._unsent:
+        if not self.unsent:
             # Usually the socket takes the whole reply at once, and no copy of it is needed.
             try:
                 sent = self._socket.send(reply)
@@ -321,16 +368,16 @@ class Connection:
             if sent == len(reply):
                 return True
             reply = reply[sent:]
-        self._unsent += reply
-        if len(self._unsent) > MAX_UNSENT_BYTES:
-            raise FrontendError("reply", f"{len(self._unsent)} bytes of replies were never read")
+        self.unsent += reply
+        if len(self.unsent) > MAX_UNSENT_BYTES:
+            raise FrontendError("reply", f"{len(self.unsent)} bytes of replies were never read")
         return self.flush()
 
     def flush(self) -> bool:
         """Sends unsent replies; True once all are sent."""
         try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
+            while self.unsent:
+                del self.unsent[: self._socket.send(self.unsent)]
         except BlockingIOError:
             return False
         return True

@@ -80,21 +80,26 @@ class KnownAccesses:
         reply = reply[:HEAD_BYTES] if reads else reply
         self._known[request[:HEAD_BYTES]] = _Known(reads, len(request), offset, length, reply)
 
-    def knows(self, waiting: bytes) -> bool:
-        """Whether these bytes are one request that ``answer`` may answer."""
-        known = self._known.get(waiting[:HEAD_BYTES])
-        if known is None or known.request_bytes != len(waiting):
-            return False
-        driver = self._driver
-        return self._inflateq.started and not (driver.reset_signed or driver.poison_is_new)
-
-    def answer(self, request: bytes) -> tuple[bytes, bool]:
-        """Performs an access that ``knows`` has admitted.
+    def answer(self, waiting: bytes) -> tuple[bytes, bool] | None:
+        """Performs an access, if these bytes are one whole access of a kind that is kept.
 
         Returns:
-            The reply, b"" for none; and whether ``actual`` was written.
+            The reply, b"" for none, and whether ``actual`` was written; None: nothing is done.
         """
-        reads, _, offset, length, reply = self._known[request[:HEAD_BYTES]]
+        known = self._known.get(waiting[:HEAD_BYTES])
+        if known is None:
+            return None
+        reads, request_bytes, offset, length, reply = known
+        driver = self._driver
+        if (
+            request_bytes != len(waiting)
+            or not self._inflateq.started
+            or driver.reset_signed
+            or driver.poison_is_new
+            or driver.balloon_unknown
+        ):
+            return None
+        # In this state ``DriverState.read`` and ``write`` do nothing but call these two.
         if reads:
-            return reply + self._driver.read(offset, length), False
-        return reply, self._driver.write(offset, request[HEAD_BYTES:])
+            return reply + driver.config.read(offset, length), False
+        return reply, driver.config.write(offset, waiting[HEAD_BYTES:])

@@ -11,25 +11,28 @@ from balloon_daemon.guests.jailed.peers import Peer, Peers
 from balloon_daemon.guests.jailed.turns import SAVED_S
 from balloon_daemon.handover.journal import NoJournal
 from balloon_daemon.vhost_user.connection import Connection, Received
+from balloon_daemon.vhost_user.driver_state import DriverState
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
+from balloon_daemon.vhost_user.known_accesses import KnownAccesses
+from balloon_daemon.vhost_user.vring import Vring
 from tests.fakes.closes_at_once import closes_at_once
 from tests.harness.faults import fault
 
 
-class AllKnown:
+class AllKnown(KnownAccesses):
     """Answers whatever comes, as if it were an access to the config space like an earlier one."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self) -> None:
+        super().__init__(DriverState(), Vring())
+
+    def answer(self, waiting: bytes) -> tuple[bytes, bool] | None:
+        return (waiting, False) if waiting else None
 
     def access_config(self, received: Received) -> None:
         raise AssertionError("all accesses are known")
 
-    def knows_access(self, waiting: bytes) -> bool:
-        return bool(waiting)
-
-    def access_again(self, request: bytes) -> None:
-        self._connection.send(request)
+    def flush_later(self) -> None:
+        raise AssertionError("the socket takes it")
 
 
 @fault("one user has much to say, over however many connections")
@@ -38,7 +41,8 @@ def test_vmm_that_is_gone_when_its_access_is_answered_costs_its_user_no_time() -
         peer = Peer(os.getuid(), Peers(1000))
         theirs, ours = socket.socketpair()
         connection = Connection(ours, ForeignFds(closes_at_once()))
-        inbox = Inbox(connection, peer, NoJournal(), AllKnown(connection))
+        known = AllKnown()
+        inbox = Inbox(connection, peer, NoJournal(), known, known, lambda: None)
         inbox.join()
         theirs.sendall(b"GET_CONFIG")
         theirs.close()

@@ -72,42 +72,100 @@ def received(connection: Connection) -> list[tuple[Message, int]]:
 Pair = tuple[Connection, socket.socket]
 
 
-def test_short_message_is_seen_before_it_is_taken(pair: Pair) -> None:
+class Known:
+    """Knows one request, and notes what it and a journal are asked to do.
+
+    Args:
+        reply: its answer.
+    """
+
+    def __init__(self, reply: bytes = b"") -> None:
+        self._reply = reply
+        self.heard: list[str] = []
+        self.seen: list[bytes] = []
+
+    def answer(self, waiting: bytes) -> tuple[bytes, bool] | None:
+        self.seen.append(waiting)
+        return (self._reply, True) if waiting == FOUR_BYTES.encode() else None
+
+    def begin(self, number: int, request: bytes) -> None:
+        self.heard.append(f"begin {number} {request == FOUR_BYTES.encode()}")
+
+    def sending(self) -> None:
+        self.heard.append("sending")
+
+
+def test_known_message_is_recorded_before_it_is_taken_and_is_answered(pair: Pair) -> None:
     connection, theirs = pair
-    assert connection.peek_short() == b""
+    known = Known(b"yes")
+    assert connection.answer_known(known, known, 7) is None
     send(theirs, FOUR_BYTES.encode())
-    assert connection.peek_short() == FOUR_BYTES.encode()
-    connection.take_short(len(FOUR_BYTES.encode()))
-    assert connection.peek_short() == b""
+    assert connection.answer_known(known, known, 7) is True
+    assert known.heard == ["begin 7 True", "sending"]
+    assert theirs.recv(100) == b"yes"
+    assert connection.answer_known(known, known, 8) is None
     assert received(connection) == []
+    assert known.seen == [FOUR_BYTES.encode()]
 
 
-def test_message_with_descriptors_is_never_seen_as_a_short_one(
-    pair: Pair, files: list[int]
-) -> None:
+def test_known_message_without_an_answer_is_never_about_to_be_answered(pair: Pair) -> None:
     connection, theirs = pair
+    known = Known()
+    send(theirs, FOUR_BYTES.encode())
+    assert connection.answer_known(known, known, 1) is True
+    assert known.heard == ["begin 1 True"]
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1, socket.MSG_DONTWAIT)
+
+
+def test_answer_that_the_socket_does_not_take_is_sent_later(pair: Pair) -> None:
+    connection, theirs = pair
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection._socket.send(bytes(100))
+    send(theirs, FOUR_BYTES.encode())
+    assert connection.answer_known(Known(b"yes"), None, 1) is True
+    assert connection.unsent == b"yes"
+    # Nothing overtakes it.
+    send(theirs, FOUR_BYTES.encode())
+    assert connection.answer_known(Known(b"no"), None, 2) is None
+    came = b""
+    while not came.endswith(b"yes"):
+        with contextlib.suppress(BlockingIOError):
+            came += theirs.recv(100_000)
+        connection.flush()
+    assert connection.unsent == b""
+
+
+def test_message_with_descriptors_is_never_a_known_one(pair: Pair, files: list[int]) -> None:
+    connection, theirs = pair
+    known = Known()
     send(theirs, FOUR_BYTES.encode(), files[:1])
-    assert connection.peek_short() == b""
+    assert connection.answer_known(known, known, 1) is None
+    assert known.seen == []
     assert received(connection) == [(FOUR_BYTES, 1)]
 
 
-def test_short_message_before_one_with_descriptors_is_left_to_receive(
+def test_known_message_before_one_with_descriptors_takes_none_of_them(
     pair: Pair, files: list[int]
 ) -> None:
     connection, theirs = pair
     send(theirs, FOUR_BYTES.encode())
     send(theirs, FOUR_BYTES.encode(), files[:1])
-    assert connection.peek_short() in (b"", FOUR_BYTES.encode())
-    assert received(connection) == [(FOUR_BYTES, 0), (FOUR_BYTES, 1)]
+    answered = connection.answer_known(Known(), None, 1)
+    left = [(FOUR_BYTES, 1)]
+    assert received(connection) == (left if answered else [(FOUR_BYTES, 0), *left])
 
 
-def test_rest_of_a_message_is_never_seen_as_a_short_one(pair: Pair) -> None:
+def test_rest_of_a_message_is_never_a_known_one(pair: Pair) -> None:
     connection, theirs = pair
+    known = Known()
     content = FOUR_BYTES.encode()
     send(theirs, content[:6])
     assert connection.receive() is None
     send(theirs, content[6:])
-    assert connection.peek_short() == b""
+    assert connection.answer_known(known, known, 1) is None
+    assert known.seen == []
     assert received(connection) == [(FOUR_BYTES, 0)]
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.listing import name_order
 from balloon_daemon.units import (
     GIB,
     KIB,

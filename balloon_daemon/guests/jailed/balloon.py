@@ -150,18 +150,17 @@ class Balloon:
     def _actual_bytes(self) -> int:
         return self._backend.config.actual * PAGE_SIZE
 
-    def actual_written(self) -> None:
-        """Handles a write to ``actual`` by the driver."""
-        self._report_actual()
+    def actual_written(self, pages: int) -> None:
+        """Handles a size that the driver has written to ``actual``, in 4 KiB pages."""
+        self._report_actual(pages * PAGE_SIZE)
         if self._sounding.under_way:
-            found_bytes = self._actual_bytes
+            found_bytes = pages * PAGE_SIZE
             self._publish(BalloonFound(self._vm, found_bytes))
             self._attach(found_bytes)
-        elif self._backend.config.actual == self._backend.config.num_pages:
+        elif pages == self._backend.config.num_pages:
             self._target_reached()
 
-    def _report_actual(self) -> None:
-        actual_bytes = self._actual_bytes
+    def _report_actual(self, actual_bytes: int) -> None:
         if actual_bytes == 0:
             self._empty.set()
         else:
@@ -236,7 +235,7 @@ class Balloon:
         Raises:
             StateError: the row holds a state that no policy can be in.
         """
-        self._report_actual()
+        self._report_actual(self._actual_bytes)
         if row is not None:
             self.limits.assume(row.vm_mem_bytes)
             self._attached = True

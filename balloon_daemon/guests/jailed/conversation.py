@@ -6,6 +6,7 @@ from typing import assert_never
 
 from balloon_daemon.errors import FrontendError, StateError
 from balloon_daemon.events import Publish, RequestNotServed
+from balloon_daemon.guests.jailed.actual_reports import ActualReports
 from balloon_daemon.guests.jailed.balloon import Balloon
 from balloon_daemon.guests.jailed.inbox import CONFIG_ACCESS, Inbox
 from balloon_daemon.guests.jailed.kept import Kept
@@ -68,20 +69,31 @@ class Conversation:
         self._balloon = balloon
         self._kept = kept
         self._publish = publish
-        self._known = KnownAccesses(backend.driver, backend.vrings[0])
-        self.inbox = Inbox(connection, peer, kept.journal, self)
+        loop = asyncio.get_running_loop()
+        self._actual = ActualReports(backend.config, self._report_actual, loop)
+        known = KnownAccesses(backend.driver, backend.vrings[0])
+        self.inbox = Inbox(connection, peer, kept.journal, known, self, self._actual.written)
         self._not_served = OnceEach(NOT_SERVED)
         self._changed = self._unsaved = False
         """Whether the state has changed since it was last saved; and whether the store may not
         have received it yet."""
 
+    def report_each(self, *, each: bool) -> None:
+        """Sets whether each size of the balloon is reported (``ActualReports``)."""
+        self._actual.each = each
+
+    def report_no_more(self) -> None:
+        """Reports no size of the balloon any more, as the VM is gone."""
+        self._actual.end()
+
     def close(self) -> None:
         """Answers nothing more."""
         asyncio.get_running_loop().remove_writer(self._connection.fileno())
         self.inbox.leave()
-        # Break the reference cycle between this object and the inbox: only the garbage collector
+        self._actual.end()
+        # Break the reference cycles between this object and these two: only the garbage collector
         # would free a cycle.
-        del self.inbox
+        del self.inbox, self._actual
 
     async def take_turn(self) -> None:
         """Waits for a request other than a config access; handles it and those that follow at
@@ -103,7 +115,7 @@ class Conversation:
     async def _handle(self, received: Received) -> None:
         message, fds, lost = received
         self.inbox.handled += 1
-        self._known.forget()
+        self.inbox.known.forget()
         effects = self._backend.handle(message, fds, lost=lost)
         if fds:
             # Put the new descriptors into the store now, before the effects below: StopDevice
@@ -136,7 +148,7 @@ class Conversation:
                 self._balloon.rings_changed()
                 self._device.settle()
             case ActualWritten():
-                self._actual_written()
+                self._actual.written()
             case PoisonValWritten():
                 self._kept.save_poison_val()
             case NotServed(why):
@@ -159,27 +171,15 @@ class Conversation:
                     answer = reply
                     self._send_now(reply)
                 case ActualWritten():
-                    self._actual_written()
+                    self._actual.written()
                 case PoisonValWritten():
                     self._kept.save_poison_val()
                 case _:
                     raise StateError(f"{effect} of an access to the config space")
-        self._known.learn(received.message, answer)
+        self.inbox.known.learn(received.message, answer)
 
-    def knows_access(self, waiting: bytes) -> bool:
-        """Whether these bytes are an access to the config space like an earlier one."""
-        return self._known.knows(waiting)
-
-    def access_again(self, request: bytes) -> None:
-        """Answers an access that ``knows_access`` has admitted, as ``access_config`` would."""
-        reply, written = self._known.answer(request)
-        if written:
-            self._actual_written()
-        if reply:
-            self._send_now(reply)
-
-    def _actual_written(self) -> None:
-        self._balloon.actual_written()
+    def _report_actual(self, pages: int) -> None:
+        self._balloon.actual_written(pages)
         self._kept.save_soon()
 
     # --- answers ------------------------------------------------------------------------------
@@ -201,7 +201,11 @@ class Conversation:
     def _send_now(self, reply: bytes) -> None:
         self._kept.journal.sending()
         if not self._connection.send(reply):
-            asyncio.get_running_loop().add_writer(self._connection.fileno(), self._flush)
+            self.flush_later()
+
+    def flush_later(self) -> None:
+        """Sends what the socket did not take, once it takes more."""
+        asyncio.get_running_loop().add_writer(self._connection.fileno(), self._flush)
 
     def _flush(self) -> None:
         try:

@@ -5,13 +5,15 @@ messages are received one after another.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S
-from balloon_daemon.handover.journal import RequestJournal
+from balloon_daemon.handover.journal import NoJournal, RequestJournal
 from balloon_daemon.vhost_user.connection import Connection, Received
+from balloon_daemon.vhost_user.known_accesses import KnownAccesses
 from balloon_daemon.vhost_user.messages import FrontendRequest
 
 CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG))
@@ -29,11 +31,8 @@ class ConfigAccesses(Protocol):
     def access_config(self, received: Received) -> None:
         """Answers any access."""
 
-    def knows_access(self, waiting: bytes) -> bool:
-        """Whether ``access_again`` may answer these bytes."""
-
-    def access_again(self, request: bytes) -> None:
-        """Answers an access like an earlier one."""
+    def flush_later(self) -> None:
+        """Sends the rest of an answer, once the socket takes it."""
 
 
 class Inbox:
@@ -43,7 +42,9 @@ class Inbox:
         connection: the VMM's connection.
         peer: its user.
         journal: records each message before it is read.
-        accesses: answers accesses to the config space.
+        known: answers accesses to the config space that are like earlier ones.
+        accesses: answers all others.
+        written: called after an answer by ``known``, if the driver has written ``actual``.
     """
 
     def __init__(
@@ -51,12 +52,17 @@ class Inbox:
         connection: Connection,
         peer: Peer,
         journal: RequestJournal,
+        known: KnownAccesses,
         accesses: ConfigAccesses,
+        written: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._peer = peer
         self._journal = journal
+        self._records = None if isinstance(journal, NoJournal) else journal
+        self.known = known
         self._accesses = accesses
+        self._written = written
         self._loop = asyncio.get_running_loop()
         self.handled = 0
         """How many messages of the VMM were handled so far, also by earlier controllers."""
@@ -137,13 +143,24 @@ class Inbox:
         A guest reads and writes its config space once for each MiB that it gives up, and a virtual
         CPU waits for the answer. So a config access is answered without waking the guest's task
         and without changing the watched descriptors: these two took twice the time of all the
-        rest.
+        rest. Most accesses are like earlier ones, and are answered by ``answer_known``. That
+        leaves out the checks of ``receive``, which are for a message with descriptors, and for a
+        VMM that has hung up and left many messages unread.
         """
         if waiter.done():
             return
         began_s: float | None = None
         try:
-            if self._answer_again():
+            connection, records = self._connection, self._records
+            written = connection.answer_known(self.known, records, self.handled + 1)
+            if written is not None:
+                self.handled += 1
+                if records is not None:
+                    records.done()
+                if connection.unsent:
+                    self._accesses.flush_later()
+                if written:
+                    self._written()
                 return
             began_s = self._loop.time()
             received = self.receive()
@@ -162,20 +179,6 @@ class Inbox:
             # every error to the guest's task, which waits for ``waiter`` and closes the
             # connection.
             waiter.set_result(err.with_traceback(None))
-
-    def _answer_again(self) -> bool:
-        """Answers a config access like an earlier one, if nothing but one such access waits: most
-        accesses are answered here. The checks of ``receive`` are left out: they are for a message
-        with descriptors, and for a VMM that has hung up and left many messages unread."""
-        request = self._connection.peek_short()
-        if not self._accesses.knows_access(request):
-            return False
-        self._journal.begin(self.handled + 1, request)
-        self._connection.take_short(len(request))
-        self.handled += 1
-        self._accesses.access_again(request)
-        self._journal.done()
-        return True
 
     def _charge(self, began_s: float) -> None:
         """Charges the time of receiving a request to its connection, like the time of handling

@@ -48,8 +48,8 @@ NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
 lost one of its descriptors, and when many of its messages are still queued."""
 
 SAVE_SOON_S = 0.05
-"""How long a new value of ``actual`` may wait before it is stored: the driver writes a new value
-with each buffer, and only the newest counts."""
+"""How long a reported value of ``actual`` may wait before it is stored: the driver writes a new
+value with each buffer, and only the newest counts."""
 
 COMPLAIN_AGAIN_S = 60.0
 """An event reports that a guest is not kept, and no other event does until the guest is saved more

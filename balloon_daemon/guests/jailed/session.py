@@ -182,6 +182,8 @@ class Session:
     def watch(self, every_s: float | None) -> None:
         if not self._closing:
             self._balloon.watching.watch(every_s)
+            # A guest that is watched is protected, by each movement of its balloon.
+            self._conversation.report_each(each=every_s is not None)
 
     def against_more(self, level: int) -> Reason | None:
         return self._balloon.limits.against_more(level)
@@ -272,6 +274,7 @@ class Session:
     async def _close(self) -> None:
         self._closing = True
         self._report(self.vm, Gone("its connection is closed"))
+        self._conversation.report_no_more()
         self._balloon.close()
         stays = self._kept.stays
         # A child process that hangs in close(2) (``Closer``) outlives this process, and has the

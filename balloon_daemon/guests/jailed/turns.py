@@ -2,9 +2,9 @@
 
 import asyncio
 import select
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from time import monotonic
 
 from balloon_daemon.guests.jailed.two_lines import TwoLines
 from balloon_daemon.linux.figures import close_here
@@ -121,7 +121,7 @@ class EachStep:
         error: BaseException | None = None
         awaited: object
         while True:
-            began = time.monotonic()
+            began = monotonic()
             try:
                 if error is None:
                     awaited = self._coroutine.send(None)
@@ -133,7 +133,7 @@ class EachStep:
                 # Break the reference cycle of a cancelled task: the error's traceback refers to
                 # this frame, and the frame's variable ``error`` to the error.
                 error = None
-                self._took(time.monotonic() - began)
+                self._took(monotonic() - began)
             try:
                 yield awaited
             except BaseException as thrown:
@@ -238,8 +238,11 @@ class Turns:
 
     def _charge_at_once(self, fd: int, spent_s: float, now_s: float) -> None:
         self._at_once[fd] += spent_s
-        if self._allowances.at_once.charge(spent_s, now_s) > 0:
-            return
+        if self._allowances.at_once.charge(spent_s, now_s) <= 0:
+            self._demote()
+
+    def _demote(self) -> None:
+        """Moves the connection that has used most to the epoll instance."""
         most = max(self._at_once, key=self._at_once.__getitem__)
         ready = self._watched.get(most)
         self.leave(most)
@@ -289,24 +292,33 @@ class Turns:
         else:
             self._loop.call_soon(self._give)
 
+    # The next two run for each config access: out of cold caches a function costs as much as a
+    # system call, so what they would call is written out in them.
+
     def _take_at_once(self, fd: int, ready: Ready) -> None:
-        began = time.monotonic()
+        began = monotonic()
         ready()
-        if fd in self._at_once:
-            now_s = time.monotonic()
-            self._charge_at_once(fd, now_s - began, now_s)
+        at_once = self._at_once
+        if fd in at_once:
+            now_s = monotonic()
+            at_once[fd] += now_s - began
+            if self._allowances.at_once.charge(now_s - began, now_s) <= 0:
+                self._demote()
 
     def _take(self) -> None:
-        began = time.monotonic()
-        if not self._line:
-            self._line.extend(fd for fd, _ in self._epoll.poll(0, LOOK_AT))
-        while self._line:
+        began, line = monotonic(), self._line
+        if not line:
+            for fd, _ in self._epoll.poll(0, LOOK_AT):
+                line.append(fd)
+        while line:
             # The connection was readable some ms ago, and may have been closed since. If so, its
             # number is not watched any more, or belongs to a new connection, whose ``ready`` finds
             # no message and does nothing.
-            ready = self._watched.get(self._line.popleft())
+            ready = self._watched.get(line.popleft())
             if ready is not None:
                 ready()
-            if self._line and time.monotonic() >= began + TURN_S:
+            if line and monotonic() >= began + TURN_S:
                 break
-        self.charge(time.monotonic() - began)
+        now_s = monotonic()
+        if self._allowances.in_turns.charge(now_s - began, now_s) <= 0:
+            self.charge(0.0)
