@@ -145,6 +145,8 @@ def measure(pair: Pair, rows: Iterable[str], runs: int) -> tuple[list[Compared],
             problems.append(f"{name}, run {len(found) + 1}: {type(err).__name__}: {err}")
         if found:
             figures += compared(found, (before, os.getloadavg()[0]))
+            # After each row: whoever ends a long run early keeps what it has.
+            OUTPUT.write_text(markdown(figures))
         print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return figures, problems
 
@@ -174,7 +176,6 @@ def main(arguments: Sequence[str]) -> int:
     print(table(figures))
     for problem in problems:
         print(f"not measured: {problem}")
-    OUTPUT.write_text(markdown(figures))
     print(f"written to {os.path.relpath(OUTPUT)}")
     return bool(problems) or any(each.is_met is False for each in figures)
 

@@ -19,7 +19,7 @@ from benchmarks.turns import Pair, Samples, shares, wait_still
 from tests.harness.memory_cgroup import memory_cgroup
 
 IDLE_S = 10.0
-WOKEN_S = 8.0
+WOKEN_S = 6.0
 
 READERS = 3
 FILE_BYTES = 64 * MIB

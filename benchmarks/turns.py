@@ -4,6 +4,7 @@ A build is driven by its command line and its sockets alone, so that it may have
 any way.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,12 +27,19 @@ def places(run: int) -> tuple[int, int]:
     return (1, 0) if run % 2 else (0, 1)
 
 
-def by_turns(measure: Callable[[Build], Samples], *, times: int = 1, warm_up: bool = True) -> Row:
+def by_turns(
+    measure: Callable[[Build], Samples],
+    *,
+    times: int = 1,
+    most: int = sys.maxsize,
+    warm_up: bool = True,
+) -> Row:
     """A row of runs that have nothing in common but the machine.
 
     Args:
         measure: one build's run.
         times: so many runs for each that is asked for: of what takes no time.
+        most: not more runs than these: of what is a median already.
         warm_up: measure each build once more, before the first run, for nothing: its files are
             read by then.
     """
@@ -39,7 +47,7 @@ def by_turns(measure: Callable[[Build], Samples], *, times: int = 1, warm_up: bo
     def row(pair: Pair, runs: int) -> Iterator[list[Samples]]:
         for build in pair if warm_up else ():
             measure(build)
-        for run in range(runs * times):
+        for run in range(min(runs * times, most)):
             found: list[Samples] = [{}, {}]
             for place in places(run):
                 found[place] = measure(pair[place])

@@ -11,7 +11,7 @@ from benchmarks.compare import Compared, compared, main, markdown, table
 from benchmarks.rows import ALONE, GOALS, ROWS, goal_of
 from benchmarks.trace_rows import Cost, is_fragmented, shown
 from benchmarks.traces import every_trace
-from benchmarks.turns import Pair, Samples, by_turns
+from benchmarks.turns import Pair, Samples, by_turns, used_s
 
 PAIR = [Build(name, Path(name), (name,)) for name in ("base", "here")]
 
@@ -107,6 +107,12 @@ def test_each_build_has_its_turn_first() -> None:
     assert runs[1] == [{"base, ms": 6}, {"here, ms": 5}]
     assert len(list(by_turns(measure, warm_up=False)(PAIR, 2))) == 2
     assert asked[8:] == ["base", "here", "here", "base"]
+    assert len(list(by_turns(measure, times=3)(PAIR, 2))) == 6
+    assert len(list(by_turns(measure, times=3, most=4)(PAIR, 2))) == 4
+
+
+def test_process_that_has_ended_is_not_taken_from_what_the_others_used() -> None:
+    assert used_s({1: 2.0, 2: 5.0}, {1: 2.5, 3: 0.25}) == 0.75
 
 
 def test_each_fragmented_recording_has_a_goal() -> None:
