@@ -31,6 +31,22 @@ class _GenericAlias(_Bare):
     """The class of no field's type; dataclasses asks for it, too."""
 
 
+class _TypeVar:
+    """Stands for a type variable. A subscripted alias of a generic one (``Row[Of]``) is made as
+    the module is imported, for which Python asks the variable for its replacement."""
+
+    def __init__(self, name: str, *constraints: object, **options: object) -> None:
+        pass
+
+    def __typing_subst__(self, argument: object) -> object:
+        return argument
+
+    def __or__(self, other: object) -> object:
+        return object
+
+    __ror__ = __or__
+
+
 OF_TYPING: dict[str, object] = {
     "TYPE_CHECKING": False,
     "assert_never": _assert_never,
@@ -38,7 +54,7 @@ OF_TYPING: dict[str, object] = {
     "ClassVar": _ClassVar,
     "_GenericAlias": _GenericAlias,
     "NewType": lambda name, base: base,
-    "TypeVar": lambda name, *constraints, **options: object,
+    "TypeVar": _TypeVar,
     **dict.fromkeys(("Any", "NoReturn", "Self", "TextIO"), object),
     **dict.fromkeys(("Generic", "Optional", "Protocol", "Type"), _Bare),
 }
