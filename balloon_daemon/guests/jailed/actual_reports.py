@@ -5,7 +5,8 @@ of the controller's time than the answer to the write. A VM of the profile seed 
 size that its balloon has when the next step comes, seconds later. So while its balloon is on the
 way to its target it is reported once in ``EVERY_S``. Everything else is reported at once: the
 target itself, a size beyond it, and a balloon that turns back. VMs of other profiles are decided
-by each movement (``sizing/drift.py``, ``sizing/stall.py``), so each size of theirs is reported.
+by each movement (``sizing/drift.py``, ``sizing/stall.py``), so each size of theirs is reported,
+and so is each size of a balloon whose whole memory is given back.
 """
 
 import asyncio

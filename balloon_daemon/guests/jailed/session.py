@@ -193,6 +193,8 @@ class Session:
 
     async def give_back(self) -> None:
         if not self._closing:
+            # A second signal ends this at once, and what is left then is said.
+            self._conversation.report_each(each=True)
             await self._balloon.give_back()
 
     @property
