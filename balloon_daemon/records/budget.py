@@ -5,6 +5,7 @@ Pure. Whoever can cause one line can cause millions. A VM's user is known from i
 """
 
 from collections import deque
+from itertools import islice
 
 from balloon_daemon.events import Connected, Disconnected, Event, VmDriven, VmLetGo, VmLost
 from balloon_daemon.rate_limit import LineBudget
@@ -26,14 +27,25 @@ REMEMBERED = 1024
 its VM's end."""
 
 
+FORGOTTEN_AFTER_S = 60.0
+"""A user of whom no VM has been remembered for so long is forgotten, as both of its buckets are
+full again. Whoever has subordinate users (subuid(5)) may connect as 65,536 users."""
+
+LOOKED_AT = 2
+"""At how many users each new VM looks whether they are to be forgotten."""
+
+
 class _User:
     def __init__(self) -> None:
         self.lines = LineBudget(LINES, LINES_A_SECOND)
         self.first_lines = LineBudget(FIRST_LINES, FIRST_LINES_A_SECOND)
+        self.vms = 0
+        """How many of its VMs are remembered."""
+        self.seen_s = 0.0
 
 
 class UserBudgets:
-    """The budgets of all users that have ever had a VM."""
+    """The budgets of all users that have a VM, or have had one a short time ago."""
 
     def __init__(self) -> None:
         self._users: dict[int, _User] = {}
@@ -51,11 +63,29 @@ class UserBudgets:
         """
         if isinstance(event, Connected | VmDriven):
             user = self._users.setdefault(event.uid, _User())
+            user.vms += 1
+            self._drop(event.vm, now_s)
             self._vms[event.vm] = (user, now_s + YOUNG_S)
+            self._forget(now_s)
             return
         self._gone.append(event.vm)
         if len(self._gone) > REMEMBERED:
-            self._vms.pop(self._gone.popleft(), None)
+            self._drop(self._gone.popleft(), now_s)
+
+    def _drop(self, vm: VmId, now_s: float) -> None:
+        known = self._vms.pop(vm, None)
+        if known is not None:
+            user, _ = known
+            user.vms -= 1
+            user.seen_s = now_s
+
+    def _forget(self, now_s: float) -> None:
+        """Forgets users of whom nothing is left, a few at each call."""
+        for uid, user in list(islice(self._users.items(), LOOKED_AT)):
+            # Whoever stays is looked at again after all others.
+            del self._users[uid]
+            if user.vms or now_s - user.seen_s < FORGOTTEN_AFTER_S:
+                self._users[uid] = user
 
     def admit(self, event: Event, now_s: float) -> int | None:
         """Tells whether an event may have a line.

@@ -63,10 +63,16 @@ def right_kind(request: int, fd: Fd) -> bool:
     return kind is None or fd_kind(fd.fileno()) is kind
 
 
-def inspect_memory(fds: Sequence[Fd]) -> Iterator[FileFacts]:
-    """What is known of each memory region's file (``FileFacts``), for the descriptors that came
-    with one message."""
-    file_systems = FileSystems()
+def inspect_memory(
+    fds: Sequence[Fd], file_systems: FileSystems | None = None
+) -> Iterator[FileFacts]:
+    """What is known of each memory region's file (``FileFacts``).
+
+    Args:
+        fds: the descriptors that came with one message.
+        file_systems: tells the types of file systems; None: a new one.
+    """
+    file_systems = file_systems or FileSystems()
     for fd in fds:
         file = inspect_memory_file(fd.fileno(), file_systems)
         yield FileFacts(file.size_bytes, file.page_bytes, file.never_freed, file.mappable)

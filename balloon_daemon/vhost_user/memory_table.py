@@ -12,6 +12,7 @@ whose descriptors do not match its regions raises FrontendError.
 Source: vhost-user, "Memory region description", SET_MEM_TABLE, ADD_MEM_REG, REM_MEM_REG.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -52,6 +53,10 @@ class FileFacts(NamedTuple):
     mappable: bool = True
 
 
+Inspect = Callable[[Sequence[Fd]], Iterable[FileFacts]]
+"""Gives the facts of files, in the order of their descriptors, which came with one message."""
+
+
 class Region(NamedTuple):
     """A memory region and its file.
 
@@ -77,17 +82,52 @@ class Region(NamedTuple):
 _NO_FILE = FileFacts(None, PAGE_SIZE, "is not known here", mappable=False)
 
 
+class _Ranges:
+    """Ranges of addresses that do not overlap, in their order.
+
+    A new range is compared with its two neighbours, not with all others: a table may have 256
+    regions, and a controller that takes over reads the tables of all VMs before it serves one.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, RegionDescription]] = []
+        """Each range's first address and end, and the region that it is of."""
+
+    def add(self, start: int, region: RegionDescription) -> RegionDescription | None:
+        """Adds a region's range, unless it overlaps one of another region; returns that region."""
+        rows, end = self._rows, start + region.size_bytes
+        at = bisect_left(rows, (start,))
+        for other_start, other_end, other in rows[max(0, at - 1) : at + 1]:
+            if start < other_end and other_start < end:
+                return other
+        rows.insert(at, (start, end, region))
+        return None
+
+    def remove(self, start: int) -> None:
+        """Removes the range that begins at this address."""
+        del self._rows[bisect_left(self._rows, (start,))]
+
+    def clear(self) -> None:
+        """Removes all ranges."""
+        self._rows.clear()
+
+
 class MemoryTable:
     """The regions of one guest.
 
     Args:
-        inspect: called with the descriptors of one message; gives the facts of their files, in the
-            same order.
+        inspect: examines the regions' files.
+
+    Attributes:
+        inspect: the same; a controller that takes a guest over sets another for that time.
+        regions: the regions, in the order in which they came.
     """
 
-    def __init__(self, inspect: Callable[[Sequence[Fd]], Iterable[FileFacts]]) -> None:
-        self._inspect = inspect
+    def __init__(self, inspect: Inspect) -> None:
+        self.inspect = inspect
         self.regions: list[Region] = []
+        self._guest, self._frontend = _Ranges(), _Ranges()
+        """The regions' ranges of guest-physical addresses, and of the front-end's."""
         self.unsound = ""
         """Why no device can be forked for this table; "" where one can."""
 
@@ -123,7 +163,7 @@ class MemoryTable:
                 request, f"{len(descriptions)} regions with {len(fds)} file descriptors"
             )
         self.close()
-        for description, fd, facts in zip(descriptions, fds, self._inspect(fds), strict=True):
+        for description, fd, facts in zip(descriptions, fds, self.inspect(fds), strict=True):
             self._add(description, fd, facts)
 
     def add(self, description: RegionDescription, fd: Fd | None) -> None:
@@ -133,7 +173,7 @@ class MemoryTable:
             description: its addresses and size.
             fd: its file; None where another controller had closed the file already.
         """
-        for facts in [_NO_FILE] if fd is None or self.unsound else self._inspect([fd]):
+        for facts in [_NO_FILE] if fd is None or self.unsound else self.inspect([fd]):
             self._add(description, fd, facts)
 
     def _add(self, description: RegionDescription, fd: Fd | None, facts: FileFacts) -> None:
@@ -164,6 +204,8 @@ class MemoryTable:
                 gone.frontend_addr,
             ):
                 self.regions.remove(region)
+                self._guest.remove(old.guest_addr)
+                self._frontend.remove(old.frontend_addr)
                 region.close()
                 return True
         return False
@@ -182,9 +224,12 @@ class MemoryTable:
         for region in self.regions:
             region.close()
         self.regions = []
+        self._guest.clear()
+        self._frontend.clear()
 
     def _problem(self, new: RegionDescription, facts: FileFacts) -> str:
-        """Why the table contradicts itself with the region just added; "" where it does not."""
+        """Adds the ranges of the region just added; why the table contradicts itself with it, ""
+        where it does not."""
         where = f"memory region at {new.guest_addr:#x}"
         starts = (new.guest_addr, new.frontend_addr, new.mmap_offset_bytes)
         if len(self.regions) > MAX_MEM_SLOTS:
@@ -193,17 +238,10 @@ class MemoryTable:
             return f"{where} is empty or not aligned to {PAGE_SIZE} bytes"
         if any(start + new.size_bytes > 1 << 64 for start in starts):
             return f"{where} of {new.size_bytes} bytes wraps around"
-        for other in self.regions[:-1]:
-            old = other.description
-            if _overlap(new.guest_addr, new.size_bytes, old.guest_addr, old.size_bytes) or (
-                _overlap(new.frontend_addr, new.size_bytes, old.frontend_addr, old.size_bytes)
-            ):
-                return f"{where} overlaps that at {old.guest_addr:#x}"
+        other = self._guest.add(new.guest_addr, new) or self._frontend.add(new.frontend_addr, new)
+        if other is not None:
+            return f"{where} overlaps that at {other.guest_addr:#x}"
         size = facts.size_bytes
         if size is not None and new.mmap_offset_bytes + new.size_bytes > size:
             return f"{where} exceeds its file of {size} bytes"
         return ""
-
-
-def _overlap(start: int, size: int, other_start: int, other_size: int) -> bool:
-    return start < other_start + other_size and other_start < start + size

@@ -13,6 +13,7 @@ from balloon_daemon.events.driven import Fault
 from balloon_daemon.records.budget import (
     FIRST_LINES,
     FIRST_LINES_A_SECOND,
+    FORGOTTEN_AFTER_S,
     LINES,
     LINES_A_SECOND,
     REMEMBERED,
@@ -93,3 +94,19 @@ def test_lines_on_a_vm_that_is_gone_are_limited_for_as_long_as_it_is_remembered(
         budgets.note(Connected(vm, OTHER), 0.0)
         budgets.note(Disconnected(vm), 0.0)
     assert budgets.admit(TakenOver(VM), 0.0) == 0
+
+
+@fault("a user with 65,536 subordinate users connects as each of them")
+def test_user_of_whom_no_vm_is_remembered_is_forgotten_once_its_buckets_are_full_again() -> None:
+    budgets = UserBudgets()
+    budgets.note(Connected(VM, OTHER), 0.0)
+    for number in range(10, 10 + 2 * REMEMBERED):
+        vm = VmId(number, f"vm{number}")
+        budgets.note(Connected(vm, number), 0.0)
+        budgets.note(Disconnected(vm), 0.0)
+    # Those of whom no VM is remembered are kept for a time: who comes again has no new bucket.
+    assert len(budgets._users) == 1 + 2 * REMEMBERED
+    for _ in range(2 * REMEMBERED):
+        budgets.note(Connected(ANOTHER, GREEDY), FORGOTTEN_AFTER_S)
+    assert len(budgets._users) == 2 + REMEMBERED
+    assert OTHER in budgets._users

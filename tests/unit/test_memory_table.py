@@ -264,3 +264,39 @@ def test_close_closes_each_file_once() -> None:
     table.close()
     table.close()
     assert [fd.closings for fd in fds] == [1, 1]
+
+
+class Compared(int):
+    """An address that counts how often addresses were compared."""
+
+    times = 0
+
+    def __lt__(self, other: int) -> bool:
+        Compared.times += 1
+        return int(self) < int(other)
+
+    def __gt__(self, other: int) -> bool:
+        Compared.times += 1
+        return int(self) > int(other)
+
+
+@fault("controller that takes over the VMs of a user with 256 memory regions each")
+@pytest.mark.parametrize("step", [1, -1])
+def test_region_of_256_is_compared_with_few_others(step: int) -> None:
+    table = MemoryTable(inspect)
+    Compared.times = 0
+    for number in range(MAX_MEM_SLOTS)[::step]:
+        guest, frontend = GuestAddr(Compared(number * MIB)), FrontendAddr(Compared(number * MIB))
+        table.add(RegionDescription(guest, MIB, frontend, 0), CountedFd())
+    assert (table.unsound, len(table.regions)) == ("", MAX_MEM_SLOTS)
+    # A binary search in two lists takes eight steps in each; all others would be 32,640 pairs.
+    assert Compared.times <= MAX_MEM_SLOTS * 2 * 12
+
+
+def test_region_that_was_removed_leaves_its_place_to_another() -> None:
+    table, _ = table_of_two()
+    assert table.remove(LOW)
+    table.add(described(MIB, MIB, 0x7000_0000 + MIB), CountedFd())
+    assert (table.unsound, len(table.regions)) == ("", 2)
+    table.add(LOW, CountedFd(3 * MIB))
+    assert table.unsound == "memory region at 0x0 overlaps that at 0x100000"

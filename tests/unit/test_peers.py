@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import psutil
+import pytest
 
 from balloon_daemon.events import ConnectionRefused, Event, Share, StoreShareUsed
+from balloon_daemon.guests.jailed import peers
 from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.peers import (
     EACH,
@@ -211,6 +213,48 @@ def test_descriptors_that_wait_without_a_number_refuse_no_other_user() -> None:
         assert other.may_receive(modest)
 
     assert play(scene) == []
+
+
+@fault("a user with 65,536 subordinate users connects as each of them")
+def test_user_who_has_had_nothing_here_for_long_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(room: Room) -> None:
+        own = room.peers.of(room.connection())
+        room.peer(2, 1)
+        room.peer(3, 0).hold_hanging(1)
+        room.peer(4, 0).account.held = 1
+        room.peer(5, 0).account.parked = 1
+        past = range(100, 200)
+        for uid in past:
+            room.peer(uid, 0)
+        # None of them before its shares are saved up again.
+        for _ in past:
+            assert room.peers.of(room.connection()) is own
+        assert len(room.peers._peers) == 5 + len(past)
+
+        monkeypatch.setattr(peers, "FORGOTTEN_AFTER_S", 0.0)
+        own.join()
+        for _ in past:
+            assert room.peers.of(room.connection()) is own
+        assert set(room.peers._peers) == {own.uid, 2, 3, 4, 5}
+        own.leave()
+
+    play(scene)
+
+
+@fault("a user with 65,536 subordinate users connects as each of them")
+def test_each_connection_has_two_users_looked_at_so_their_number_does_not_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(room: Room) -> None:
+        monkeypatch.setattr(peers, "FORGOTTEN_AFTER_S", 0.0)
+        for uid in range(100, 1100):
+            room.peer(uid, 0)
+            room.peers.of(room.connection()).connections = 1  # It stays.
+            assert len(room.peers._peers) <= 3
+
+    play(scene)
 
 
 @fault("more than 1,024 descriptors of one user wait for their close")

@@ -41,11 +41,12 @@ from balloon_daemon.host.low_memory import ChromeosLowMemory
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
-from balloon_daemon.units import FrontendAddr, GuestAddr, VmId
+from balloon_daemon.linux.mountinfo import read_lines
+from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
-from balloon_daemon.vhost_user.memory_table import MemoryTable
+from balloon_daemon.vhost_user.memory_table import Fd, FileFacts, MemoryTable
 from balloon_daemon.vhost_user.messages import (
     HEADER,
     U64,
@@ -252,6 +253,54 @@ def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
     what = f"a request of {length} bytes in phase {phase:d}"
     assert left.of(StateRefused, ConnectionClosed) == [ConnectionClosed(VM1, f"{DAMAGED}: {what}")]
     assert left.store.names == set()
+
+
+@fault("controller that takes over the VMs of a user with 256 memory regions each")
+def test_mounts_are_read_once_for_the_files_of_all_guests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whose_files_are_on_disks() -> Backend:
+        # A device may map a file of a local disk, so it is kept; its kind is told by the mounts.
+        def on_disk(fds: Sequence[Fd]) -> list[FileFacts]:
+            return [FileFacts(None, PAGE_SIZE, "is a file on ext4") for _ in fds]
+
+        backend = Backend(MemoryTable(on_disk))
+        for number in range(3):
+            description = REGION._replace(
+                guest_addr=GuestAddr(number << 30), frontend_addr=FrontendAddr(number << 30)
+            )
+            file = OwnedFd(os.open(tmp_path / f"file{number}", os.O_RDWR | os.O_CREAT))
+            os.truncate(file.fileno(), description.size_bytes)
+            request = Message(Q.ADD_MEM_REG, VERSION, description.encode_single())
+            backend.handle(request, [file])
+        return backend
+
+    left = Left(whose_files_are_on_disks)
+    reads: list[int] = []
+
+    def read() -> list[bytes]:
+        reads.append(len(reads))
+        return read_lines()
+
+    monkeypatch.setattr("balloon_daemon.linux.memory_file_kind.read_lines", read)
+    # No memory file, wherever the test's directory is: the mounts are looked into for each.
+    monkeypatch.setattr("balloon_daemon.linux.memory_file_kind.F_GET_SEALS", -1)
+
+    async def go_on() -> None:
+        guests = left.go_on(tmp_path)
+        assert [len(guest.backend.memory.regions) for guest in guests] == [3, 3]
+        assert len(reads) == 1
+        # What a VMM sends later may be on a mount that is newer.
+        file = OwnedFd(os.open(tmp_path / "file0", os.O_RDWR))
+        description = REGION._replace(guest_addr=GuestAddr(9 << 30), frontend_addr=FrontendAddr(0))
+        guests[0].backend.memory.add(description, file)
+        assert len(reads) == 2
+        for guest in guests:
+            guest.give_up()
+
+    asyncio.run(go_on())
+    for vmm in left.vmms:
+        vmm.close()
 
 
 @fault("controller killed in the middle of a VMM's request")

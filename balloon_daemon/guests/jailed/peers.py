@@ -7,6 +7,7 @@ connections are refused before existing connections run out of descriptors.
 """
 
 import resource
+from itertools import islice
 from time import monotonic as now_s
 
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
@@ -53,6 +54,15 @@ MEASURING, MEASURING_AT_ONCE_S = 1 / 16, 0.02
 VMs occupy, and seconds of it at once: all VMs are asked in one turn of the loop when memory
 becomes low. Asking takes 7 µs a file, and a user may have 24,000 files."""
 
+FORGOTTEN_AFTER_S = 60.0
+"""A user who has had nothing here for so long is forgotten: all of its shares are saved up again
+by then. Whoever has subordinate users (subuid(5)) may connect as 65,536 users, one after another.
+"""
+
+LOOKED_AT = 2
+"""At how many users each new connection looks whether they are to be forgotten: at more than one,
+so that their number does not grow."""
+
 ENDS_A_SECOND = 10
 """How many ends of one user's connections are published in a second; any user may connect
 thousands of times a second."""
@@ -85,9 +95,21 @@ class Peer:
         self.ends = RateLimit(ENDS_A_SECOND)
         self.refusals = _Refusals(RateLimit(1), RateLimit(1))
         self._allowances = Allowances()
-        self._forks, self._reports = Allowance(OF_THE_TEMPLATE), Allowance(OF_THE_LOOP)
+        self._forks = Allowance(OF_THE_TEMPLATE)
         self._measuring = Allowance(MEASURING, MEASURING_AT_ONCE_S)
         self._turns: Turns | None = None
+        self._seen_s = now_s()
+
+    def seen(self) -> None:
+        """Notes that the user has something here."""
+        self._seen_s = now_s()
+
+    def is_past(self) -> bool:
+        """Whether the user has had nothing here for ``FORGOTTEN_AFTER_S``."""
+        if self.places or self.account.held or self.account.debt:
+            self.seen()
+            return False
+        return now_s() - self._seen_s >= FORGOTTEN_AFTER_S
 
     @property
     def turns(self) -> Turns:
@@ -127,6 +149,7 @@ class Peer:
     def leave(self) -> None:
         """Removes a connection of this user."""
         self.connections -= 1
+        self.seen()
         if not self.connections:
             self.turns.close()
             self._turns = None
@@ -159,7 +182,7 @@ class Peer:
         Returns:
             For how many seconds no report of this user's devices is to be read.
         """
-        left_s = self._reports.charge(spent_s, now_s())
+        left_s = self._allowances.reports.charge(spent_s, now_s())
         return 0.0 if left_s > 0 else (TURN_S - left_s) / OF_THE_LOOP
 
     def charge_measuring(self, spent_s: float) -> bool:
@@ -202,9 +225,21 @@ class Peers:
     def of(self, connection: Connection) -> Peer:
         """The user of a connection; descriptors that it brings count as that user's."""
         uid = connection.peer_uid()
-        peer = self._peers.setdefault(uid, Peer(uid, self))
+        peer = self._peers.get(uid)
+        if peer is None:
+            peer = self._peers[uid] = Peer(uid, self)
+        peer.seen()
         connection.foreign.charge_to(peer.account)
+        self._forget()
         return peer
+
+    def _forget(self) -> None:
+        """Forgets users who have had nothing here for long, a few at each call."""
+        for uid, peer in list(islice(self._peers.items(), LOOKED_AT)):
+            # Whoever stays is looked at again after all others.
+            del self._peers[uid]
+            if not peer.is_past():
+                self._peers[uid] = peer
 
     @property
     def numbers(self) -> int:

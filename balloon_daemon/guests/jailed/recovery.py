@@ -1,6 +1,7 @@
 """Restores the guests that another controller left in the store."""
 
 import socket
+from functools import partial
 
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.events import Publish, StateRefused
@@ -12,8 +13,10 @@ from balloon_daemon.handover.keys import FdKey
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.linux.memory_file_kind import FileSystems
+from balloon_daemon.vhost_user.connection import Connection, inspect_memory
 from balloon_daemon.vhost_user.foreign_fds import Closes, ForeignFds
+from balloon_daemon.vhost_user.memory_table import Inspect
 from balloon_daemon.vhost_user.messages import decode_message
 
 
@@ -30,12 +33,15 @@ def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -
         publish: takes events.
     """
     sessions = []
+    # Read the mounts once for all guests, before which no VM is served: a guest may have 256 files
+    # of which they tell the kind. All files in the store are open already.
+    inspect = partial(inspect_memory, file_systems=FileSystems())
     for kept in find_guests(store):
         foreign = ForeignFds(closer)
         try:
             if isinstance(kept.state, StateFileError):
                 raise kept.state
-            sessions.append(_restore(store, kept, kept.state, make, foreign))
+            sessions.append(_restore(store, kept, kept.state, make, foreign, inspect))
         except (StateFileError, StateError, FrontendError, OSError, ValueError) as err:
             publish(StateRefused(kept.vm, str(err)))
             # Most of the stored descriptors come from the guest's VMM, so their last close may
@@ -53,7 +59,12 @@ def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -
 
 
 def _restore(
-    store: Store, kept: KeptGuest, state: GuestState, make: MakeSession, foreign: ForeignFds
+    store: Store,
+    kept: KeptGuest,
+    state: GuestState,
+    make: MakeSession,
+    foreign: ForeignFds,
+    inspect: Inspect,
 ) -> Session:
     def take(number: int) -> OwnedFd:
         # Give the session a duplicate of its own, because the descriptors in ``kept.fds`` are
@@ -67,6 +78,8 @@ def _restore(
     try:
         if kept.serial < saver.journal.required:
             raise StateFileError("is not the newest, for which there was no room")
+        memory = session.backend.memory
+        later_inspect, memory.inspect = memory.inspect, inspect
         for message in jailed.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
             # Tell the saver first under which number the store has each descriptor. Afterwards may
@@ -75,6 +88,7 @@ def _restore(
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
             session.backend.handle(decode_message(message.content), fds)
+        memory.inspect = later_inspect
         saver.adopt(jailed.connection, connection)
         saver.adopt(jailed.journal, saver.journal.fd)
         saver.adopt_state(kept.serial)

@@ -93,11 +93,13 @@ class Allowance:
 
 class Allowances:
     """One user's shares of the loop's time: ``in_turns`` for the connections in the user's epoll
-    instance, ``at_once`` for those that the event loop watches directly (``AT_ONCE``)."""
+    instance, ``at_once`` for those that the event loop watches directly (``AT_ONCE``), ``reports``
+    for what the user's devices report."""
 
     def __init__(self) -> None:
         self.in_turns = Allowance(OF_THE_LOOP)
         self.at_once = Allowance(OF_THE_LOOP_AT_ONCE)
+        self.reports = Allowance(OF_THE_LOOP)
 
 
 class EachStep:
