@@ -92,6 +92,19 @@ async def open_files(pid: int, starts: Sequence[str], ask: Ask | None = None) ->
     return OpenFiles(are_seen=False)
 
 
+async def pid_in(path: str) -> int | None:
+    """The process whose number is in a file; None: there is no such file.
+
+    Raises:
+        ControlError: the file's directory is looked at too slowly now, or was lately.
+    """
+    try:
+        pid = await vmm_files.one_answer(LOOKUPS.ask, "number", path)
+    except OSError:
+        return None
+    return pid if isinstance(pid, int) else None
+
+
 async def has_thread(pid: int, thread: int) -> bool:
     """Whether a process has this thread, by the number that its own PID namespace gives it.
 
