@@ -134,6 +134,15 @@ def test_process_id_is_not_read_by_another_users_link(
     assert pid_of(uri(tmp_path), "db", UUID) is None
 
 
+@needs_root
+def test_process_of_another_user_than_the_files_is_none_of_its_domain(
+    tmp_path: Path, qemu: "subprocess.Popen[bytes]"
+) -> None:
+    write_pid(tmp_path, f"{qemu.pid}\n")
+    os.chown(tmp_path / "qemu/web.pid", NOBODY, NOBODY)
+    assert pid_of(uri(tmp_path), "web", UUID) is None
+
+
 @pytest.mark.parametrize("name", ["web", "../web", "a/b"])
 def test_domain_without_a_file_has_no_known_process(tmp_path: Path, name: str) -> None:
     assert pid_of(uri(tmp_path), name, UUID) is None

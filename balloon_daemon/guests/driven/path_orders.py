@@ -190,8 +190,9 @@ def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
     return resolved, (status.st_dev, status.st_ino) if is_socket else None
 
 
-def _number(path: str, enters: Enters) -> int | None:
-    """The number that a small file has, such as a process's; None: it is no regular file.
+def _number(path: str, enters: Enters) -> tuple[int, int] | None:
+    """The number that a small file has, such as a process's, and the file's owner; None: it is no
+    regular file.
 
     Raises:
         OSError: the kernel's reason, or ENOTSOCK: another user's link leads there.
@@ -200,11 +201,12 @@ def _number(path: str, enters: Enters) -> int | None:
     fd = _opened(path, enters)
     try:
         # Look at the file's kind before it is opened: to open some devices has effects.
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             return None
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(f"/proc/self/fd/{fd}", flags), "rb") as file:
-            return int(file.read(_NUMBER_BYTES))
+            return int(file.read(_NUMBER_BYTES)), status.st_uid
     finally:
         os.close(fd)
 
