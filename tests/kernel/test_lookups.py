@@ -18,8 +18,9 @@ from balloon_daemon.guests.driven import lookups, path_orders
 from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.directories import Directories
 from balloon_daemon.guests.driven.discovery import Search
-from balloon_daemon.guests.driven.lookups import Lookups
+from balloon_daemon.guests.driven.lookups import LOOKUPS, Lookups
 from balloon_daemon.guests.driven.unix_socket import connect, socket_at
+from balloon_daemon.guests.libvirt.qemu_process import find_pid
 from balloon_daemon.linux import asked_child
 from balloon_daemon.linux.asked_child import AskedChild
 from tests.fakes.quick_loop import run_quickly
@@ -533,3 +534,23 @@ def test_search_pauses_so_that_many_names_cost_little_of_a_processor(
     batches = list(path_orders.answers(["match", str(tmp_path), "*"], -1, lambda owner: None))
     assert sum(len(batch) for batch in batches if isinstance(batch, list)) == 100
     assert pauses == [path_orders.PAUSE_S] * 100
+
+
+@fault("a user keeps those waiting who look names up")
+def test_directory_of_libvirts_process_ids_holds_up_no_event_loop(
+    tmp_path: Path, mute: MuteDirectory
+) -> None:
+    (tmp_path / "qemu").symlink_to(os.path.dirname(mute.path))
+    uri = f"qemu:///system?socket={tmp_path}/libvirt-sock"
+    # Where the event loop itself looks the name up, this ends its wait, and no error is raised.
+    late = threading.Timer(HANG_S, mute.answer)
+    late.start()
+    try:
+        with pytest.raises(ControlError) as raised:
+            asyncio.run(find_pid(uri, "web", "a" * 36))
+    finally:
+        late.cancel()
+        late.join()
+        mute.answer()
+        wait_until(LOOKUPS.close, what="its children end")
+    assert raised.value.fault is Fault.PATH_HANGS

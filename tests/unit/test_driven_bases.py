@@ -67,8 +67,25 @@ def test_base_of_a_vm_that_is_driven_stays_its_own_when_another_comes_by_its_nam
     bases = Bases(tmp_path / "bases", events.append)
     bases.hold(WEB, NOBODY)
     bases.note(WEB, GIB)
-    bases.move(NEXT, restored=restored)
+    bases.move(NEXT, NOBODY, restored=restored)
     assert (bases.get(WEB), bases.get(NEXT)) == (GIB, None)
+
+
+@fault("two VMs have one name")
+@pytest.mark.parametrize("restored", [True, False])
+@pytest.mark.parametrize("user", [NOBODY, -1])
+def test_base_of_a_vm_that_is_not_found_yet_is_no_other_users(
+    tmp_path: Path, events: list[Event], user: int, restored: bool
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.hold(WEB, 0)
+    bases.note(WEB, GIB)
+    bases.store()
+    again = Bases(tmp_path / "bases", events.append)
+    again.move(NEXT, user, restored=restored)
+    assert (again.get(WEB), again.get(NEXT)) == (GIB, None)
+    again.move(NEXT, 0, restored=True)
+    assert (again.get(WEB), again.get(NEXT)) == (None, GIB)
 
 
 @pytest.mark.parametrize(("restored", "base_bytes"), [(True, GIB), (False, None)])
@@ -78,8 +95,8 @@ def test_base_is_the_next_processs_only_of_a_vm_that_was_restored(
     bases = Bases(tmp_path / "bases", events.append)
     bases.note(WEB, GIB)
     bases.note(WEB._replace(name="db"), 0)
-    bases.move(NEXT, restored=restored)
-    bases.move(NEXT, restored=restored)  # By another connection to the same process.
+    bases.move(NEXT, NOBODY, restored=restored)
+    bases.move(NEXT, NOBODY, restored=restored)  # By another connection to the same process.
     bases.store()
     again = Bases(tmp_path / "bases", events.append)
     assert (again.get(NEXT), again.get(WEB)) == (base_bytes, None)
@@ -92,7 +109,7 @@ def test_base_of_a_restored_vm_is_the_last_of_its_processes(
     bases = Bases(tmp_path / "bases", events.append)
     bases.note(WEB, GIB)
     bases.note(WEB._replace(pid=101), 2 * GIB)
-    bases.move(NEXT, restored=True)
+    bases.move(NEXT, NOBODY, restored=True)
     assert bases.get(NEXT) == 2 * GIB
 
 
@@ -100,7 +117,7 @@ def test_restored_vm_of_which_nothing_was_taken_has_no_base(
     tmp_path: Path, events: list[Event]
 ) -> None:
     bases = Bases(tmp_path / "bases", events.append)
-    bases.move(NEXT, restored=True)
+    bases.move(NEXT, NOBODY, restored=True)
     assert bases.get(NEXT) is None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -584,7 +585,9 @@ def test_vm_that_was_saved_and_restored_gets_back_what_was_taken_before(
 
     told = None if restored is None else False
     play(first, found(balloon_bytes=100 * MIB, vm_uuid="5a3d", restored=told, pid=os.getpid()))
-    play(second, found(balloon_bytes=356 * MIB, vm_uuid="5a3d", restored=restored))
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as vmm:
+        at_next = found(balloon_bytes=356 * MIB, vm_uuid="5a3d", restored=restored, pid=vmm.pid)
+        play(second, at_next)
 
 
 @fault("more than 4,096 VMs that have a balloon already")

@@ -14,6 +14,8 @@ from balloon_daemon.guests.libvirt.qemu_process import find_memory_file, find_pi
 from balloon_daemon.guests.libvirt.wire import Figures
 from balloon_daemon.guests.seam import GuestState, Stats
 from balloon_daemon.units import GIB, MIB
+from tests.harness.needs import needs_root
+from tests.harness.other_user import NOBODY
 from tests.harness.waiting import wait_until
 
 UUID = "a1d764e9-c362-47d7-984d-ba62f1ebac71"
@@ -108,6 +110,36 @@ def test_process_of_another_domain_is_not_taken_for_it(
 @pytest.mark.parametrize("text", ["", "no number", "-1", "0", "9" * 400])
 def test_file_without_a_process_names_none(tmp_path: Path, text: str) -> None:
     write_pid(tmp_path, text)
+    assert pid_of(uri(tmp_path), "web", UUID) is None
+
+
+def test_process_id_in_a_pipe_is_none(tmp_path: Path, qemu: "subprocess.Popen[bytes]") -> None:
+    # Nothing but a regular file is opened: to open some devices has effects.
+    (tmp_path / "qemu").mkdir()
+    os.mkfifo(tmp_path / "qemu/web.pid")
+    with open(os.open(tmp_path / "qemu/web.pid", os.O_RDWR), "w") as pipe:
+        pipe.write(f"{qemu.pid}\n")
+        pipe.flush()
+        assert pid_of(uri(tmp_path), "web", UUID) is None
+
+
+@needs_root
+def test_process_id_is_not_read_by_another_users_link(
+    tmp_path: Path, qemu: "subprocess.Popen[bytes]"
+) -> None:
+    write_pid(tmp_path, f"{qemu.pid}\n")
+    (tmp_path / "qemu/db.pid").symlink_to(tmp_path / "qemu/web.pid")
+    assert pid_of(uri(tmp_path), "db", UUID) == qemu.pid
+    os.lchown(tmp_path / "qemu/db.pid", NOBODY, NOBODY)
+    assert pid_of(uri(tmp_path), "db", UUID) is None
+
+
+@needs_root
+def test_process_of_another_user_than_the_files_is_none_of_its_domain(
+    tmp_path: Path, qemu: "subprocess.Popen[bytes]"
+) -> None:
+    write_pid(tmp_path, f"{qemu.pid}\n")
+    os.chown(tmp_path / "qemu/web.pid", NOBODY, NOBODY)
     assert pid_of(uri(tmp_path), "web", UUID) is None
 
 

@@ -190,19 +190,24 @@ class Bases:
     def _free(self) -> Iterator[BaseKey]:
         return (key for key in self._bases if key not in self._held)
 
-    def move(self, key: BaseKey, *, restored: bool) -> None:
+    def move(self, key: BaseKey, user: int, *, restored: bool) -> None:
         """Moves or forgets the entry that belongs to the VM's earlier process.
 
         Args:
             key: the VM and its present process, which gets the entry if the VM was restored.
+            user: the user of that process; -1: unknown.
             restored: False: the VM was started anew, and the entry is forgotten.
         """
-        # An entry that is held is another VM's that is driven now: users of two libvirts may give
-        # their domains one UUID.
+        # Users of two libvirts may give their domains one UUID. So an entry that is held is not
+        # taken, as it is another VM's that is driven now, nor an entry of another user's process:
+        # that VM may only not have been found yet by this balloond.
         earlier = [
             each
             for each in self._bases
-            if each.name == key.name and each != key and each not in self._held
+            if each.name == key.name
+            and each != key
+            and each not in self._held
+            and self._users.get(each, -1) in (-1, user)
         ]
         moved = [self._bases.pop(each) for each in earlier]
         self._changed |= bool(moved)

@@ -413,7 +413,7 @@ def _place(order: Sequence[object]) -> tuple[str, int | None]:
             return "/proc", None
         case [_, int(), int(user), *_]:
             return f"processes of user {user}", user
-        case ["identify" | "connect", str(path), *_]:
+        case ["identify" | "number" | "connect", str(path), *_]:
             return os.path.dirname(path), None
     return str(order[1]), None
 

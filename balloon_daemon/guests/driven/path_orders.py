@@ -1,4 +1,5 @@
-"""Looks up paths for driven VMs: finds sockets that match, watches directories, connects sockets.
+"""Looks up paths for driven VMs: finds sockets that match, watches directories, connects sockets,
+reads process ids.
 
 Runs in a child of the controller's (``lookups.py``), or in a process that serves no VMs. A lookup
 of a name waits for the lock of the directory that the name is in, and whoever may list a directory
@@ -32,6 +33,9 @@ _BATCH_BYTES = 16 * 1024
 """A batch of matches is answered as soon as its paths have more bytes than this, so that it fits
 into one message (``linux/asked_child.py``). JSON makes up to six bytes of each byte, as of a
 control character (``\\u0001``). A path has up to 4,096 bytes."""
+
+_NUMBER_BYTES = 32
+"""More than a process's number has, with the line's end."""
 
 Enters = Callable[[int], None]
 """Called before a name is looked up in a directory that belongs neither to root nor to this
@@ -88,6 +92,8 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
             yield _watched(directory, enters)
         case ["identify", str(path)]:
             yield _identity(path)
+        case ["number", str(path)]:
+            yield _number(path, enters)
         case ["connect", str(path), identity, *refused]:
             yield _connect(fd, path, identity, refused, enters)
         case _:
@@ -182,6 +188,27 @@ def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
         return resolved, None
     is_socket = stat.S_ISSOCK(status.st_mode)
     return resolved, (status.st_dev, status.st_ino) if is_socket else None
+
+
+def _number(path: str, enters: Enters) -> tuple[int, int] | None:
+    """The number that a small file has, such as a process's, and the file's owner; None: it is no
+    regular file.
+
+    Raises:
+        OSError: the kernel's reason, or ENOTSOCK: another user's link leads there.
+        ValueError: the file has no number.
+    """
+    fd = _opened(path, enters)
+    try:
+        # Look at the file's kind before it is opened: to open some devices has effects.
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(f"/proc/self/fd/{fd}", flags), "rb") as file:
+            return int(file.read(_NUMBER_BYTES)), status.st_uid
+    finally:
+        os.close(fd)
 
 
 def _connect(

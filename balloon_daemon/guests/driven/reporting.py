@@ -110,7 +110,7 @@ class Reporter:
         self.key = base_key(vm.name, socket, uuid, host.pid, host.started)
         shared.bases.know(self.key, vm.name)
         if found.restored is not None:
-            shared.bases.move(self.key, restored=found.restored)
+            shared.bases.move(self.key, host.user, restored=found.restored)
         shared.bases.hold(self.key, host.user)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
         self._refill = Refill(self.balloon)

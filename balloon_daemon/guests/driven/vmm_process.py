@@ -4,6 +4,7 @@ Runs in the controller.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 
 from balloon_daemon.guests import vmm_files
@@ -90,6 +91,27 @@ async def open_files(pid: int, starts: Sequence[str], ask: Ask | None = None) ->
         case [bool(are_seen), list(found)]:
             return OpenFiles(are_seen, tuple(OpenFile(*each) for each in found))
     return OpenFiles(are_seen=False)
+
+
+async def pid_in(path: str) -> int | None:
+    """The process whose number is in a file. None: there is no such file, or it is a user's and
+    names another user's process, whose VM would be taken for that user's.
+
+    Raises:
+        ControlError: the file's directory or the user's processes are looked at too slowly now, or
+            were lately.
+    """
+    try:
+        found = await vmm_files.one_answer(LOOKUPS.ask, "number", path)
+    except OSError:
+        return None
+    match found:
+        case [int(pid), int(owner)]:
+            if owner in (0, os.geteuid()):
+                return pid
+            with _hanging():
+                return pid if await vmm_files.user_of(pid, LOOKUPS.ask) == owner else None
+    return None
 
 
 async def has_thread(pid: int, thread: int) -> bool:

@@ -4,10 +4,8 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from balloon_daemon.guests.driven.vmm_process import has_word, open_files
-from balloon_daemon.linux.figures import read_once
+from balloon_daemon.guests.driven.vmm_process import has_word, open_files, pid_in
 
-_MAX_PID_BYTES = 32
 _MEMORY_FILES = ("/memfd:memory-backend-memfd",)
 """How QEMU names the memfd of a memory backend."""
 
@@ -16,7 +14,8 @@ async def find_pid(uri: str, name: str, uuid: str) -> int | None:
     """The domain's process id; None where it is not known.
 
     libvirt writes the process id to a file beside its socket. The file may be out of date: so the
-    process's command line must have the domain's UUID.
+    process's command line must have the domain's UUID. A child reads the file: whoever may list
+    its directory, in libvirt's own anybody, can keep a lookup there waiting.
 
     Args:
         uri: libvirt's name for the connection, such as ``qemu:///system``.
@@ -24,16 +23,13 @@ async def find_pid(uri: str, name: str, uuid: str) -> int | None:
         uuid: the domain's UUID.
 
     Raises:
-        ControlError: the process cannot be looked at in time.
+        ControlError: the file or the process cannot be looked at in time.
     """
     directory = _run_directory(uri)
     if directory is None or "/" in name:
         return None
-    try:
-        pid = int(read_once(f"{directory}/{name}.pid", _MAX_PID_BYTES))
-    except (OSError, ValueError):
-        return None
-    return pid if await has_word(pid, uuid) else None
+    pid = await pid_in(f"{directory}/{name}.pid")
+    return pid if pid is not None and await has_word(pid, uuid) else None
 
 
 def _run_directory(uri: str) -> Path | None:
