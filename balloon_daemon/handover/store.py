@@ -8,6 +8,7 @@ while its socket is full. ``NoStore`` keeps nothing.
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import socket
@@ -20,7 +21,7 @@ from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.keeper_process import KeeperProcess
 from balloon_daemon.handover.outbox import RETRY_S, Outbox
-from balloon_daemon.handover.room import Room
+from balloon_daemon.handover.room import NAMES_BYTES, Room
 from balloon_daemon.linux.events import OwnedFd
 
 KEEPER_ENDS_WITHIN_S = 1.0
@@ -233,7 +234,8 @@ class SocketStore:
         sock.setblocking(False)
         self._sock = sock
         self.kept = kept
-        self.room = Room(capacity, tuple(kept))
+        # A keeper sends each name in a message of its own.
+        self.room = Room(capacity, tuple(kept), math.inf if is_keeper else NAMES_BYTES)
         self._on_loss: dict[str, Callable[[str, int], None]] = {}
         self._is_keeper, self._answers = is_keeper, answers
         self._started = started

@@ -1,12 +1,18 @@
 """How the room of a store is shared out."""
 
+import itertools
+import socket
+import subprocess
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from balloon_daemon.handover.keys import STATE
-from balloon_daemon.handover.room import SHARE, STATES, Room
+from balloon_daemon.handover.room import NAMES_BYTES, SHARE, STATES, Room
+from balloon_daemon.handover.store import SocketStore
+from balloon_daemon.linux.events import OwnedFd
 from tests.harness.faults import fault
 
 CAPACITY = 2000
@@ -107,3 +113,78 @@ def test_store_is_never_full_and_each_guest_that_is_there_has_its_share(
         there = [name for name, fds in has.items() if fds]
         assert has.total() + STATES * len(there) < capacity
         assert all(room.admits(name, SHARE) for name in there)
+
+
+FULL = 65_536
+"""The shipped unit's FileDescriptorStoreMax."""
+
+
+def fill_names(room: Room, user: int, first: int, fds: int) -> list[str]:
+    """The names of a user's guests, as many as there is room for."""
+    names = list[str]()
+    for guest in itertools.count(first):
+        if not room.takes_another_of(user):
+            return names
+        room.set_user(f"vm{guest}", user)
+        came = fill(room, f"vm{guest}", fds)
+        names += [f"vm{guest}.{number}" for number in range(1, came + 1)]
+        if came:
+            room.put(f"vm{guest}{STATE}{10**6}")
+            names.append(f"vm{guest}{STATE}{10**6}")
+    raise AssertionError
+
+
+@fault("more descriptors in systemd's store than it can pass to a program")
+@pytest.mark.parametrize("fds", [25, SHARE])
+def test_program_can_be_started_with_the_names_of_a_store_that_users_have_filled(fds: int) -> None:
+    room = Room(FULL, names_bytes=NAMES_BYTES)
+    greedy = fill_names(room, 1, 1, fds)
+    other = fill_names(room, 2, 100_000, fds)
+
+    assert len(greedy) > 3 * len(other) / 2 > 0
+    names = ":".join([*greedy, *other, "balloond.socket", "balloond-api.socket"])
+    subprocess.run(["/bin/true"], env={"LISTEN_FDNAMES": names}, check=True)
+
+
+def test_names_that_are_removed_leave_their_bytes_to_others() -> None:
+    room = Room(FULL, names_bytes=30)
+    room.set_user("vm1", 1)
+    room.put("listener")
+    assert not room.admits("vm2", 2)
+    assert room.admits("vm2", 1)
+    room.put("vm1.1")
+    assert not room.admits("vm2", 1)
+    room.put("vm1.1")
+    room.remove("vm1.1")
+    room.remove("vm1.1")
+    assert room.admits("vm2", 1)
+    room.put(f"vm1{STATE}1")
+    assert not room.admits("vm2", 1)
+    room.remove(f"vm1{STATE}1")
+    assert room.admits("vm2", 1)
+
+
+def test_names_of_one_user_have_three_quarters_of_their_room() -> None:
+    room = Room(FULL, names_bytes=100)
+    room.set_user("vm1", 1)
+    for number in (1, 2, 3, 4, 5, 6, 7, 8, 9):
+        room.put(f"vm1.{number}")
+    assert not room.admits("vm1", 13)
+    assert room.admits("vm1", 10)
+    room.put("vm1.11")
+    assert not room.admits("vm1", 11)
+    assert room.admits("vm2", 1)
+    room.set_user("vm1", None)
+    room.set_user("vm2", 1)
+    assert room.admits("vm2", 1)
+
+
+def test_keeper_passes_names_one_by_one_and_systemd_all_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    names = {f"vm{guest}.{fd}": OwnedFd(-1) for guest in range(400) for fd in range(1, 37)}
+    with ours, theirs:
+        rooms = [
+            SocketStore(ours, names, capacity=FULL, is_keeper=is_keeper).room
+            for is_keeper in (True, False)
+        ]
+    assert [room.admits("vm20000", 1) for room in rooms] == [True, False]
