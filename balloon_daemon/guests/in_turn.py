@@ -68,7 +68,13 @@ class InTurn:
                 future.set_exception(err)
 
         self.do(user, carried_out)
-        return await future
+        try:
+            return await future
+        except Exception:
+            # The future keeps the error, whose traceback leads to this variable: without it they
+            # go now, and not when the garbage collector finds them.
+            del future
+            raise
 
     def _carry_out(self, work: Work) -> None:
         began_s = self._clock()

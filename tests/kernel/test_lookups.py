@@ -363,6 +363,36 @@ def test_socket_of_another_user_than_the_links_is_not_connected(
             listener.accept()
 
 
+@needs_root
+@fault("a user's symbolic link among the sockets that a pattern finds")
+@pytest.mark.parametrize("of_link", [0, NOBODY, OTHER])
+def test_vm_is_not_taken_for_another_users_by_a_link_to_its_socket(
+    tmp_path: Path, of_link: int
+) -> None:
+    path, link = tmp_path / "web.qmp", tmp_path / "link"
+    link.symlink_to(path)
+    os.lchown(link, of_link, of_link)
+
+    async def run() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            os.chown(path, NOBODY, NOBODY)
+            status = os.stat(path)
+            ask = lookups.LOOKUPS.ask
+            found = await Search([f"{tmp_path}/*.qmp"], ask, named=[str(link)]).run()
+            if of_link == OTHER:
+                # A configuration names a VM at the link: the VM that the pattern finds stays, and
+                # a claim of the VM at the link is none of that VM.
+                assert await socket_at(str(link), ask) == (str(link), None)
+                assert list(found.found) == [str(path)]
+            else:
+                identity = (status.st_dev, status.st_ino)
+                assert await socket_at(str(link), ask) == (str(path), identity)
+                assert found.found == {}
+
+    asyncio.run(run())
+
+
 @fault("a user's symbolic link among the sockets that a pattern finds")
 def test_socket_that_was_looked_at_is_connected_whatever_is_at_its_path_by_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,13 @@ class ControlError(BalloondError):
         self.fault = fault
         self.detail = detail
 
+    def anew(self) -> "ControlError":
+        """Another error that says the same, to be raised in place of this one where this one is
+        kept: an error that was raised refers to the local variables of all calls that it has gone
+        through, so these, the error and whoever keeps it stay until the garbage collector finds
+        them. It looks at old objects once in a minute or so, for as long as there are many."""
+        return ControlError(self.fault, self.detail)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:

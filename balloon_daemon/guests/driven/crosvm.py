@@ -104,7 +104,7 @@ class PacketConnection:
                 raise nonsense("message", "null")
             return answer
         if self.lost.done():
-            raise self.lost.result()
+            raise self.lost.result().anew()
         return None
 
     def close(self, why: ControlError | None = None) -> None:
@@ -117,7 +117,7 @@ class PacketConnection:
 
     def _send(self, message: bytes) -> None:
         if self.lost.done():
-            raise self.lost.result()
+            raise self.lost.result().anew()
         try:
             self._socket.send(message, socket.MSG_NOSIGNAL)
         except BlockingIOError:

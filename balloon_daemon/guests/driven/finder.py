@@ -96,6 +96,7 @@ async def opened(
     Raises:
         ControlError: the VM may not be driven; the control is closed then.
     """
+    host = None
     try:
         claim = Claim(0, "", config)
         if config.kind is not Kind.LIBVIRT:
@@ -117,6 +118,8 @@ async def opened(
         _check_claim(claim, shared)
     except BaseException:
         control.close()
+        if host is not None:
+            host.close()
         raise
     return found, host, claim
 
@@ -271,4 +274,5 @@ async def _answer_of(call: Coroutine[object, object, Found]) -> Found:
             return task.result()
     finally:
         task.cancel()
+        del task  # It keeps its error, which leads to this variable (``ControlError.anew``).
     raise ControlError(Fault.HANGS)

@@ -113,6 +113,10 @@ class HostSide:
             return Fault.HUGETLB
         return None
 
+    def close(self) -> None:
+        """Closes the process's files; all figures are unknown from now on."""
+        self._take(None)
+
     def _take(self, process: ProcessFiles | None) -> None:
         same = process is not None and process.started == self.started
         self._figures.close()

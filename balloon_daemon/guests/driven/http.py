@@ -87,7 +87,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             ControlError: there is no answer, or none that makes sense.
         """
         if self._transport is None or self._lost.done():
-            raise self._why or ControlError(Fault.GONE)
+            raise (self._why or ControlError(Fault.GONE)).anew()
         self._parser = HttpAnswerParser()
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(_request(method, target, body))
@@ -99,7 +99,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         finally:
             self._parser = self._answer = None
         if isinstance(answer, ControlError):
-            raise answer
+            raise answer.anew()
         if answer.last:
             self.close()
         await TURNS.room(self._user, len(answer.body))

@@ -191,7 +191,7 @@ class Lookups:
         self._queue.setdefault(place, deque()).append(request)
         self._go_on()
         if (err := await request.done) is not None:
-            raise err
+            raise _anew(err)
 
     def close(self) -> bool:
         """Ends all children, for good or until the next request; waits for nothing.
@@ -416,6 +416,13 @@ def _place(order: Sequence[object]) -> tuple[str, int | None]:
         case ["identify" | "number" | "connect", str(path), *_]:
             return os.path.dirname(path), None
     return str(order[1]), None
+
+
+def _anew(err: Exception) -> Exception:
+    """Another error that says the same (``ControlError.anew``)."""
+    if isinstance(err, ControlError):
+        return err.anew()
+    return OSError(err.errno, err.strerror) if isinstance(err, OSError) else err
 
 
 def _note(notes: dict[str, _Noted], name: str, note: _Noted) -> None:

@@ -91,7 +91,7 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
         case ["watch", str(directory)]:
             yield _watched(directory, enters)
         case ["identify", str(path)]:
-            yield _identity(path)
+            yield _identity(path, enters)
         case ["number", str(path)]:
             yield _number(path, enters)
         case ["connect", str(path), identity, *refused]:
@@ -177,17 +177,21 @@ def _watched(directory: str, enters: Enters) -> Watched:
         return Watched(None, nearest)
 
 
-def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
-    """A path without symbolic links, and the identity of the socket there."""
-    resolved = os.path.realpath(path)
+def _identity(path: str, enters: Enters) -> tuple[str, tuple[int, int] | None]:
+    """A path without symbolic links, and the identity of the socket there. No link of a user's to
+    somebody else's socket is followed: that socket's VM would be taken for the user's."""
     try:
-        # Ask for the status of ``path``, not of ``resolved``: a link of /proc/PID leads to an open
-        # file, not to the path in its text.
-        status = os.stat(path)
+        fd, resolved = _opened(path, enters)
     except OSError:
-        return resolved, None
-    is_socket = stat.S_ISSOCK(status.st_mode)
-    return resolved, (status.st_dev, status.st_ino) if is_socket else None
+        return path, None
+    try:
+        # Not the status of what is at the resolved path: a link of /proc/PID leads to an open
+        # file, not to the path in its text.
+        status = os.fstat(fd)
+        identity = (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
+        return resolved, identity
+    finally:
+        os.close(fd)
 
 
 def _number(path: str, enters: Enters) -> tuple[int, int] | None:
@@ -198,7 +202,7 @@ def _number(path: str, enters: Enters) -> tuple[int, int] | None:
         OSError: the kernel's reason, or ENOTSOCK: another user's link leads there.
         ValueError: the file has no number.
     """
-    fd = _opened(path, enters)
+    fd, _ = _opened(path, enters)
     try:
         # Look at the file's kind before it is opened: to open some devices has effects.
         status = os.fstat(fd)
@@ -227,7 +231,7 @@ def _connect(
         The owner of the socket at the path.
     """
     try:
-        fd = _opened(path, enters)
+        fd, _ = _opened(path, enters)
     except FileNotFoundError as err:
         if missing := _missing_directory(path):
             raise OSError(errno.ENOENT, f"there is no directory {missing}") from err
@@ -249,9 +253,12 @@ def _connect(
         os.close(fd)
 
 
-def _opened(path: str, enters: Enters) -> int:
+def _opened(path: str, enters: Enters) -> tuple[int, str]:
     """Opens the file at a path with O_PATH; follows no link of a user's to somebody else's file:
     the VM there would be driven by the settings of the VM that is named here.
+
+    Returns:
+        The file, and its path without symbolic links.
 
     Raises:
         OSError: the kernel's reason, or ENOTSOCK: such a link.
@@ -264,11 +271,11 @@ def _opened(path: str, enters: Enters) -> int:
             # kernel does, where nobody else's link has led there.
             if err.errno != errno.ELOOP or not walked.link_owners <= {0, os.geteuid()}:
                 raise
-            return os.open(path, os.O_PATH | os.O_CLOEXEC)
+            return os.open(path, os.O_PATH | os.O_CLOEXEC), os.path.realpath(path)
         if not walked.is_trusted:
             why = "another user's link leads there than the socket's owner; name the socket itself"
             raise OSError(errno.ENOTSOCK, why)
-        return os.dup(walked.fd)
+        return os.dup(walked.fd), walked.path
 
 
 def _missing_directory(path: str) -> str:

@@ -77,7 +77,7 @@ class Question(Generic[T]):
     def value(self) -> T:
         """The answer's value. Raises ControlError: the answer has none."""
         if isinstance(self._value, ControlError):
-            raise self._value
+            raise self._value.anew()
         return self._value
 
     def take(self, answer: object) -> None:
@@ -85,7 +85,7 @@ class Question(Generic[T]):
         try:
             self._value = self._read(answer)
         except ControlError as err:
-            self._value = err
+            self._value = err.anew()
 
 
 class Event(NamedTuple):
@@ -111,6 +111,8 @@ class _Batch:
 
     def __init__(self, count: int) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failure: ControlError | None = None
+        """Why some answers do not come."""
         self._left = count
 
     def answered(self) -> None:
@@ -189,7 +191,7 @@ class Monitor(asyncio.BufferedProtocol):
             ControlError: the connection cannot be used any more.
         """
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.anew()
         if not questions:
             return
         assert self._transport is not None
@@ -219,8 +221,8 @@ class Monitor(asyncio.BufferedProtocol):
         """Waits for a batch's answers; ``late`` is the error where they do not come in time."""
         if not await is_done_within(batch.done, CALL_WITHIN_S):
             self._fail(late)
-            raise late
-        batch.done.result()
+        if batch.failure is not None:
+            raise batch.failure.anew()
 
     # --- asyncio's callbacks ---------------------------------------------------------------------
 
@@ -236,6 +238,7 @@ class Monitor(asyncio.BufferedProtocol):
         if self._reading is not None:
             self._reading.end()
         self._ended.set()
+        self._heard = _unheard  # It refers to whoever refers to this connection.
 
     def get_buffer(self, sizehint: int) -> memoryview:
         assert self._reading is not None
@@ -322,9 +325,8 @@ class Monitor(asyncio.BufferedProtocol):
         self._failure = failure
         for batch in (self._greeting, *(batch for *_, batch in self._asked)):
             if not batch.done.done():
-                batch.done.set_exception(failure)
-                # Read the exception: asyncio would log it if nobody waits for this batch.
-                batch.done.exception()
+                batch.failure = failure
+                batch.done.set_result(None)
         self._asked.clear()
         assert self._transport is not None
         self._transport.abort()
@@ -333,6 +335,10 @@ class Monitor(asyncio.BufferedProtocol):
 def property_of(path: str, name: str) -> dict[str, object]:
     """The arguments of qom-get."""
     return {"path": path, "property": name}
+
+
+def _unheard(event: Event) -> None:
+    """Takes no events of a connection that has ended."""
 
 
 def _negotiated(answer: object) -> str:

@@ -78,6 +78,7 @@ class ReadingShare:
         _connected_of[self._user] -= 1
         if self._second is not None:
             self._second.cancel()
+        self._again = _nothing  # It refers to whoever refers to this object.
 
     @property
     def _part(self) -> int:
@@ -89,3 +90,7 @@ class ReadingShare:
         self._second = None
         self._counted = 0
         self._again()
+
+
+def _nothing() -> None:
+    """Reads no more of a connection that has ended."""

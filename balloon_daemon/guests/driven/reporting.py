@@ -186,6 +186,9 @@ class Reporter:
     def ended(self) -> None:
         """Notes that the VM is driven no more."""
         self._shared.bases.release(self.key)
+        # Close the process's files now: whatever refers to this VM by then may live until the
+        # garbage collector's next look at old objects, and VMs may come and go by the dozen.
+        self._host.close()
 
     def refilled(self) -> None:
         """Notes that the VMM has read all of the guest's memory."""

@@ -94,7 +94,7 @@ class DrivenVm:
         try:
             await self._serve()
         except ControlError as err:
-            why = err
+            why = err.anew()
         finally:
             self._shared.vms_of[self._notices.user] -= 1
             self._control.close()
@@ -182,7 +182,9 @@ class DrivenVm:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=FAILS_WITHIN_S)
-        raise why or ControlError(Fault.GONE)
+            # A task keeps its error, which leads to these variables (``ControlError.anew``).
+            del gone, driving, tasks, task
+        raise why.anew() if why is not None else ControlError(Fault.GONE)
 
     async def _drive(self) -> None:
         """Makes all calls. Raises ControlError: a call has failed."""
