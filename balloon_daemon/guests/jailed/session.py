@@ -193,8 +193,7 @@ class Session:
 
     async def give_back(self) -> None:
         if not self._closing:
-            # A second signal ends this at once, and what is left then is said.
-            self._conversation.report_each(each=True)
+            self._conversation.report_each(each=True)  # A second signal has what is left said.
             await self._balloon.give_back()
 
     @property
