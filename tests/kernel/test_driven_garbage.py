@@ -2,6 +2,7 @@
 waits for the garbage collector, which looks at old objects seldom and stops all VMs meanwhile."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import weakref
@@ -41,6 +42,7 @@ VMMS: dict[Kind, Callable[[Path], Vmm]] = {
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
+    gc.collect()  # What other tests have left would hold files of processes' figures open, too.
     gc.disable()
     yield
     gc.enable()
@@ -51,6 +53,7 @@ class World:
     """A finder, its events, and the registry: a ``VmRegistry`` that keeps no VM."""
 
     def __init__(self, kind: Kind, path: Path) -> None:
+        self.before = os.listdir("/proc/self/fd")
         self.events: list[Event] = []
         self.made: list[weakref.ref[Any]] = []
         bases = Bases(path.with_name("bases"), self.events.append)
@@ -84,22 +87,20 @@ class World:
         """What there still is of connections and VMs."""
         return [each for each in (made() for made in self.made) if each is not None]
 
+    def open_figures(self) -> list[str]:
+        """The files of processes' figures that this process has opened since the beginning."""
+        found = []
+        for fd in os.listdir("/proc/self/fd"):
+            if fd not in self.before:
+                with contextlib.suppress(FileNotFoundError):  # The listing itself.
+                    found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return [each for each in found if each.endswith(("/statm", "/io"))]
+
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.01)
-
-
-def open_figures() -> list[str]:
-    """The files of processes' figures that this process has open."""
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:
-            continue  # The listing itself.
-    return [each for each in found if each.endswith(("/statm", "/io"))]
 
 
 async def hang_up(vmm: Vmm) -> None:
@@ -119,10 +120,10 @@ def test_vm_that_has_ended_leaves_nothing_to_the_garbage_collector(
             world = World(kind, tmp_path / "web")
             world.finder.start()
             await until(lambda: len(world.made) == 2)
-            assert open_figures()
+            assert world.open_figures()
             await hang_up(vmm)
             await until(lambda: isinstance(world.events[-1], VmLost))
-            assert open_figures() == []
+            assert world.open_figures() == []
             await until(lambda: not world.left())
             world.finder.stop()
 
@@ -142,7 +143,7 @@ def test_vm_whose_figures_make_no_sense_leaves_nothing_to_the_garbage_collector(
             vmm.vm.dimms = [MOST_MEMORY_BYTES]
             vmm.send_event("ACPI_DEVICE_OST")
             await until(lambda: isinstance(world.events[-1], VmLost))
-            assert open_figures() == []
+            assert world.open_figures() == []
             await until(lambda: not world.left())
             world.finder.stop()
 
@@ -170,6 +171,6 @@ def test_vm_that_cannot_be_driven_leaves_nothing_to_the_garbage_collector(
             assert isinstance(world.events[-1], VmNotDriven)
             await until(lambda: not world.left())
             world.finder.stop()
-        assert open_figures() == []
+        assert world.open_figures() == []
 
     asyncio.run(run())
