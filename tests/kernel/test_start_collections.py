@@ -17,7 +17,9 @@ def collected(phase, info):
 gc.callbacks.append(collected)
 enable = gc.enable
 def enabled():
-    later = ("inspect", "ast", "dis", "tokenize", "ipaddress", "textwrap", "asyncio.sslproto")
+    later = ["tokenize", "ipaddress", "textwrap", "asyncio.sslproto"]
+    if sys.version_info < (3, 14):  # From then on asyncio.graph has dataclasses load inspect.
+        later += ["inspect", "ast", "dis"]
     loaded = [name for name in later if hasattr(sys.modules.get(name), "__file__")]
     print("loaded", len(loaded), *loaded, flush=True)
     print("serves", count, gc.get_freeze_count(), flush=True)

@@ -72,10 +72,12 @@ def test_template_loads_no_typing_and_no_enumerations_of_constants() -> None:
     loaded, small = done.stdout.splitlines()
     assert {"ctypes", "mmap"} <= {*loaded.split()}
     others = {"typing", "_typing", "re", "socket", "signal", "selectors"}
-    assert others.isdisjoint(loaded.split())
+    # From Python 3.14 on named_tuple.py needs the real typing, which brings the others.
+    assert sys.version_info >= (3, 14) or others.isdisjoint(loaded.split())
     assert small == ("_socket _signal" if sys.version_info < (3, 14) else small)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="uses typing's from Python 3.14 on")
 def test_each_module_can_be_imported_with_the_stand_in_for_typing() -> None:
     """One that is imported late would fail while VMs are served."""
     rooms = {"ctl", "fake_guest", "__main__"}
