@@ -83,6 +83,18 @@ class World:
 
     dismiss: Any = change
 
+    async def drive(self) -> None:
+        """Begins, and waits until the VM is driven."""
+        self.finder.start()
+        await until(lambda: len(self.made) == 2)
+
+    async def lose(self) -> None:
+        """Waits until the VM is lost, without a file left open, and gone; then ends."""
+        await until(lambda: isinstance(self.events[-1], VmLost))
+        assert self.open_figures() == []
+        await until(lambda: not self.left())
+        self.finder.stop()
+
     def left(self) -> list[object]:
         """What there still is of connections and VMs."""
         return [each for each in (made() for made in self.made) if each is not None]
@@ -118,14 +130,10 @@ def test_vm_that_has_ended_leaves_nothing_to_the_garbage_collector(
     async def run() -> None:
         async with VMMS[kind](tmp_path / "web") as vmm:
             world = World(kind, tmp_path / "web")
-            world.finder.start()
-            await until(lambda: len(world.made) == 2)
+            await world.drive()
             assert world.open_figures()
             await hang_up(vmm)
-            await until(lambda: isinstance(world.events[-1], VmLost))
-            assert world.open_figures() == []
-            await until(lambda: not world.left())
-            world.finder.stop()
+            await world.lose()
 
     asyncio.run(run())
 
@@ -138,14 +146,10 @@ def test_vm_whose_figures_make_no_sense_leaves_nothing_to_the_garbage_collector(
         async with ScriptedMonitor(tmp_path / "web") as vmm:
             vmm.vm.slots = 1
             world = World(Kind.QMP, tmp_path / "web")
-            world.finder.start()
-            await until(lambda: len(world.made) == 2)
+            await world.drive()
             vmm.vm.dimms = [MOST_MEMORY_BYTES]
             vmm.send_event("ACPI_DEVICE_OST")
-            await until(lambda: isinstance(world.events[-1], VmLost))
-            assert world.open_figures() == []
-            await until(lambda: not world.left())
-            world.finder.stop()
+            await world.lose()
 
     asyncio.run(run())
 
