@@ -22,7 +22,7 @@ Work = Callable[[], object]
 
 
 class InTurn:
-    """Does work for driven VMs, for ``TURN_S`` in one turn of the event loop; later work waits for
+    """Does work for VMs, for ``TURN_S`` in one turn of the event loop; later work waits for
     the next turns, where users take turns.
 
     Args:
