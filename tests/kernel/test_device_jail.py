@@ -28,6 +28,7 @@ from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, fate_of, shipped
 from tests.harness.faults import fault
 from tests.harness.host_setting import changed
 from tests.harness.makers import MakeGuest, MakeRig
+from tests.harness.open_files import open_files
 from tests.harness.processes import NAMESPACES, process_status
 from tests.harness.whole_vm import attach, wait_for_device
 
@@ -115,8 +116,7 @@ def test_jail_has_open_what_it_needs_and_nothing_else(rig: DeviceRig) -> None:
     rig.spec = rig.spec._replace(channel_fd=rig.own(ours.detach()))
     device = rig.start_ready()
     theirs.close()
-    links = map(os.readlink, Path(f"/proc/{device.pid}/fd").iterdir())
-    kinds = Counter(re.sub(r"\d+", "", link) for link in links)
+    kinds = Counter(re.sub(r"\d+", "", link) for link in open_files(device.pid).values())
     assert kinds == {
         "anon_inode:[eventfd]": 8,  # Kick and call of four queues.
         "anon_inode:[eventpoll]": 1,

@@ -29,6 +29,7 @@ from balloon_daemon.handover.store import SocketStore
 from balloon_daemon.linux.events import OwnedFd
 from tests.harness.faults import fault
 from tests.harness.fd_keeper import file_of, kept_files
+from tests.harness.open_files import open_files
 from tests.harness.slow_close import MuteFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
 
@@ -416,7 +417,7 @@ def test_started_keeper_has_nothing_of_whoever_started_balloond(tmp_path: Path) 
         credentials = keeper_at(tmp_path / "s")
         assert credentials is not None
         process = Path(f"/proc/{credentials.pid}")
-        opened = [os.readlink(link) for link in (process / "fd").iterdir()]
+        opened = list(open_files(process).values())
         assert opened.count(os.devnull) == 3
         assert [each for each in opened if each.startswith("pipe:")] == []
         assert os.readlink(process / "cwd") == "/"

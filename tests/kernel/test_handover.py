@@ -1,6 +1,5 @@
 """A controller that is killed, restarted or replaced: the VM keeps its balloon."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -29,6 +28,7 @@ from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
 from tests.harness.jail_watch import template_of
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.open_files import open_files
 from tests.harness.short_host import is_asleep
 from tests.harness.slow_close import lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
@@ -361,7 +361,8 @@ def test_socket_that_lingers_in_what_a_vmm_left_does_not_hold_up_the_next_start(
         enemy.close()
         keeper = keeper_pid(first)
         wait_until(
-            lambda: "balloond-vm1" not in " ".join(kept_names(keeper)), what="the VM is dropped"
+            lambda: "balloond-vm1" not in " ".join(open_files(keeper).values()),
+            what="the VM is dropped",
         )
 
         second = start_daemon("--keep-fds")
@@ -370,15 +371,6 @@ def test_socket_that_lingers_in_what_a_vmm_left_does_not_hold_up_the_next_start(
         wire.receive()
         wire.close()
         assert [r for r in second.records() if r["level"] == "error"] == []
-
-
-def kept_names(pid: int) -> list[str]:
-    """What the kernel calls what a process has open."""
-    names = []
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # It was closed since.
-            names.append(os.readlink(fd))
-    return names
 
 
 @fault("`systemctl stop`, SIGTERM, SIGINT")

@@ -26,6 +26,7 @@ from balloon_daemon.guests.seam import GuestState
 from balloon_daemon.linux.apart import LOW, LowNumbers
 from tests.fakes.scripted_libvirt import COMMAND, FIGURES, TOGETHER
 from tests.harness.faults import fault
+from tests.harness.open_files import open_files
 from tests.harness.slow_close import MuteFile
 from tests.harness.waiting import HANG_S
 
@@ -395,21 +396,13 @@ def test_missing_library_is_said() -> None:
     asyncio.run(scene())
 
 
-def open_files(pid: int) -> set[str]:
-    found = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(fd))
-    return found
-
-
 def test_client_has_none_of_our_descriptors(tmp_path: Path) -> None:
     async def scene() -> None:
         low = LowNumbers()
         with (tmp_path / "guest memory").open("w") as file:
             async with started(low=low) as client:
                 await sample(client, "web")
-                assert file.name not in open_files(client.pid)
+                assert file.name not in open_files(client.pid).values()
 
     asyncio.run(scene())
 

@@ -18,6 +18,7 @@ from tests.harness.decisions import decided, traced
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
+from tests.harness.open_files import open_files
 from tests.harness.scripted_monitor import ScriptedMonitor, monitors_in_a_thread, well
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import balloon_bytes, run_until
@@ -193,10 +194,5 @@ def test_writer_holds_nothing_that_balloond_was_started_with(
     launcher = ("sh", "-c", f'exec 9<"{stored}"; exec "$@"', "sh")
     daemon = start_daemon(flag, str(tmp_path / "file"), launcher=launcher)
     writer = writer_of(daemon, program)
-    assert str(stored) in files_of(daemon.pid)
-    assert str(stored) not in files_of(writer)
-
-
-def files_of(pid: int) -> list[str]:
-    """What a process has open."""
-    return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    assert str(stored) in open_files(daemon.pid).values()
+    assert str(stored) not in open_files(writer).values()

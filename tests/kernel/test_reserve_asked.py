@@ -1,7 +1,6 @@
 """``balloonctl reserve`` and a whole balloond with a guest: when it is there, when it is over."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tests.harness.daemon import ROOT, Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MARGIN_MIB, MAXIMUM, SETTINGS, STEP, MakeGuest, StartDaemon
+from tests.harness.open_files import open_files
 from tests.harness.whole_vm import attach, balloon_bytes, facts, run_until, run_until_event
 
 BALLOONCTL = str(ROOT / ".venv/bin/balloonctl")
@@ -95,9 +95,7 @@ def test_reserve_of_more_than_the_host_has_is_refused_by_figures_that_were_open_
 ) -> None:
     # Looking a name up in /proc may wait for whoever lists it. This daemon's source is a
     # directory, so that it reads /proc/meminfo for nothing else.
-    assert "/proc/meminfo" in {
-        os.readlink(each) for each in Path(f"/proc/{daemon.pid}/fd").iterdir()
-    }
+    assert "/proc/meminfo" in open_files(daemon.pid).values()
     status, out, err = answered(balloonctl(api, "reserve", "8T"), guest)
     assert (status, out) == (2, "")
     assert "this is as much as the host can have, or more (" in err

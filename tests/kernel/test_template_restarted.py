@@ -19,6 +19,7 @@ from tests.harness.device_rig import DeviceRig, shipped_filter
 from tests.harness.faults import fault
 from tests.harness.jail_watch import is_alive
 from tests.harness.makers import MakeRig
+from tests.harness.open_files import open_files
 from tests.harness.slow_close import MuteFile
 from tests.harness.waiting import wait_until
 from tests.harness.ways_to_fork import PatientFork, Way, end_template, fork_by
@@ -192,7 +193,7 @@ def test_device_is_forked_though_a_file_that_never_closes_is_open_here(
         device = rig.start_ready()
         rig.inflate([7])
         assert not mute.is_being_closed
-        links = {os.readlink(f) for f in Path(f"/proc/{device.pid}/fd").iterdir()}
+        links = open_files(device.pid).values()
         assert not [link for link in links if link.endswith("/file")]
         rig.stop()
     finally:

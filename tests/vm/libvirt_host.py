@@ -9,6 +9,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from tests.harness.open_files import open_files
 from tests.harness.waiting import HANG_S, wait_until
 from tests.vm.images import Images
 
@@ -149,8 +150,8 @@ class LibvirtHost:
 
     def host_bytes(self, name: str) -> int:
         """What the host really holds for a domain: the blocks of its memfd."""
-        for link in Path(f"/proc/{self.pid(name)}/fd").iterdir():
-            if os.readlink(link).startswith("/memfd:memory-backend-memfd"):
+        for link, file in open_files(self.pid(name)).items():
+            if file.startswith("/memfd:memory-backend-memfd"):
                 return os.stat(link).st_blocks * 512
         raise AssertionError(f"{name} has no memfd")
 

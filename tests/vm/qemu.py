@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.harness.open_files import open_files
 from tests.harness.waiting import wait_until
 from tests.vm.images import Images
 from tests.vm.qmp import Qmp
@@ -105,12 +106,9 @@ class Qemu:
     def _find_memfds(self) -> list[Path]:
         """QEMU's descriptors of guest memory, which it opens once and for all; one for each."""
         found: dict[int, Path] = {}
-        for link in Path(f"/proc/{self.pid}/fd").iterdir():
-            try:
-                if os.readlink(link).startswith("/memfd:memory-backend-memfd"):
-                    found[os.stat(link).st_ino] = link
-            except FileNotFoundError:
-                continue  # QEMU has closed that one meanwhile.
+        for link, name in open_files(self.pid).items():
+            if name.startswith("/memfd:memory-backend-memfd"):
+                found[os.stat(link).st_ino] = link
         assert len(found) == self.config.memory_backends, found
         return list(found.values())
 

@@ -20,6 +20,7 @@ from balloon_daemon.linux.jail import MAX_GROWTH_BYTES
 from balloon_daemon.units import MIB, PAGE_SIZE
 from tests.harness.api_client import ask
 from tests.harness.faults import fault
+from tests.harness.open_files import open_files
 from tests.harness.waiting import HANG_S, wait_until
 from tests.vm.running import SESSION_LOGS
 from tests.vm.service_host import ServiceHost
@@ -269,8 +270,8 @@ def test_service_is_woken_by_memory_pressure_and_sees_the_hosts_figures(
 
     make_guest()
     main = host.main_pid()
-    files = [os.readlink(fd) for fd in host.path(f"proc/{main}/fd").iterdir()]
-    assert "/proc/pressure/memory" in files
+    files = open_files(host.path(f"proc/{main}"))
+    assert "/proc/pressure/memory" in files.values()
     assert host.errors() == []
 
 

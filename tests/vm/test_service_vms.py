@@ -14,6 +14,7 @@ import pytest
 
 from balloon_daemon.units import MIB
 from tests.harness.faults import fault
+from tests.harness.open_files import open_files
 from tests.harness.service_vmm import VFIO, VM_MEM
 from tests.harness.waiting import wait_until
 from tests.vm.running import SESSION_LOGS
@@ -142,8 +143,8 @@ def vmm(host: ServiceHost, name: str) -> Path:
 
 def memory_bytes(host: ServiceHost, name: str) -> int:
     """What a VM's memory file occupies."""
-    for link in (vmm(host, name) / "fd").iterdir():
-        if os.readlink(link).startswith("/memfd:memory-backend-memfd"):
+    for link, file in open_files(vmm(host, name)).items():
+        if file.startswith("/memfd:memory-backend-memfd"):
             return os.stat(link).st_blocks * 512
     raise AssertionError(f"{name} has no memory file")
 
