@@ -32,10 +32,12 @@ GID = 64503
 """A group that an ordinary host does not use."""
 
 TELLING = [
-    *("IPAddressDeny", "PrivateMounts", "PrivateNetwork", "PrivateTmp", "ProtectHome"),
+    *("IPAddressDeny", "PrivateNetwork", "PrivateTmp", "ProtectHome"),
     *("CapabilityBoundingSet", "NoNewPrivileges", "RestrictNamespaces", "SystemCallFilter"),
     *("SystemCallFilter=~@resources", "ProtectKernelLogs"),
 ]
+"""Settings without which systemd calls the unit more exposed. PrivateMounts= is not among them, as
+newer versions count the mount namespace that the other settings make anyway."""
 DIRECTIVES_WITHOUT_REASON = {"Type", "ExecStart", "Description", "Documentation", "WantedBy"}
 
 
