@@ -203,7 +203,10 @@ print(*(name for name in names if "asyncio." + name in sys.modules))
 print(*(name for name in {exported} if not hasattr(asyncio, name)))
 print(asyncio.streams.StreamReader is asyncio.StreamReader, hasattr(asyncio, "nothing"))
 """
-    loaded = "" if sys.version_info < (3, 14) else "streams subprocess taskgroups queues threads"
+    loaded = "streams subprocess taskgroups queues threads"
+    if sys.version_info < (3, 14):
+        # Python 3.13's asyncio.tasks imports queues itself.
+        loaded = "queues" if sys.version_info >= (3, 13) else ""
     assert run(program) == f"{loaded}\n\nTrue False\n"
 
 
