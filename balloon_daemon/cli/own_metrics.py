@@ -11,6 +11,7 @@ from balloon_daemon.commands import Desk, Reloader, Service, Tracing
 from balloon_daemon.config.metrics_place import MetricsPlace
 from balloon_daemon.config.model import Config
 from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.events import MetricsFileEnded
 from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.records.bus import Bus
@@ -59,14 +60,17 @@ def open_services(
         yield api
         return
     with _metrics_file(file, bus, low()) as writing:
-        yield writing if api is None else _Together((api, writing))
+        services = [each for each in (api, writing) if each is not None]
+        yield _Together(services) if len(services) == 2 else next(iter(services), None)
 
 
 @contextlib.contextmanager
-def _metrics_file(path: Path, bus: Bus, low: LowNumbers) -> Iterator[Service]:
+def _metrics_file(path: Path, bus: Bus, low: LowNumbers) -> Iterator[Service | None]:
+    """Writes metrics to a file until the block ends; None: its disk is full from the start."""
     # Imported here: a balloond that writes no such file does without it.
     from balloon_daemon.api.textfile import MetricsFile
     from balloon_daemon.records.counters import Counters
+    from balloon_daemon.records.file_place import NoRoomError
     from balloon_daemon.records.metrics_file import lock_metrics_file
     from balloon_daemon.records.recent import Recent
     from balloon_daemon.records.scribe import Scribe
@@ -76,11 +80,17 @@ def _metrics_file(path: Path, bus: Bus, low: LowNumbers) -> Iterator[Service]:
             held.enter_context(contextlib.closing(lock_metrics_file(path)))
             scribe = Scribe("metrics_writer.py", [os.fspath(path)], low)
             held.callback(scribe.close)
+        except NoRoomError as err:
+            bus.publish(MetricsFileEnded(err.why))
+            scribe = None
         except OSError as err:
             raise ConfigError(f"--metrics: its writer cannot be started: {err}") from err
         finally:
             # Free the low descriptor numbers: other parts of balloond start programs later.
             low.close()
+        if scribe is None:
+            yield None
+            return
         recent, counters = Recent(), Counters()
         bus.read_by(recent)
         bus.read_by(counters)

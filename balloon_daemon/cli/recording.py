@@ -7,9 +7,11 @@ from pathlib import Path
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.events import HistoryEnded, RecordingEnded
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.records.bus import Bus
+from balloon_daemon.records.file_place import NoRoomError
 from balloon_daemon.records.history import History
 from balloon_daemon.records.history_file import BESIDE, check_place, lock_place
 from balloon_daemon.records.recorder import (
@@ -46,7 +48,7 @@ def _check_apart(trace: Path, history: Path) -> None:
 
 @contextmanager
 def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> Iterator[None]:
-    """Writes published events to a trace until the block ends.
+    """Writes published events to a trace until the block ends; none where its disk is full.
 
     Args:
         path: the trace's file.
@@ -58,7 +60,14 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
         ConfigError: the file cannot be made, another balloond writes it, or the program that
             writes it cannot be started.
     """
-    file, held = OwnedFd(open_trace(path)), ExitStack()
+    held = ExitStack()
+    try:
+        file = OwnedFd(open_trace(path))
+    except NoRoomError as err:
+        low.close()
+        bus.publish(RecordingEnded(err.why))
+        yield
+        return
     try:
         held.enter_context(closing(lock_trace(file.fileno(), path)))
         scribe = Scribe("file_writer.py", [str(LIMIT_BYTES)], low, file.fileno())
@@ -80,7 +89,7 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
 
 @contextmanager
 def keep_history(path: Path, bus: Bus, low: LowNumbers) -> Iterator[None]:
-    """Keeps a history until the block ends.
+    """Keeps a history until the block ends; none where its disk is full from the start.
 
     Args:
         path: the history's file.
@@ -94,10 +103,16 @@ def keep_history(path: Path, bus: Bus, low: LowNumbers) -> Iterator[None]:
     try:
         held.enter_context(closing(lock_place(path)))
         scribe = Scribe("history_writer.py", [str(path.absolute())], low)
+    except NoRoomError as err:
+        bus.publish(HistoryEnded(err.why))
+        scribe = None
     except OSError as err:
         raise ConfigError(f"--history: its writer cannot be started: {err}") from err
     finally:
         low.close()
+    if scribe is None:
+        yield
+        return
     history = History(scribe, bus.publish)
     bus.add(history)
     with held:

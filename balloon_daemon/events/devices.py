@@ -129,11 +129,12 @@ class DeviceHangs(NamedTuple):
 
 @fact
 class DeviceSendsGarbage(NamedTuple):
-    """A device has sent a message that no device sends; it is killed.
+    """A device has sent a message that no device sends, or has closed its tube and does not end;
+    it is killed.
 
     Attributes:
         pid: the device's process id.
-        found: the message, as the tube's decoder describes it.
+        found: the message, as the tube's decoder describes it, or that the tube is closed.
     """
 
     vm: VmId

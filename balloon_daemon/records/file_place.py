@@ -4,6 +4,7 @@ The common part of ``--record``, ``--history`` and ``--metrics``. Runs in the co
 serves.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,31 @@ from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.linux.directories import may_make_files, others_may_write
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_lock import lock_file
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NoRoomError(ConfigError):
+    """A file cannot be made because its disk, or the user's part of it, is full.
+
+    The setting is right, and may have been for years: balloond serves VMs without the file, as it
+    does where the disk is full later.
+
+    Attributes:
+        why: the kernel's text.
+    """
+
+    def __init__(self, said: str, why: str) -> None:
+        super().__init__(said)
+        self.why = why
+
+
+def not_made(flag: str, path: Path, err: OSError) -> ConfigError:
+    """The error for a file that cannot be made: ``NoRoomError`` where there is no room."""
+    said = f"{flag} {printable(str(path))}: {err.strerror}"
+    if err.errno in _NO_ROOM:
+        return NoRoomError(said, err.strerror or "")
+    return ConfigError(said)
 
 
 def check_place(flag: str, path: Path, why_not: Callable[[Path], str]) -> None:
@@ -47,6 +73,7 @@ def lock_place(flag: str, path: Path, taken: str) -> OwnedFd:
         The lock file's descriptor: the lock is held until this descriptor is closed.
 
     Raises:
+        NoRoomError: there is no room for the lock's file.
         ConfigError: another balloond holds the lock, or the lock's file cannot be made.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -57,6 +84,8 @@ def lock_place(flag: str, path: Path, taken: str) -> OwnedFd:
         lock.close()
         why = taken
     except OSError as err:
+        if err.errno in _NO_ROOM:
+            raise not_made(flag, path, err) from err
         why = f"its lock: {err.strerror}; name another file"
     raise ConfigError(f"{flag} {printable(str(path))}: {why}")
 

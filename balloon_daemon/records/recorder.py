@@ -12,7 +12,7 @@ from balloon_daemon.events import Event, EventsLost, Publish, RecordingEnded, St
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_lock import is_locked, lock_file
 from balloon_daemon.records.entries import entries_of
-from balloon_daemon.records.file_place import check_place
+from balloon_daemon.records.file_place import check_place, not_made
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.trace import (
     BEGINNING,
@@ -109,6 +109,7 @@ def open_trace(path: Path) -> int:
         The open file.
 
     Raises:
+        NoRoomError: the disk is full.
         ConfigError: the file cannot be made, or another balloond is writing it.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -117,7 +118,7 @@ def open_trace(path: Path) -> int:
             _keep_earlier(path)
         return os.open(path, flags, 0o600)
     except OSError as err:
-        raise ConfigError(f"--record {printable(str(path))}: {err.strerror}") from err
+        raise not_made("--record", path, err) from err
 
 
 def lock_trace(file: int, path: Path) -> OwnedFd:

@@ -15,7 +15,7 @@ from enum import Enum
 from balloon_daemon.units import MIB
 
 SETTLED_S = 4.0
-"""How long after a lower target a balloon may still follow the target before: a VMM reports the
+"""How long after another target a balloon may still follow the target before: a VMM reports the
 balloon's size up to a second late, and a driver finishes the work that it has begun."""
 
 SHRUNK_BYTES = MIB
@@ -39,10 +39,16 @@ class Bearing:
 
     def __init__(self) -> None:
         self._target_bytes = self._balloon_bytes = 0
-        self._lowered_at_s = -math.inf
+        self._lowered_at_s = self._raised_at_s = -math.inf
         # Whether the balloon is shrinking to a lower target, which is no drift. False once the
-        # balloon has reached the target or has grown again.
+        # balloon has reached that target or has grown again, and SETTLED_S after a higher one.
         self._shrinks = False
+        # The lowest target since the balloon began to shrink: it may get as small although a
+        # higher one was sent meanwhile, which its driver has not read yet.
+        self._lowest_bytes = 0
+        # Whether a target was lowered and the balloon was not seen to shrink since: a size that is
+        # reported now may be one of before, from which it shrinks.
+        self._may_be_late = False
         self._most_bytes = 0
         self._least_bytes: int | None = None
         self._gone_at_s: float | None = None
@@ -50,8 +56,12 @@ class Bearing:
 
     def told(self, target_bytes: int, now_s: float) -> None:
         """Notes a target that was sent."""
+        follows = self._shrinks or self._may_be_late
+        self._lowest_bytes = min(self._lowest_bytes, target_bytes) if follows else target_bytes
         if target_bytes < self._target_bytes:
-            self._lowered_at_s = now_s
+            self._lowered_at_s, self._may_be_late = now_s, True
+        elif target_bytes > self._target_bytes:
+            self._raised_at_s = now_s
         self._target_bytes, self._gone_at_s = target_bytes, None
         if target_bytes < self._balloon_bytes:
             self._shrinks = True
@@ -78,16 +88,28 @@ class Bearing:
         self._gone_at_s = None
         return Drift.SHRUNK
 
+    def _may_shrink_on(self, now_s: float) -> bool:
+        """Whether a balloon that shrinks may go on: the lowest target is not reached, and is the
+        last one or was so a moment ago."""
+        is_last = self._target_bytes == self._lowest_bytes
+        is_recent = is_last or now_s - self._raised_at_s < SETTLED_S
+        return self._balloon_bytes > self._lowest_bytes and is_recent
+
     def moved(self, balloon_bytes: int, now_s: float) -> Drift | None:
         """Notes the balloon's size; returns how the balloon has changed by itself, or None."""
         if self._is_new:
             # A reset empties a guest's balloon, so do not compare this size with earlier sizes.
             self._is_new = False
             self._balloon_bytes = self._most_bytes = balloon_bytes
+            self._lowest_bytes, self._may_be_late = self._target_bytes, False
             self._shrinks = self._target_bytes < balloon_bytes
         before, self._balloon_bytes = self._balloon_bytes, balloon_bytes
-        if self._shrinks and (balloon_bytes > before or balloon_bytes <= self._target_bytes):
+        if self._shrinks and (balloon_bytes > before or not self._may_shrink_on(now_s)):
             self._shrinks, self._most_bytes = False, balloon_bytes
+        if balloon_bytes < before or now_s - self._lowered_at_s >= SETTLED_S:
+            self._may_be_late = False
+        if self._may_be_late and balloon_bytes > self._lowest_bytes:
+            self._shrinks = True
         self._most_bytes = max(self._most_bytes, balloon_bytes)
         if self._least_bytes is None or now_s - self._lowered_at_s < SETTLED_S:
             self._least_bytes = balloon_bytes

@@ -13,18 +13,19 @@ class SmallTmpfs:
     Args:
         folder: an empty directory, which stays empty outside of that namespace.
         size_mib: its size limit; 0: none.
+        files: how many files and directories it has at most, itself included; 0: no limit.
 
     Raises:
         PermissionError: a tmpfs cannot be mounted here.
     """
 
-    def __init__(self, folder: Path, size_mib: int) -> None:
+    def __init__(self, folder: Path, size_mib: int, files: int = 0) -> None:
         folder.mkdir()
         as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
         self._holder = subprocess.Popen(
             [
                 "unshare", "--mount", "--propagation", "private", *as_root,
-                "sh", "-c", _MOUNT, "sh", f"{size_mib}M", str(folder),
+                "sh", "-c", _MOUNT, "sh", f"{size_mib}M,nr_inodes={files}", str(folder),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -45,6 +45,10 @@ def empty(tube):
     os.write(tube.fileno(), b"")
     live_on()
 
+def shut(tube):
+    os.close(tube.fileno())
+    live_on()
+
 def hang(path):
     os.open(path, os.O_RDWR)
 
@@ -69,8 +73,8 @@ def launcher(misdeed: str, path: str = "") -> tuple[str, ...]:
 
     Args:
         misdeed: ``flood``: sends valid reports for ever; ``garbage``: sends a message that no
-            device sends; ``empty``: sends a message of no bytes; ``hang``: hangs in closing the
-            file at ``path``.
+            device sends; ``empty``: sends a message of no bytes; ``shut``: closes its end of
+            the tube and lives on; ``hang``: hangs in closing the file at ``path``.
     """
     change = TEMPLATE.replace("{misdeed}", misdeed).replace("{path!r}", repr(path))
     program = PROGRAM.replace("{template!r}", repr(another_template(change)))

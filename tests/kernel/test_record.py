@@ -20,6 +20,7 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
 from tests.harness.open_files import open_files
 from tests.harness.scripted_monitor import ScriptedMonitor, monitors_in_a_thread, well
+from tests.harness.small_tmpfs import SmallTmpfs
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import balloon_bytes, run_until
 
@@ -196,3 +197,35 @@ def test_writer_holds_nothing_that_balloond_was_started_with(
     writer = writer_of(daemon, program)
     assert str(stored) in open_files(daemon.pid).values()
     assert str(stored) not in open_files(writer).values()
+
+
+@fault("the disk of the file of --record")
+@pytest.mark.parametrize(
+    ("flag", "event", "said"),
+    [
+        ("--record", "recording-ended", "the trace of --record ends here"),
+        ("--history", "history-ended", "no more is written to the file of --history"),
+        ("--metrics", "metrics-file-ended", "no more is written to the file of --metrics"),
+    ],
+)
+def test_disk_that_is_full_at_the_start_costs_no_vm_its_service(
+    flag: str,
+    event: str,
+    said: str,
+    start_daemon: StartDaemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    tmp_path: Path,
+) -> None:
+    # The directory alone is as many files as there may be.
+    disk = SmallTmpfs(tmp_path / "full", 1, files=1)
+    disk.root.chmod(0o700)
+    try:
+        daemon = start_daemon(flag, str(disk.root / "a.prom"))
+        squeezed(daemon, low_mem, make_guest)
+        assert list(disk.root.iterdir()) == []
+        daemon.stop()
+    finally:
+        disk.close()
+    ends = [record["message"] for record in daemon.records() if record["event"] == event]
+    assert ends == [f"{said}: No space left on device"]

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from balloon_daemon.guests.driven.answers import (
+    MAX_VALUES,
     Renewal,
     elements,
     flag,
@@ -35,6 +36,21 @@ def test_what_is_no_json_is_nonsense(text: bytes) -> None:
         parse(text)
     assert caught.value.fault is Fault.NONSENSE
     assert len(caught.value.detail) < 1000
+
+
+@fault("the VMM of a driven VM hangs")
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"0", b"[" * 99 + b"]" * 99])
+def test_answer_of_very_many_values_is_not_parsed(value: bytes) -> None:
+    text = b"[" + b",".join([value] * (MAX_VALUES + 1)) + b"]"
+    with pytest.raises(ControlError) as caught:
+        parse(text)
+    assert caught.value.fault is Fault.NONSENSE
+
+
+def test_answer_of_many_values_is_parsed() -> None:
+    # A comma and an opening bracket for each of the values, and one for the whole.
+    count = MAX_VALUES // 2
+    assert parse(b"[" + b",".join([b"[]"] * count) + b"]") == [[]] * count
 
 
 @fault("the VMM of a driven VM says a size")

@@ -2,7 +2,9 @@
 
 import math
 
-from balloon_daemon.sizing.drift import Bearing, Drift
+import pytest
+
+from balloon_daemon.sizing.drift import SETTLED_S, Bearing, Drift
 from balloon_daemon.units import GIB, MIB
 
 
@@ -44,6 +46,46 @@ def test_balloon_that_still_shrinks_when_it_is_asked_for_more_does_as_it_was_ask
     # It has turned: from now on it may not shrink.
     assert bearing.moved(360 * MIB, 12.0) is None
     assert bearing.moved(358 * MIB, 13.0) is Drift.SHRUNK
+
+
+def test_balloon_that_shrinks_on_for_a_moment_when_it_is_asked_for_more_does_as_asked() -> None:
+    bearing = reached(512)
+    bearing.told(256 * MIB, 10.0)
+    assert bearing.moved(400 * MIB, 10.5) is None
+    bearing.told(512 * MIB, 11.0)
+    for at_s, balloon_mib in ((11.2, 350), (11.4, 300), (11.6, 260)):
+        assert bearing.moved(balloon_mib * MIB, at_s) is None
+    # Nobody has asked for that little.
+    assert bearing.moved(250 * MIB, 11.8) is None
+    assert bearing.moved(248 * MIB, 12.0) is Drift.SHRUNK
+
+
+def test_balloon_that_shrinks_on_long_after_it_was_asked_for_more_does_so_by_itself() -> None:
+    bearing = reached(512)
+    bearing.told(256 * MIB, 10.0)
+    assert bearing.moved(400 * MIB, 10.5) is None
+    bearing.told(512 * MIB, 11.0)
+    assert bearing.moved(390 * MIB, 11.0 + SETTLED_S) is None
+    assert bearing.moved(380 * MIB, 11.2 + SETTLED_S) is Drift.SHRUNK
+
+
+@pytest.mark.parametrize("told_before_it_is_known", [False, True])
+def test_size_that_was_on_its_way_when_a_lower_target_was_sent_is_no_size_to_keep(
+    told_before_it_is_known: bool,
+) -> None:
+    bearing = reached(100)
+    bearing.told(512 * MIB, 2.0)
+    # The balloon has 300 MiB by now, which is not known yet.
+    bearing.told(200 * MIB, 3.0)
+    if told_before_it_is_known:
+        bearing.told(512 * MIB, 3.1)
+    assert bearing.moved(300 * MIB, 3.2) is None
+    if not told_before_it_is_known:
+        bearing.told(512 * MIB, 3.3)
+    for at_s, balloon_mib in ((3.4, 280), (3.6, 250), (3.8, 240), (4.0, 260)):
+        assert bearing.moved(balloon_mib * MIB, at_s) is None
+    # It has turned: from now on it may not shrink.
+    assert bearing.moved(258 * MIB, 5.0) is Drift.SHRUNK
 
 
 def test_balloon_that_grows_beyond_its_target_has_another_controller() -> None:

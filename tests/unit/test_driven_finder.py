@@ -196,6 +196,33 @@ def test_fault_that_changes_is_published(play: Play) -> None:
     assert faults == [Fault.NOT_THERE, Fault.HANGS, Fault.NOT_THERE]
 
 
+@fault("a VM that is named cannot be driven")
+def test_faults_that_alternate_without_end_are_published_now_and_then_and_one_that_lasts_is(
+    play: Play,
+) -> None:
+    hours = 2.0
+
+    async def scene(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        world.controls[0].end()
+        ends_s = loop.time() + hours * 3600
+        while loop.time() < ends_s:
+            for lasting in (Fault.HELD, Fault.NONSENSE, Fault.REFUSED):
+                world.next.fails["open"] = ControlError(lasting)
+                tried = len(world.attempts)
+                while len(world.attempts) == tried:
+                    await asyncio.sleep(1)
+        world.next.fails["open"] = ControlError(Fault.NO_BALLOON)
+        await asyncio.sleep(700)
+
+    world = play(scene)
+    assert len(world.attempts) > 200
+    said = [event.fault for event in world.loud() if isinstance(event, VmNotDriven)]
+    # Eight at once, and one each ten minutes.
+    assert len(said) <= 8 + hours * 6 + 3
+    assert said.count(Fault.NO_BALLOON) == 1
+
+
 @fault("the VMM of a driven VM hangs")
 def test_vmm_that_closes_again_and_again_is_published_twice_and_tried_ever_later(
     play: Play,

@@ -22,7 +22,9 @@ class Ears:
         self.asked = 0
         self.rest_s = 0.0
         self.tube, self.device = open_tube()
-        self.reader = ReportReader(self.tube, self.heard.append, self.refuse, self.charge)
+        self.reader = ReportReader(
+            self.tube, self.heard.append, self.refuse, self.charge, self.end
+        )
 
     def charge(self, _spent_s: float) -> float:
         self.asked += 1
@@ -30,6 +32,9 @@ class Ears:
 
     def refuse(self, found: str) -> None:
         raise AssertionError(found)
+
+    def end(self) -> None:
+        raise AssertionError("the device's end is open")
 
     def close(self) -> None:
         self.reader.end()

@@ -7,12 +7,19 @@ from collections.abc import Callable
 
 import pytest
 
-from balloon_daemon.guests.driven.qmp_wire import MAX_EVENT_BYTES, Monitor, Question
+from balloon_daemon.guests.driven.answers import MAX_VALUES
+from balloon_daemon.guests.driven.control import ControlError, Fault
+from balloon_daemon.guests.driven.qmp_wire import (
+    MAX_EVENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    Monitor,
+    Question,
+)
 from tests.harness.faults import fault
 
 USER = 1002
-LARGE = [{"": 0}] * 30_000
-"""240 KiB as JSON, 6 MiB as CPython's objects."""
+LARGE = [{"x" * 24: 0}] * 8_000
+"""250 KiB as JSON, 2 MiB as CPython's objects."""
 SMALL_BYTES = 256 * 1024
 
 
@@ -74,6 +81,47 @@ async def kept_bytes(content: bytes) -> int:
 def test_nothing_is_kept_of_a_large_message(message: object) -> None:
     content = json.dumps(message, separators=(",", ":")).encode() + b"\n"
     assert asyncio.run(kept_bytes(content)) < SMALL_BYTES
+
+
+async def asked_of(content: bytes) -> ControlError | None:
+    """What a question ends with to which a monitor answers a line; None: it is answered."""
+    fed = Fed()
+    question = Question("query-cpus-fast", bool)
+    asked = asyncio.create_task(fed.monitor.ask(question))
+    await asyncio.sleep(0)
+    fed.feed(content)
+    try:
+        await asked
+    except ControlError as err:
+        return err
+    finally:
+        fed.monitor.connection_lost(None)
+    return None
+
+
+def answer(rows: list[object]) -> bytes:
+    return json.dumps({"id": 1, "return": rows}).encode() + b"\n"
+
+
+@fault("a QEMU monitor hangs, sends garbage")
+@pytest.mark.parametrize("value", [[], {}, 0])
+def test_line_of_very_many_values_ends_the_connection_unparsed(value: object) -> None:
+    failure = asyncio.run(asked_of(answer([value] * MAX_VALUES)))
+    assert failure is not None
+    assert failure.fault is Fault.NONSENSE
+    assert failure.detail == f"a line of over {MAX_VALUES} values"
+
+
+def test_longest_list_of_cpus_that_a_line_holds_is_parsed() -> None:
+    cpu = {
+        "thread-id": 25627,
+        "props": {"core-id": 0, "thread-id": 0, "socket-id": 0},
+        "qom-path": "/machine/unattached/device[0]",
+        "cpu-index": 0,
+        "target": "x86_64",
+    }
+    count = MAX_MESSAGE_BYTES // len(json.dumps(cpu))
+    assert asyncio.run(asked_of(answer([cpu] * (count - 30)))) is None
 
 
 async def unfinished(prepare: Callable[[Fed], None], *, waits: bool) -> bool:

@@ -9,7 +9,8 @@ import pytest
 
 from balloon_daemon.guests.jailed import kept as kept_module
 from balloon_daemon.guests.jailed import saver as saver_module
-from balloon_daemon.guests.jailed.saver import SAVE_SOON_S, GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.save_schedule import SAVE_SOON_S
+from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
 from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATES, Room

@@ -4,7 +4,8 @@ Runs in the controller. A finder connects, makes a ``DrivenVm`` if a VMM answers
 ``DrivenVm`` has ended, and connects again: after 1 s, then after twice as long each time, up to
 30 s. The pause is 1 s again for a VM that has been driven for a while, and for a VM whose socket
 has just appeared (``discovery.py``). Of several failures in a row for the same reason, the events
-of all but the first are ``quiet`` (logged at level DEBUG).
+of all but the first are ``quiet`` (logged at level DEBUG), and so are those of reasons that change
+again and again (``CHANGES``).
 """
 
 import asyncio
@@ -34,6 +35,7 @@ from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.guests.waiting import is_done_within
+from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.units import VmId
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
@@ -47,26 +49,42 @@ STEADY_S = 60.0
 """After a VM was driven for so long, its next pause is the shortest again."""
 
 
+CHANGES, CHANGES_A_SECOND = 8, 1 / 600
+"""How often a new reason for which a VM is not driven is published at a level for people:
+``CHANGES`` times at once, then ``CHANGES_A_SECOND`` times a second. One user's VMMs may refuse
+each attempt for another reason, and 768 of them are sought."""
+
+
 class Pause:
     """The pause before the next attempt, and whether the last attempts were all alike."""
 
     def __init__(self) -> None:
         self._pause_s = AGAIN_S
         self._fault: Fault | None = None
+        self._said: Fault | None = None
+        """The reason that was published last at a level for people."""
+        self._changes = LineBudget(CHANGES, CHANGES_A_SECOND)
         self.short_lives = 0
         """How many times in a row the VM was driven for less than ``STEADY_S``."""
 
     def failed(self, fault: Fault) -> bool:
-        """Notes a failed attempt; True: the attempt before failed for the same reason."""
-        same, self._fault = fault is self._fault, fault
-        return same
+        """Notes a failed attempt; returns whether its event is to be quiet: the reason is the one
+        that was published last, or reasons change too often. A reason that lasts is published
+        later then."""
+        self._fault = fault
+        now_s = asyncio.get_running_loop().time()
+        if fault is self._said or not self._changes.has_one(now_s):
+            return True
+        self._said = fault
+        return False
 
     def ended(self, fault: Fault, lived_s: float) -> bool:
-        """Notes that a driven VM has ended; True: the last attempt failed for the same reason."""
+        """Notes that a driven VM has ended; returns what ``failed`` does."""
         if lived_s >= STEADY_S:
-            self.short_lives, self._pause_s, self._fault = 0, AGAIN_S, None
-        else:
-            self.short_lives += 1
+            self.short_lives, self._pause_s = 0, AGAIN_S
+            self._fault = self._said = fault
+            return False
+        self.short_lives += 1
         return self.failed(fault)
 
     def next_s(self) -> float:

@@ -32,6 +32,10 @@ STALLED_S = 5.0
 starved host or in a frozen cgroup the next device would stall too, and six deaths end a VM's
 balloon; and a user who may send SIGSTOP to this device may send it to the next one as well."""
 
+CLOSED_S = 1.0
+"""A device that was not told to stop, and has closed its end of the tube for so long without
+having ended, is killed: it can be told no target any more. Every device closes it as it ends."""
+
 LOOK_S = 1.0
 """How often the tube's unread bytes are checked while there are any."""
 
@@ -46,6 +50,7 @@ class ReportReader:
             not read after that.
         charge: charges seconds of the loop to the device's user; returns for how many seconds no
             report of that user's devices is to be read.
+        closed: called once the device's end of the tube is closed and all reports are read.
     """
 
     def __init__(
@@ -54,8 +59,10 @@ class ReportReader:
         take: Callable[[Up], None],
         garbage: Callable[[str], None],
         charge: Callable[[float], float],
+        closed: Callable[[], None],
     ) -> None:
         self._tube = tube
+        self._closed = closed
         self._charge = charge
         self._take = take
         self._garbage = garbage
@@ -75,6 +82,8 @@ class ReportReader:
         if self._room > 0 and not rest_s:
             self._room -= self.read()
             rest_s = self._charge(self._loop.time() - now)
+        if self._tube.at_end:
+            self._closed()
         if self._tube.at_end or self._tube.garbage is not None:
             return
         if self._room <= 0 or rest_s:

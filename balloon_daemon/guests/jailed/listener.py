@@ -171,7 +171,7 @@ class VhostUserGuests:
 
     def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Session:
         peer = self._peers.of(connection)
-        saver.set_user(peer.uid)
+        saver.set_user(peer.uid, peer.charge_saving)
         # The kernel knows at which socket a connection was accepted, also after a handover. If the
         # configuration has changed since, that socket may not be served any more.
         acceptor = self._acceptors.get(connection.local_path)

@@ -11,7 +11,14 @@ from itertools import islice
 from time import monotonic as now_s
 
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
-from balloon_daemon.guests.jailed.turns import OF_THE_LOOP, TURN_S, Allowance, Allowances, Turns
+from balloon_daemon.guests.jailed.turns import (
+    OF_THE_LOOP,
+    SAVING,
+    TURN_S,
+    Allowance,
+    Allowances,
+    Turns,
+)
 from balloon_daemon.handover.room import Room
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.rate_limit import RateLimit
@@ -189,6 +196,16 @@ class Peer:
         """Charges seconds that went into measuring the user's VMs (``MEASURING``); returns whether
         one may be measured now."""
         return self._measuring.charge(spent_s, now_s()) > 0
+
+    def charge_saving(self, spent_s: float) -> float:
+        """Charges seconds that went into saving what the user's guests have written to ``actual``
+        (``SAVING``).
+
+        Returns:
+            For how many seconds none of them is to be saved for that.
+        """
+        left_s = self._allowances.saving.charge(spent_s, now_s())
+        return 0.0 if left_s > 0 else (TURN_S - left_s) / SAVING
 
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of the user's connections may bring descriptors now."""

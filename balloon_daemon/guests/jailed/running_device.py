@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from balloon_daemon.device.process import MAX_DEATH_RECORD_BYTES, DeviceProcess
 from balloon_daemon.events import Publish
+from balloon_daemon.guests.jailed import hearing
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.named_tuple import NamedTuple
@@ -38,7 +39,8 @@ class RunningDevice:
         vm: its VM.
         publish: takes events.
         take: called with each report.
-        misbehaved: called once, with a description, for a message that no device sends.
+        misbehaved: called once, with a description, for a message that no device sends, or where
+            the device has closed its tube and does not end.
         ended: called once it is reaped and all of its reports are handled.
         charge: charges the seconds that its reports take to its user, as ``ReportReader`` says.
         in_turn: has its end handled in one of its user's turns (``InTurn.do``).
@@ -58,7 +60,10 @@ class RunningDevice:
         self._process = process
         self._in_turn = in_turn
         self._ended = ended
-        self._reader = ReportReader(process.tube, take, misbehaved, charge)
+        self._misbehaved = misbehaved
+        self._closed: asyncio.TimerHandle | None = None
+        """Runs once the device has closed its end of the tube, until it was seen to end."""
+        self._reader = ReportReader(process.tube, take, misbehaved, charge, self._tube_closed)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
         # The device has been sent its first order (``DeviceProcess.begin``): watch from now on
         # whether it is read.
@@ -81,7 +86,8 @@ class RunningDevice:
             self._orders.sent()
 
     def stop(self) -> None:
-        """Sends STOP; kills the device where the tube is full."""
+        """Sends STOP; kills the device where the tube is full, or closed by the device."""
+        self._expect_end()
         self._reader.rest_no_more()
         if not self._process.tube.send(Command.STOP):
             self._process.kill()
@@ -90,11 +96,26 @@ class RunningDevice:
         """Sends SIGKILL; does nothing where the device has ended."""
         self._process.kill()
 
+    def _tube_closed(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._closed = loop.call_later(hearing.CLOSED_S, self._lives_on)
+
+    def _lives_on(self) -> None:
+        self._closed = None
+        self._misbehaved("the end of its tube, without ending")
+
+    def _expect_end(self) -> None:
+        """Takes the tube's end for that of the device, which is on its way."""
+        if self._closed is not None:
+            self._closed.cancel()
+            self._closed = None
+
     def _watch(self) -> None:
         asyncio.get_running_loop().add_reader(self._process.pidfd.fileno(), self._has_ended)
 
     def _has_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._process.pidfd.fileno())
+        self._expect_end()
         self._in_turn(self._reap)
 
     def _reap(self) -> None:

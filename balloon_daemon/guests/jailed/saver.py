@@ -11,13 +11,13 @@ which needs no room in the store, says from which serial number on states are va
 (``Journal.require``).
 """
 
-import asyncio
 import errno
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Protocol
 
 from balloon_daemon.guests.jailed.kept_fds import KeptFds
+from balloon_daemon.guests.jailed.save_schedule import SaveSchedule
 from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.journal import Journal, NoJournal, RequestJournal
 from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
@@ -46,14 +46,6 @@ from balloon_daemon.vhost_user.replay import (
 NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
 """After how long a guest is saved again: when the store had no room for it, when the keeper has
 lost one of its descriptors, and when many of its messages are still queued."""
-
-SAVE_SOON_S = 0.05
-"""How long a reported value of ``actual`` may wait before it is stored: the driver writes a new
-value with each buffer, and only the newest counts."""
-
-COMPLAIN_AGAIN_S = 60.0
-"""An event reports that a guest is not kept, and no other event does until the guest is saved more
-than so many seconds after its last failed save."""
 
 _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
 """All fields of a vring that ``replay_vrings`` encodes."""
@@ -111,80 +103,6 @@ class _ReplayCache:
         return self._all
 
 
-class _Schedule:
-    """When a guest is saved again although its state has not changed, and when an event reports
-    that the guest is not kept.
-
-    Attributes:
-        save: saves the guest.
-        complaint: why the guest's state is not in the store, for the next ``save`` to raise; "":
-            it is there.
-    """
-
-    def __init__(self) -> None:
-        self.save: Callable[[], object] = lambda: None
-        self.complaint = ""
-        self._retry: asyncio.TimerHandle | None = None
-        self._soon: asyncio.TimerHandle | None = None
-        self._complained_at: float | None = None
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a retry is pending, before which nothing is saved."""
-        return self._retry is not None
-
-    def retry(self, seconds: float) -> None:
-        """Saves after so many seconds, and not before."""
-        if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(seconds, self._try_again)
-
-    def retry_and_complain(self, seconds: float) -> bool:
-        """Like ``retry``. Returns whether an event is to report that the guest is not kept: not
-        again while an earlier report counts (``COMPLAIN_AGAIN_S``)."""
-        first = self._complained_at is None
-        self._complained_at = asyncio.get_running_loop().time()
-        self.retry(seconds)
-        return first
-
-    def _try_again(self) -> None:
-        self._retry = None
-        self.save()
-
-    def soon(self, store: Store) -> None:
-        """Saves a little later, or once the store is no longer behind."""
-        if self._soon is None:
-            loop = asyncio.get_running_loop()
-            self._soon = loop.call_later(SAVE_SOON_S, self._save_soon, store)
-
-    def _save_soon(self, store: Store) -> None:
-        self._soon = None
-        if store.is_behind:
-            # The store is slow, and other messages are more urgent than this state. Wait: a state
-            # that is saved later includes the same change.
-            self.soon(store)
-        else:
-            self.save()
-
-    def cancel_soon(self) -> None:
-        """Cancels ``soon``, because the guest is being saved."""
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
-
-    def kept(self) -> None:
-        """Notes that all of the guest is in the store, as far as is known."""
-        if self._complained_at is not None:
-            now = asyncio.get_running_loop().time()
-            if now - self._complained_at > COMPLAIN_AGAIN_S:
-                self._complained_at = None
-
-    def cancel(self) -> None:
-        """Saves nothing any more."""
-        self.cancel_soon()
-        if self._retry is not None:
-            self._retry.cancel()
-
-
 class Saver(Protocol):
     """Puts a guest's state, with its descriptors, into a store for another controller.
 
@@ -206,8 +124,9 @@ class Saver(Protocol):
     def has_valid_state(self) -> bool:
         """Whether the store has a state with which another controller can go on."""
 
-    def set_user(self, user: int) -> None:
-        """Sets the user who runs the guest's VMM (``Store.set_user``)."""
+    def set_user(self, user: int, charge: Callable[[float], float]) -> None:
+        """Sets the user who runs the guest's VMM (``Store.set_user``), and who is charged for what
+        ``save_soon`` takes (``Peer.charge_saving``)."""
 
     def when_not_kept(self, save: Callable[[], object]) -> None:
         """Calls ``save`` whenever the guest has to be saved again although it has not changed."""
@@ -242,7 +161,7 @@ class NullSaver:
     def __init__(self) -> None:
         self.journal = NoJournal()
 
-    def set_user(self, user: int) -> None:
+    def set_user(self, user: int, charge: Callable[[float], float]) -> None:
         pass
 
     def when_not_kept(self, save: Callable[[], object]) -> None:
@@ -290,7 +209,7 @@ class GuestSaver:
         self.journal = journal
         self._fds = KeptFds()
         self._replay = _ReplayCache()
-        self._schedule = _Schedule()
+        self._schedule = SaveSchedule()
         self.is_kept = False
         self._serial = 0
         """The serial number of the newest state in the store."""
@@ -316,7 +235,8 @@ class GuestSaver:
     def has_valid_state(self) -> bool:
         return self.has_state and self.journal.required <= self._serial
 
-    def set_user(self, user: int) -> None:
+    def set_user(self, user: int, charge: Callable[[float], float]) -> None:
+        self._schedule.user, self._schedule.charge = user, charge
         self._store.set_user(self._group, user)
 
     def when_not_kept(self, save: Callable[[], object]) -> None:

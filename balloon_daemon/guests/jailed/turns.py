@@ -34,6 +34,10 @@ a second, enough for a balloon that grows by 5 GiB a second. Without a limit a u
 would never let the controller sleep, and the scheduler makes a process that never sleeps wait
 milliseconds for its next time on a processor."""
 
+SAVING = 1 / 16
+"""The part of the event loop's time that may go into saving what one user's guests have written to
+``actual``: some 1,500 states a second. A guest's is saved 20 times a second at most."""
+
 A_REQUEST_COUNTS = 8
 """The factor by which a task's time is charged. A task handles the requests other than config
 accesses. A config access takes 50 µs; another request can take 1 ms, and wakes other processes
@@ -94,12 +98,14 @@ class Allowance:
 class Allowances:
     """One user's shares of the loop's time: ``in_turns`` for the connections in the user's epoll
     instance, ``at_once`` for those that the event loop watches directly (``AT_ONCE``), ``reports``
-    for what the user's devices report."""
+    for what the user's devices report, ``saving`` for storing what its guests write to
+    ``actual``."""
 
     def __init__(self) -> None:
         self.in_turns = Allowance(OF_THE_LOOP)
         self.at_once = Allowance(OF_THE_LOOP_AT_ONCE)
         self.reports = Allowance(OF_THE_LOOP)
+        self.saving = Allowance(SAVING)
 
 
 class EachStep:
