@@ -73,6 +73,10 @@ class Store(Protocol):
         """Sets a VM's user: while the store is slow, messages are sent in turns between users, and
         each user has a part of the room. None: the VM is gone."""
 
+    def queued_fds_of(self, user: int) -> int:
+        """How many descriptors of this process are duplicates that are queued for the store, of
+        one user's VMs, also of VMs that are gone."""
+
     def watch(self, gone: Callable[[], None]) -> None:
         """Calls ``gone`` once, within the running event loop, when the store is gone."""
 
@@ -168,6 +172,9 @@ class NoStore:
 
     def set_user(self, group: str, user: int | None) -> None:
         pass
+
+    def queued_fds_of(self, user: int) -> int:
+        return 0
 
     def watch(self, gone: Callable[[], None]) -> None:
         pass
@@ -279,6 +286,9 @@ class SocketStore:
     def set_user(self, group: str, user: int | None) -> None:
         self._outbox.set_user(group, user)
         self.room.set_user(group, user)
+
+    def queued_fds_of(self, user: int) -> int:
+        return self._outbox.fds_of(user)
 
     def _lose(self) -> None:
         if not self._gone:
