@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TypeVar
 
+from balloon_daemon.handover.pacing import Pacing
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.named_tuple import NamedTuple
 
@@ -63,6 +64,7 @@ class Outbox:
         self._fds_of = Counter[int | None]()
         """By user: how many duplicates of descriptors the queue has."""
         self._retry: asyncio.TimerHandle | None = None
+        self._pacing = Pacing()
         self.stalled = False
         self.close_late: Callable[[Sequence[int]], None] = _close
 
@@ -75,6 +77,15 @@ class Outbox:
         self._users.pop(guest, None)
         if user is not None:
             self._users[guest] = user
+
+    def wait_s(self, guest: str, least_s: float) -> float:
+        """In how many seconds a message about a guest that can wait is to be sent (``Pacing``), at
+        least ``least_s``."""
+        return self._pacing.wait_s(self._users.get(guest), least_s)
+
+    def waiting_with(self, guest: str) -> int:
+        """How many messages about the guests of a guest's user are queued."""
+        return len(self._waiting.get(self._users.get(guest), ()))
 
     def waiting_of(self, guest: str) -> int:
         """How many messages of a guest are queued."""

@@ -30,8 +30,8 @@ TAKEN_WITHIN_S = 2.0
 
 MANY_WAITING = 64
 WAITING_OF_A_VM = 8
-"""Messages queued for the store, of all VMs and of one: above these numbers, states that can wait
-are not sent."""
+"""Messages queued for the store, of one user's VMs and of one VM: above these numbers, states that
+can wait are not sent."""
 
 
 class HasFileno(Protocol):
@@ -59,9 +59,13 @@ class Store(Protocol):
     def keeps(self) -> bool:
         """Whether another controller will find the descriptors that are put in."""
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether so many messages are queued that states that can wait should wait."""
+    def is_behind(self, group: str) -> bool:
+        """Whether so many messages of this VM's user are queued that states of the user's VMs that
+        can wait should wait."""
+
+    def wait_s(self, group: str, least_s: float) -> float:
+        """In how many seconds a state of this VM that can wait is to be stored (``Pacing``), at
+        least ``least_s``."""
 
     def is_behind_with(self, group: str) -> bool:
         """Whether many messages of this VM are queued."""
@@ -158,11 +162,17 @@ class Store(Protocol):
 class NoStore:
     """Keeps nothing: the VMs' balloons end with this controller."""
 
-    keeps = is_behind = False
+    keeps = False
 
     def __init__(self) -> None:
         self.kept: dict[str, OwnedFd] = {}
         self.room = Room(0)
+
+    def is_behind(self, group: str) -> bool:
+        return False
+
+    def wait_s(self, group: str, least_s: float) -> float:
+        return least_s
 
     def is_behind_with(self, group: str) -> bool:
         return False
@@ -304,12 +314,14 @@ class SocketStore:
     def has_all_of(self, group: str) -> bool:
         return not self._outbox.waiting_of(group)
 
-    @property
-    def is_behind(self) -> bool:
-        return len(self._outbox) > MANY_WAITING
+    def is_behind(self, group: str) -> bool:
+        return self._outbox.waiting_with(group) > MANY_WAITING
+
+    def wait_s(self, group: str, least_s: float) -> float:
+        return self._outbox.wait_s(group, least_s)
 
     def is_behind_with(self, group: str) -> bool:
-        return self.is_behind and self._outbox.waiting_of(group) > WAITING_OF_A_VM
+        return self.is_behind(group) and self._outbox.waiting_of(group) > WAITING_OF_A_VM
 
     def close_late_by(self, close: Callable[[Sequence[int]], None]) -> None:
         self._outbox.close_late = close

@@ -48,8 +48,9 @@ NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
 lost one of its descriptors, and when many of its messages are still queued."""
 
 SAVE_SOON_S = 0.05
-"""How long a reported value of ``actual`` may wait before it is stored: the driver writes a new
-value with each buffer, and only the newest counts."""
+"""How long a reported value of ``actual`` waits before it is stored: the driver writes a new value
+with each buffer, and only the newest counts. It may wait longer where many VMs of its user have
+one to be stored (``handover/pacing.py``)."""
 
 COMPLAIN_AGAIN_S = 60.0
 """An event reports that a guest is not kept, and no other event does until the guest is saved more
@@ -150,18 +151,19 @@ class _Schedule:
         self._retry = None
         self.save()
 
-    def soon(self, store: Store) -> None:
+    def soon(self, store: Store, group: str) -> None:
         """Saves a little later, or once the store is no longer behind."""
         if self._soon is None:
+            wait_s = store.wait_s(group, SAVE_SOON_S)
             loop = asyncio.get_running_loop()
-            self._soon = loop.call_later(SAVE_SOON_S, self._save_soon, store)
+            self._soon = loop.call_later(wait_s, self._save_soon, store, group)
 
-    def _save_soon(self, store: Store) -> None:
+    def _save_soon(self, store: Store, group: str) -> None:
         self._soon = None
-        if store.is_behind:
+        if store.is_behind(group):
             # The store is slow, and other messages are more urgent than this state. Wait: a state
             # that is saved later includes the same change.
-            self.soon(store)
+            self.soon(store, group)
         else:
             self.save()
 
@@ -456,7 +458,7 @@ class GuestSaver:
             self._schedule.save()
 
     def save_soon(self) -> None:
-        self._schedule.soon(self._store)
+        self._schedule.soon(self._store, self._group)
 
     async def drained(self) -> None:
         try:
