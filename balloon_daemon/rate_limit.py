@@ -31,6 +31,10 @@ class LineBudget:
         self._saved -= 1
         return True
 
+    def is_full(self, now_s: float) -> bool:
+        """Whether the bucket has all of its tokens, as a new one has."""
+        return self._saved + (now_s - self._at_s) * self._per_second >= self._most
+
     def admit(self, now_s: float) -> int | None:
         """How many lines were left out before this one; None: leave this line out too."""
         if not self.has_one(now_s):

@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import TypeVar
 
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.named_tuple import NamedTuple
@@ -23,6 +24,8 @@ WORK_S = 0.0005
 """How long queued messages are sent in one turn of the event loop. A full socket ends a turn
 earlier; but the socket of a store that reads fast is never full, and thousands of messages may be
 queued."""
+
+Counted = TypeVar("Counted", str, int | None)
 
 
 class _Message(NamedTuple):
@@ -57,6 +60,8 @@ class Outbox:
         about a guest whose user is not set."""
         self._users: dict[str, int] = {}
         self._of = Counter[str]()
+        self._fds_of = Counter[int | None]()
+        """By user: how many duplicates of descriptors the queue has."""
         self._retry: asyncio.TimerHandle | None = None
         self.stalled = False
         self.close_late: Callable[[Sequence[int]], None] = _close
@@ -71,9 +76,18 @@ class Outbox:
         if user is not None:
             self._users[guest] = user
 
+    def waiting_with(self, guest: str) -> int:
+        """How many messages about the guests of a guest's user are queued."""
+        return len(self._waiting.get(self._users.get(guest), ()))
+
     def waiting_of(self, guest: str) -> int:
         """How many messages of a guest are queued."""
         return self._of[guest]
+
+    def fds_of(self, user: int) -> int:
+        """How many duplicates of descriptors are queued with messages about a user's guests, also
+        about guests that are gone."""
+        return self._fds_of[user]
 
     def send(self, content: bytes, fds: tuple[int, ...], guest: str) -> None:
         """Sends a message, at once or a little later.
@@ -93,8 +107,10 @@ class Outbox:
         # message that is sent at once needs none: closing a duplicate may take long, because any
         # close looks at all locks of the file (fcntl(2)).
         message = _Message(content, tuple(OwnedFd(os.dup(fd)) for fd in fds), guest)
-        self._waiting.setdefault(self._users.get(guest), deque()).append(message)
+        user = self._users.get(guest)
+        self._waiting.setdefault(user, deque()).append(message)
         self._of[guest] += 1
+        self._fds_of[user] += len(fds)
         if self._retry is None:
             self._retry_later()
 
@@ -120,7 +136,8 @@ class Outbox:
             del self._waiting[user]
             if line:
                 self._waiting[user] = line
-            self._count_out(guest)
+            _count_down(self._of, guest, 1)
+            _count_down(self._fds_of, user, len(fds))
             self.close_late([fd.detach() for fd in fds])
             if self._waiting and time.monotonic() >= ends_at_s:
                 self._retry_later()
@@ -156,11 +173,14 @@ class Outbox:
             self.close_late([fd.detach() for fd in message.fds])
         self._waiting.clear()
         self._of.clear()
+        self._fds_of.clear()
 
-    def _count_out(self, guest: str) -> None:
-        self._of[guest] -= 1
-        if not self._of[guest]:
-            del self._of[guest]
+
+def _count_down(counts: Counter[Counted], key: Counted, number: int) -> None:
+    """Subtracts from a count, and deletes it once it is 0."""
+    counts[key] -= number
+    if not counts[key]:
+        del counts[key]
 
 
 def _close(fds: Sequence[int]) -> None:

@@ -30,8 +30,8 @@ TAKEN_WITHIN_S = 2.0
 
 MANY_WAITING = 64
 WAITING_OF_A_VM = 8
-"""Messages queued for the store, of all VMs and of one: above these numbers, states that can wait
-are not sent."""
+"""Messages queued for the store, of one user's VMs and of one VM: above these numbers, states that
+can wait are not sent."""
 
 
 class HasFileno(Protocol):
@@ -59,9 +59,9 @@ class Store(Protocol):
     def keeps(self) -> bool:
         """Whether another controller will find the descriptors that are put in."""
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether so many messages are queued that states that can wait should wait."""
+    def is_behind(self, group: str) -> bool:
+        """Whether so many messages of this VM's user are queued that states of the user's VMs that
+        can wait should wait."""
 
     def is_behind_with(self, group: str) -> bool:
         """Whether many messages of this VM are queued."""
@@ -72,6 +72,10 @@ class Store(Protocol):
     def set_user(self, group: str, user: int | None) -> None:
         """Sets a VM's user: while the store is slow, messages are sent in turns between users, and
         each user has a part of the room. None: the VM is gone."""
+
+    def queued_fds_of(self, user: int) -> int:
+        """How many descriptors of this process are duplicates that are queued for the store, of
+        one user's VMs, also of VMs that are gone."""
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Calls ``gone`` once, within the running event loop, when the store is gone."""
@@ -154,11 +158,14 @@ class Store(Protocol):
 class NoStore:
     """Keeps nothing: the VMs' balloons end with this controller."""
 
-    keeps = is_behind = False
+    keeps = False
 
     def __init__(self) -> None:
         self.kept: dict[str, OwnedFd] = {}
         self.room = Room(0)
+
+    def is_behind(self, group: str) -> bool:
+        return False
 
     def is_behind_with(self, group: str) -> bool:
         return False
@@ -168,6 +175,9 @@ class NoStore:
 
     def set_user(self, group: str, user: int | None) -> None:
         pass
+
+    def queued_fds_of(self, user: int) -> int:
+        return 0
 
     def watch(self, gone: Callable[[], None]) -> None:
         pass
@@ -280,6 +290,9 @@ class SocketStore:
         self._outbox.set_user(group, user)
         self.room.set_user(group, user)
 
+    def queued_fds_of(self, user: int) -> int:
+        return self._outbox.fds_of(user)
+
     def _lose(self) -> None:
         if not self._gone:
             self._gone = True
@@ -294,12 +307,11 @@ class SocketStore:
     def has_all_of(self, group: str) -> bool:
         return not self._outbox.waiting_of(group)
 
-    @property
-    def is_behind(self) -> bool:
-        return len(self._outbox) > MANY_WAITING
+    def is_behind(self, group: str) -> bool:
+        return self._outbox.waiting_with(group) > MANY_WAITING
 
     def is_behind_with(self, group: str) -> bool:
-        return self.is_behind and self._outbox.waiting_of(group) > WAITING_OF_A_VM
+        return self.is_behind(group) and self._outbox.waiting_of(group) > WAITING_OF_A_VM
 
     def close_late_by(self, close: Callable[[Sequence[int]], None]) -> None:
         self._outbox.close_late = close

@@ -5,6 +5,8 @@ Runs in the controller. The program is ``history_writer``; its lines are
 """
 
 import json
+from collections.abc import Callable
+from itertools import islice
 from time import monotonic
 
 from balloon_daemon.events import (
@@ -38,6 +40,10 @@ a second. Without the limit a user who attaches and leaves a hundred times a sec
 history, which keeps the last 10,000 events of all VMs. A VM beyond the limit has no event in
 it."""
 
+LOOKED_AT = 2
+"""At how many users each VM that attaches looks whether they are to be forgotten, as their shares
+are whole again. Whoever has subordinate users (subuid(5)) may attach as 65,536 users."""
+
 _ASIDE = "aside "
 """The program's line about a damaged file that it has renamed begins with this; the new ending of
 the file's name and the reason follow."""
@@ -50,11 +56,15 @@ class History:
     Args:
         scribe: hands rows to the program that writes the file.
         publish: called with each event to be published.
+        clock: seconds since any moment, never less than before.
     """
 
-    def __init__(self, scribe: Scribe, publish: Publish) -> None:
+    def __init__(
+        self, scribe: Scribe, publish: Publish, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._scribe = scribe
         self._publish = publish
+        self._clock = clock
         self._surveys = 0
         self._ended = False
         self._users: dict[VmId, int] = {}
@@ -94,8 +104,14 @@ class History:
         """Notes that a VM has attached: its events are left out if its user has had too many
         VMs."""
         if (user := self._users.get(vm)) is not None:
+            now_s = self._clock()
+            for each, budget in list(islice(self._budgets.items(), LOOKED_AT)):
+                # Whoever is not forgotten is looked at again after all others.
+                del self._budgets[each]
+                if not budget.is_full(now_s):
+                    self._budgets[each] = budget
             new = LineBudget(ATTACHED_AT_ONCE, ATTACHED_A_SECOND)
-            if not self._budgets.setdefault(user, new).has_one(monotonic()):
+            if not self._budgets.setdefault(user, new).has_one(now_s):
                 self._left_out.add(vm)
 
     def _sample(self, event: Surveyed, at_s: float) -> None:

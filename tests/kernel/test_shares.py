@@ -22,6 +22,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
+from tests.harness.fd_keeper import keeper_pid
 from tests.harness.frozen import Frozen
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
@@ -221,6 +222,42 @@ def test_connections_with_sockets_that_linger_in_them_take_up_no_numbers(
         rebind(neighbour, short_daemon, low_mem)
     low_mem.set_plenty()
     run([neighbour], lambda: len(fds_but_figures(short_daemon)) <= before)
+
+
+@fault("store (systemd or keeper) takes nothing")
+def test_user_who_connects_over_and_over_while_the_store_takes_nothing_is_refused_at_last(
+    start_daemon: StartDaemon, enemy_uid: int
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o711)
+        launcher = ("prlimit", f"--nofile={LIMIT}:{LIMIT}")
+        daemon = start_daemon("--keep-fds", name=f"{directory}/balloond", launcher=launcher)
+        os.chmod(daemon.config.socket, 0o666)
+        before, most = len(fd_numbers(daemon.pid)), 0
+        keeper = keeper_pid(daemon)
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            for _ in range(OF_ONE // 5):
+                with connections(daemon, enemy_uid, 1) as (enemy,):
+                    # Where it may bring no more descriptors, it is closed for them.
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                        set_calls(enemy)
+                    is_answered(enemy)
+                most = max(most, len(fd_numbers(daemon.pid)))
+                if refused := facts(daemon, "connection-refused"):
+                    break
+            if enemy_uid != os.geteuid():
+                with connections(daemon, os.geteuid(), 1) as (late,):
+                    assert is_answered(late)
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        assert refused, "none of its connections was refused"
+        refusal = refused[0]
+        assert (refusal["uid"], refusal["share"]) == (enemy_uid, "users-descriptors")
+        assert before + OF_ONE // 2 < most < LIMIT * OF_ALL
+        wait_until(lambda: len(fd_numbers(daemon.pid)) < before + EACH, what="the store has all")
+        with connections(daemon, enemy_uid, 1) as (enemy,):
+            assert is_answered(enemy)
 
 
 @fault("one user's VMMs take more than three quarters of the descriptors")

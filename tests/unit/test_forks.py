@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from time import monotonic as now_s
+from time import sleep
 from typing import Any
 
 import pytest
@@ -69,6 +70,8 @@ class Scene:
         self.failed: list[OSError] = []
         self.nothing: set[str] = set()
         """Guests that have nothing to serve when their turn comes."""
+        self.takes_s = 0.0
+        """How long a guest takes to begin with its device."""
 
     def want(self, uid: int, name: str) -> PendingFork:
         def spec() -> DeviceSpec | None:
@@ -77,6 +80,7 @@ class Scene:
             return DeviceSpec(name, (), (), None, b"", None, must_tell_host=False)
 
         def forked(process: DeviceProcess) -> None:
+            sleep(self.takes_s)
             self.came.append(name)
             self.devices.append(process)
 
@@ -160,6 +164,22 @@ def test_user_without_a_connection_is_charged_for_what_it_left_behind() -> None:
         assert peer._allowances.in_turns.charge(0.0, now_s()) < SAVED_S
 
     play(act)
+
+
+@fault("attaches and leaves in a loop, its device being forked each time")
+def test_time_in_which_a_guest_begins_with_its_device_is_its_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    charged: list[float] = []
+
+    async def act(scene: Scene) -> None:
+        monkeypatch.setattr(scene.peers[1], "charge_fork", charged.append)
+        scene.takes_s = 0.2
+        scene.want(1, "a")
+        await scene.until(lambda: scene.came == ["a"])
+
+    play(act, at_once=True)
+    assert sum(charged) >= 0.2
 
 
 @fault("a VMM stops its rings or hangs up, or balloond is told to end, makes way or is killed")

@@ -15,7 +15,7 @@ from balloon_daemon.events import (
     VmDriven,
     VmLost,
 )
-from balloon_daemon.records.history import ATTACHED_AT_ONCE, History
+from balloon_daemon.records.history import ATTACHED_A_SECOND, ATTACHED_AT_ONCE, History
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.sizing.decision import Decision, Reading, Reason
 from balloon_daemon.units import GIB, VmId
@@ -30,7 +30,8 @@ class Lines:
 
     def __init__(self) -> None:
         self.taken: list[str] = []
-        self.history = History(cast(Scribe, self), lambda event: None)
+        self.now_s = 0.0
+        self.history = History(cast(Scribe, self), lambda event: None, lambda: self.now_s)
 
     def send(self, content: bytes) -> bool:
         _, values = json.loads(content)
@@ -60,3 +61,18 @@ def test_user_who_attaches_over_and_over_has_no_more_than_a_share_of_the_history
     for vm in (other, of_nobody):
         lines.tell(VmAttached(vm, GIB, 0, 16), Decided(vm, UP))
     assert lines.taken[-4:] == ["other", "other", "domain", "domain"]
+
+
+@fault("a user with 65,536 subordinate users connects as each of them")
+def test_user_whose_share_of_the_history_is_whole_again_is_forgotten() -> None:
+    lines = Lines()
+    for uid in range(10, 1_010):
+        vm = VmId(uid, f"vm{uid}")
+        lines.tell(Connected(vm, uid), VmAttached(vm, GIB, 0, 16), Disconnected(vm))
+    # Before that nobody is: who comes again has no new share.
+    assert len(lines.history._budgets) == 1_000
+    lines.now_s = 1 / ATTACHED_A_SECOND
+    for number in range(2_000, 2_500):
+        vm = VmId(number, f"vm{number}")
+        lines.tell(Connected(vm, GREEDY), VmAttached(vm, GIB, 0, 16), Disconnected(vm))
+    assert set(lines.history._budgets) == {GREEDY}

@@ -66,8 +66,8 @@ def test_saves_that_are_due_together_take_turns_by_user(clock: Clock) -> None:
                 loop.call_soon(count)
 
         for _ in range(100):
-            guest(hostile, lambda: save(hostile)).soon(store)
-        guest(other, lambda: save(other)).soon(store)
+            guest(hostile, lambda: save(hostile)).soon(store, "")
+        guest(other, lambda: save(other)).soon(store, "")
         await asyncio.sleep(SAVE_SOON_S / 2)
         loop.call_later(SAVE_SOON_S / 2, count)
         await asyncio.sleep(1)
@@ -102,7 +102,7 @@ def test_one_users_saves_take_a_part_of_the_time_and_each_guest_is_saved(
         async def write_without_end() -> None:
             while True:
                 for schedule in schedules.values():
-                    schedule.soon(store)
+                    schedule.soon(store, "")
                 await asyncio.sleep(SAVE_SOON_S)
 
         for number in range(100):
@@ -134,7 +134,7 @@ def test_guest_that_is_saved_meanwhile_or_gone_is_not_saved_in_its_turn(clock: C
 
         schedules = [guest(peer, partial(save, number)) for number in range(3)]
         for schedule in schedules:
-            schedule._save_soon(store)  # The first takes all of this turn's time.
+            schedule._save_soon(store, "")  # The first takes all of this turn's time.
         schedules[1].cancel_soon()
         schedules[2].cancel()
         await asyncio.sleep(1)

@@ -257,13 +257,16 @@ class Forks:
             return
         self._sent = None
         sent.late.cancel()
-        sent.peer.charge_fork(loop.time() - sent.began_s)
         try:
             if isinstance(answer, OSError):
                 self._fail(sent.pending, answer)
             else:
                 self._born(sent.pending, sent.peer, answer)
         finally:
+            # With the time that the guest takes to begin with its device: where the VMM has sent
+            # another memory table, the table's files are looked at, of which there may be 256, and
+            # perhaps the host's mounts are read.
+            sent.peer.charge_fork(loop.time() - sent.began_s)
             self._look_after_ended()
             self._go_on()
 

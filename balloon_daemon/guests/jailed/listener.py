@@ -73,7 +73,7 @@ class VhostUserGuests:
         self._sockets = sockets
         self._store = store
         self._publish = publish
-        self._peers = Peers()
+        self._peers = Peers(queued_for_store=store.queued_fds_of)
         self._registry: VmRegistry
         self._shared: Shared
         self._closer: Closer

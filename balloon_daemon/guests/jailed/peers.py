@@ -7,6 +7,7 @@ connections are refused before existing connections run out of descriptors.
 """
 
 import resource
+from collections.abc import Callable
 from itertools import islice
 from time import monotonic as now_s
 
@@ -113,7 +114,8 @@ class Peer:
 
     def is_past(self) -> bool:
         """Whether the user has had nothing here for ``FORGOTTEN_AFTER_S``."""
-        if self.places or self.account.held or self.account.debt:
+        held = self.account.held or self._peers.queued_for_store(self.uid)
+        if self.places or held or self.account.debt:
             self.seen()
             return False
         return now_s() - self._seen_s >= FORGOTTEN_AFTER_S
@@ -135,7 +137,8 @@ class Peer:
         # ``account.held`` counts the VMMs' descriptors that are in use. They count twice here,
         # because ``KeptFds`` keeps a duplicate of each where there is a store.
         taken = OURS * self.places + 2 * self.account.held
-        return max(EACH * self.places, taken) + self.account.waiting
+        queued = self._peers.queued_for_store(self.uid)
+        return max(EACH * self.places, taken) + self.account.waiting + queued
 
     @property
     def places(self) -> int:
@@ -229,14 +232,21 @@ class Peers:
 
     Args:
         limit: the descriptors that this process may have open.
+        queued_for_store: user -> how many descriptors of this process are duplicates that are
+            queued for the store, for VMs of that user. While the store takes nothing, those of VMs
+            that are gone wait there, too: a VMM that connects and hangs up over and over would
+            else use up all descriptors.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(
+        self, limit: int | None = None, queued_for_store: Callable[[int], int] = lambda _user: 0
+    ) -> None:
         if limit is None:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.of_one_user = int(limit * OF_ONE_USER)
         self.of_all = int(limit * OF_ALL)
         self.plenty = self.of_one_user // 8
+        self.queued_for_store = queued_for_store
         self._peers: dict[int, Peer] = {}
 
     def of(self, connection: Connection) -> Peer:

@@ -67,20 +67,20 @@ class SaveSchedule:
         self._retry = None
         self.save()
 
-    def soon(self, store: Store) -> None:
+    def soon(self, store: Store, group: str) -> None:
         """Saves a little later, or once the store is no longer behind and the user's part of the
         time is not used up."""
         if self._soon is None and not self._is_due:
             loop = asyncio.get_running_loop()
-            self._soon = loop.call_later(SAVE_SOON_S, self._save_soon, store)
+            self._soon = loop.call_later(SAVE_SOON_S, self._save_soon, store, group)
 
-    def _save_soon(self, store: Store) -> None:
+    def _save_soon(self, store: Store, group: str) -> None:
         self._soon = None
-        if store.is_behind or self.charge(0.0):
+        if store.is_behind(group) or self.charge(0.0):
             # The store is slow, and other messages are more urgent than this state; or the user's
             # guests have changed too often. Wait: a state that is saved later includes the same
             # change.
-            self.soon(store)
+            self.soon(store, group)
         else:
             self._is_due = True
             IN_TURN.do(self.user, self._save_in_turn)

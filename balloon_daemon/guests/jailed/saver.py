@@ -376,7 +376,7 @@ class GuestSaver:
             self._schedule.save()
 
     def save_soon(self) -> None:
-        self._schedule.soon(self._store)
+        self._schedule.soon(self._store, self._group)
 
     async def drained(self) -> None:
         try:
