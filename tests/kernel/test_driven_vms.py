@@ -174,6 +174,21 @@ def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
         assert monitor.vm.actual == GIB - BASE
 
 
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_next_balloond_gives_back_to_a_vm_to_which_a_device_was_assigned(host: Host) -> None:
+    monitor = host.monitor("web", actual=GIB - BASE)
+    host.name("web")
+    with monitors_in_a_thread([monitor]):
+        first = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        first.kill()
+        monitor.vm.devices.append("vfio-pci")
+        second = host.start()
+        wait_for_balloon(second, monitor, BASE)
+        assert wait_for(second, "vm-not-driven")["fault"] == "pinned"
+
+
 @fault("two VMs have one name")
 def test_next_balloond_gives_back_to_its_base_a_vm_whose_name_another_one_has(host: Host) -> None:
     (host.path / "a").mkdir()

@@ -20,7 +20,7 @@ from balloon_daemon.events import (
     VmNotSought,
     VmNotWanted,
 )
-from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.guests.driven.claims import Claim, Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder
@@ -28,10 +28,11 @@ from balloon_daemon.guests.driven.lookups import ask_here
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import Guest, Report
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
-from balloon_daemon.units import GIB, VmId
+from balloon_daemon.units import GIB, MIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
 from tests.harness.faults import fault
+from tests.harness.vmm_files import host_side
 
 WEB = VmConfig("web", Kind.QMP, "/run/web.qmp", VmSettings(priority=3))
 
@@ -49,11 +50,11 @@ class World:
         self.tasks: list[asyncio.Task[None]] = []
         self.changes: list[tuple[str, VmSettings]] = []
         self.dismissed: list[str] = []
-        bases = Bases(path / "bases", self.events.append)
+        self.bases = Bases(path / "bases", self.events.append)
         self.own: set[int] = set()
         self.claims = Claims()
         is_own = self.own.__contains__
-        shared = Shared(self.events.append, self.report, bases, is_own, self.claims, ask_here)
+        shared = Shared(self.events.append, self.report, self.bases, is_own, self.claims, ask_here)
         self.finder = Finder(WEB, self._connect, self, shared)
 
     def _connect(self) -> ScriptedControl:
@@ -243,6 +244,74 @@ def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
 
     world = play(scene)
     assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE) in world.loud()
+
+
+PINNED = ControlError(Fault.PINNED, "gpu0")
+TAKEN = replace(FOUND, balloon_bytes=400 * MIB)
+"""A VM with a balloon of which balloond has taken 300 MiB."""
+
+
+def note_taken(world: World, pid: int = 0) -> BaseKey:
+    """Notes that the VM of ``TAKEN`` had a balloon of 100 MiB before balloond."""
+    key = BaseKey("web", pid, host_side(pid).started)
+    world.bases.note(key, 100 * MIB)
+    return key
+
+
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_vm_to_which_a_device_was_assigned_meanwhile_gets_back_what_was_taken(play: Play) -> None:
+    async def scene(world: World) -> None:
+        key = note_taken(world)
+        world.next.found = replace(TAKEN, against=PINNED)
+        world.controls[0].end()
+        await asyncio.sleep(60)
+        assert [control.targets for control in world.controls[1:3]] == [[100 * MIB], []]
+        assert world.bases.get(key) is None
+
+    world = play(scene)
+    assert world.vms == [VmId(1, "web")]
+    assert VmNotDriven("web", "/run/web.qmp", Fault.PINNED, "gpu0") in world.loud()
+
+
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_vm_that_came_to_our_own_device_meanwhile_gets_back_what_was_taken(play: Play) -> None:
+    async def scene(world: World) -> None:
+        note_taken(world, os.getpid())
+        world.own.add(os.getpid())
+        world.next.found = replace(TAKEN, pid=os.getpid())
+        world.controls[0].end()
+        await asyncio.sleep(60)
+        assert [control.targets for control in world.controls[1:3]] == [[100 * MIB], []]
+
+    play(scene)
+
+
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_vmm_that_refuses_to_give_back_what_was_taken_is_asked_again(play: Play) -> None:
+    async def scene(world: World) -> None:
+        key = note_taken(world)
+        world.next.found = replace(TAKEN, against=PINNED)
+        world.next.fails["set_balloon"] = ControlError(Fault.REFUSED, "it is being saved")
+        world.controls[0].end()
+        await asyncio.sleep(10)
+        assert world.bases.get(key) == 100 * MIB
+        world.next.fails.clear()
+        await asyncio.sleep(60)
+        assert world.bases.get(key) is None
+
+    world = play(scene)
+    assert VmNotDriven("web", "/run/web.qmp", Fault.PINNED, "gpu0") in world.loud()
+
+
+def test_vm_of_which_nothing_was_taken_is_told_nothing_when_it_must_not_be_driven(
+    play: Play,
+) -> None:
+    async def scene(world: World) -> None:
+        world.next.found = replace(TAKEN, against=PINNED)
+        world.controls[0].end()
+        await asyncio.sleep(60)
+
+    assert not any(control.targets for control in play(scene).controls)
 
 
 @fault("one VM is named twice")

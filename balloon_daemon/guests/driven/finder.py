@@ -28,7 +28,13 @@ from balloon_daemon.guests.driven import vmm_process
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
-from balloon_daemon.guests.driven.reporting import Shared, check_process, check_sizes
+from balloon_daemon.guests.driven.reporting import (
+    NOT_TO_BE_DRIVEN,
+    Reporter,
+    Shared,
+    check_process,
+    check_sizes,
+)
 from balloon_daemon.guests.driven.unix_socket import socket_at
 from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
@@ -94,7 +100,8 @@ async def opened(
         What was found, the VMM's process, and the claim to make if the VM is driven.
 
     Raises:
-        ControlError: the VM may not be driven; the control is closed then.
+        ControlError: the VM may not be driven; the control is closed then. What an earlier
+            balloond, or an earlier connection, has taken of it is given back before.
     """
     host = None
     try:
@@ -113,8 +120,16 @@ async def opened(
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
         process = await vmm_process.opened(found.pid, shared.ask)
         host = HostSide(process, found.memory_file)
-        await check_process(host, shared)
         claim = claim._replace(pid=host.pid, vm_uuid=found.vm_uuid)
+        _check_claim(claim, shared)
+        try:
+            if found.against is not None:
+                raise found.against.anew()
+            await check_process(host, shared)
+        except ControlError as err:
+            if err.fault in NOT_TO_BE_DRIVEN:
+                await _let_go(control, found, host, claim, shared)
+            raise
         _check_claim(claim, shared)
     except BaseException:
         control.close()
@@ -264,6 +279,22 @@ def _check_claim(claim: Claim, shared: Shared) -> None:
     """Raises ControlError: the VM is driven by another name already."""
     if (other := shared.claims.other(claim)) is not None:
         raise ControlError(Fault.OWN_DEVICE, f"{other.name}: {other.address}")
+
+
+async def _let_go(
+    control: Control, found: Found, host: HostSide, claim: Claim, shared: Shared
+) -> None:
+    """Gives a VM that may not be driven what was taken of it while it was: a device may have been
+    assigned to it while no balloond was connected."""
+    reporter = Reporter(VmId(0, claim.config.name), found, host, shared, claim.socket)
+    try:
+        await reporter.let_go(control)
+    except ControlError as err:
+        # It is tried again at the next attempt to connect.
+        if err.fault is not Fault.REFUSED:
+            raise
+    finally:
+        reporter.ended()
 
 
 async def _answer_of(call: Coroutine[object, object, Found]) -> Found:

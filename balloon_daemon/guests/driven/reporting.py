@@ -11,7 +11,7 @@ from balloon_daemon.events import BaseFound, NoDriverYet, Publish, Refilled, Vmm
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.bases import Bases, base_key
 from balloon_daemon.guests.driven.claims import Claims, SocketId
-from balloon_daemon.guests.driven.control import ControlError, Found, Sample
+from balloon_daemon.guests.driven.control import Control, ControlError, Found, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.refill import Refill
@@ -36,6 +36,9 @@ LOOK_S = 30.0
 
 REFUSALS = 32
 """How many different refusals are published for one VM, each once."""
+
+NOT_TO_BE_DRIVEN = (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE)
+"""Faults of a VM whose balloon can be set, but would free nothing or is driven in another way."""
 
 STATE_LINES, STATE_LINES_A_SECOND = 8, 1 / 30
 """How often ``NoDriverYet`` is published for one VM: ``STATE_LINES`` times at once, then
@@ -182,6 +185,17 @@ class Reporter:
         self.balloon.take(self.balloon.vm_mem_bytes, None)
         self.state = GuestState.NO_DRIVER
         self._report_state(now_s)
+
+    async def let_go(self, control: Control) -> None:
+        """Gives all back to a VM that must not be driven, without waiting for its guest.
+
+        Raises:
+            ControlError: its VMM does not take the target. What balloond has taken stays noted.
+        """
+        self.balloon.want(0)
+        if (balloon_bytes := self.balloon.due()) is not None:
+            await control.set_balloon(balloon_bytes)
+            self._shared.bases.forget(self.key)
 
     def ended(self) -> None:
         """Notes that the VM is driven no more."""

@@ -26,7 +26,7 @@ from balloon_daemon.guests.driven.control import (
     Notice,
 )
 from balloon_daemon.guests.driven.host_side import HostSide
-from balloon_daemon.guests.driven.reporting import Reporter, Shared
+from balloon_daemon.guests.driven.reporting import NOT_TO_BE_DRIVEN, Reporter, Shared
 from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
 from balloon_daemon.guests.in_turn import IN_TURN
 from balloon_daemon.guests.seam import Gone, GuestState, VmRow
@@ -195,8 +195,8 @@ class DrivenVm:
                 if not await self._work(loop.time()):
                     await self._bell.wait_until(self._schedule.due_s)
         except ControlError as err:
-            if err.fault in (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE):
-                await self._let_go()
+            if err.fault in NOT_TO_BE_DRIVEN:
+                await self._call(self._reporter.let_go(self._control))
             raise
 
     async def _call(self, call: Awaitable[T]) -> T:
@@ -273,11 +273,3 @@ class DrivenVm:
         waits, self._given_back = self._given_back, None
         if waits is not None and not waits.done():
             waits.set_result(None)
-
-    async def _let_go(self) -> None:
-        """Gives all back to a VM that will no longer be driven, without waiting for its guest."""
-        balloon = self._reporter.balloon
-        balloon.want(0)
-        if (balloon_bytes := balloon.due()) is not None:
-            await self._call(self._control.set_balloon(balloon_bytes))
-            self._shared.bases.forget(self._reporter.key)
