@@ -328,6 +328,34 @@ def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> 
 
 
 @fault("a VM that is named cannot be driven")
+@fault("a driven VM ends, and another process listens at its path")
+def test_vm_that_takes_the_place_of_another_at_one_socket_is_told_none_of_its_balloon(
+    host: Host,
+) -> None:
+    # As with a socket that systemd made: it stays, whoever serves it, and names no process.
+    no_thread = 1 << 22
+    monitor = host.monitor("web", actual=GIB - 4 * BASE, thread_id=no_thread)
+    host.name("web")
+    with monitors_in_a_thread([monitor]) as run:
+        daemon = host.start()
+        assert wait_for(daemon, "base-found")["base_bytes"] == 4 * BASE
+        host.low_mem.set_low()
+        daemon.wait(lambda: monitor.vm.actual < GIB - 4 * BASE, what="some memory is taken")
+        host.low_mem.set_plenty()
+
+        def replace() -> None:
+            monitor.vm = ScriptedVm(thread_id=no_thread)
+            monitor.disconnect()
+
+        run(replace)
+        wait_for(daemon, "no-driver-yet")
+        run(monitor.vm.boot)
+        daemon.wait(lambda: len(events(daemon, "vm-attached")) > 1, what="it is attached")
+        assert wait_for(daemon, "vm-attached")["vm_mem_bytes"] == GIB
+        daemon.stop()
+        assert {value for value, _ in monitor.vm.targets} <= {GIB}
+
+
 def test_vms_that_cannot_be_driven_are_named_with_the_reason(host: Host) -> None:
     (host.path / "notes.qmp").touch()
     good = host.monitor("web")

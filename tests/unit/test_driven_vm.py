@@ -572,6 +572,26 @@ def test_next_connection_gives_back_to_the_first_ones_base(play: Play, tmp_path:
     play(second, found(balloon_bytes=356 * MIB))
 
 
+@fault("a driven VM ends, and another process listens at its path")
+def test_base_that_was_another_vms_is_not_noted_on(play: Play) -> None:
+    async def first(world: World) -> None:
+        world.guest.set_target(256 * MIB)
+        await asyncio.sleep(1)
+
+    async def second(world: World) -> None:
+        world.guest.set_target(MIB)
+        await asyncio.sleep(1)
+        assert world.bases.get(BaseKey("web", 0, 0)) == 50 * MIB
+
+    async def third(world: World) -> None:
+        await world.guest.give_back()
+        assert world.control.targets == [50 * MIB]
+
+    play(first, found(balloon_bytes=100 * MIB))
+    play(second, found(balloon_bytes=50 * MIB))
+    play(third, found(balloon_bytes=51 * MIB))
+
+
 @pytest.mark.parametrize(("restored", "targets"), [(True, [100 * MIB]), (False, []), (None, [])])
 def test_vm_that_was_saved_and_restored_gets_back_what_was_taken_before(
     play: Play, restored: bool | None, targets: list[object]

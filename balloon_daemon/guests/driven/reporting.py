@@ -115,7 +115,10 @@ class Reporter:
         if found.restored is not None:
             shared.bases.move(self.key, host.user, restored=found.restored)
         shared.bases.hold(self.key, host.user)
-        self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
+        base_bytes = shared.bases.get(self.key)
+        self.balloon = BalloonTarget(
+            found.vm_mem_bytes, known, base_bytes, is_same=bool(host.started)
+        )
         self._refill = Refill(self.balloon)
         self._refusals = OnceEach(REFUSALS)
         self._states = LineBudget(STATE_LINES, STATE_LINES_A_SECOND)
@@ -161,6 +164,9 @@ class Reporter:
         self.balloon.take(sample.vm_mem_bytes, known)
         if was_changed and not self.balloon.changed:
             self._shared.bases.forget(self.key)
+        elif was_changed and self.balloon.base_bytes != self._shared.bases.get(self.key):
+            # It was another VM's, and too large. The target that is due next stores it.
+            self._shared.bases.note(self.key, self.balloon.base_bytes)
         self._report_size(known, sample.at_s)
         if sample.stats is not None:
             self._report_stats(sample.stats)
