@@ -388,6 +388,28 @@ def test_second_monitor_of_one_vm_is_refused_and_both_are_named(host: Host) -> N
         wait_for(daemon, "vm-driven", vm=refused["name"])
 
 
+@fault("one VM is named twice")
+def test_vm_that_is_driven_by_its_second_monitor_gets_back_what_was_taken_by_its_first(
+    host: Host,
+) -> None:
+    first = host.monitor("web", actual=GIB - BASE)
+    second = ScriptedMonitor(host.path / "too.qmp", first.vm)
+    with monitors_in_a_thread([first, second]) as run:
+        host.name("web")
+        daemon = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(daemon, first, BASE + (GIB - BASE) // 2)
+        host.low_mem.set_plenty()
+        daemon.kill()
+        host.name("web", "too")
+        first.misdeed = Misdeed.NO_GREETING
+        run(first.disconnect)
+        daemon = host.start()
+        wait_for(daemon, "vm-attached", vm="too")
+        daemon.stop()
+        assert first.vm.actual == GIB - BASE
+
+
 def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:
     host.config.write_text(f'[discover]\nqmp = ["{host.path}/*.qmp"]')
     daemon = host.start()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from balloon_daemon.events import BaseFound, NoDriverYet, Publish, Refilled, VmmRefuses
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.bases import Bases, base_key
+from balloon_daemon.guests.driven.bases import BaseKey, Bases, base_keys
 from balloon_daemon.guests.driven.claims import Claims, SocketId
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
@@ -109,16 +109,14 @@ class Reporter:
         self.state = GuestState.RUNNING
         self._said = _Said()
         known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
-        uuid = None if found.restored is None else found.vm_uuid
-        self.key = base_key(vm.name, socket, uuid, host.pid, host.started)
-        shared.bases.know(self.key, vm.name)
+        self.key, *earlier = keys_of(vm.name, socket, found, host)
+        noted = shared.bases.know(self.key, earlier)
         if found.restored is not None:
             shared.bases.move(self.key, host.user, restored=found.restored)
         shared.bases.hold(self.key, host.user)
         base_bytes = shared.bases.get(self.key)
-        self.balloon = BalloonTarget(
-            found.vm_mem_bytes, known, base_bytes, is_same=bool(host.started)
-        )
+        is_same = noted.start_time > 0
+        self.balloon = BalloonTarget(found.vm_mem_bytes, known, base_bytes, is_same=is_same)
         self._refill = Refill(self.balloon)
         self._refusals = OnceEach(REFUSALS)
         self._states = LineBudget(STATE_LINES, STATE_LINES_A_SECOND)
@@ -252,6 +250,12 @@ class Reporter:
         if stats.disk_read_bytes is None:
             stats = replace(stats, disk_read_bytes=self._host.disk_read_bytes())
         self._shared.report(self._vm, stats)
+
+
+def keys_of(name: str, socket: SocketId | None, found: Found, host: HostSide) -> list[BaseKey]:
+    """The keys of a VM's base (``base_keys``)."""
+    saves = found.restored is not None
+    return base_keys(name, socket, found.vm_uuid, host.pid, host.started, saves=saves)
 
 
 def check_sizes(vm_mem_bytes: int, balloon_bytes: int | None) -> None:
