@@ -43,6 +43,7 @@ class World:
     def __init__(self, path: Path) -> None:
         self.events: list[Event] = []
         self.vms: list[VmId] = []
+        self.guests: list[Guest] = []
         self.settings: list[VmSettings] = []
         self.attempts: list[float] = []
         self.next = ScriptedControl()
@@ -69,6 +70,7 @@ class World:
 
     def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self.vms.append(guest.vm)
+        self.guests.append(guest)
         self.settings.append(settings)
 
     def report(self, vm: VmId, report: Report) -> None:
@@ -144,6 +146,89 @@ def test_end_of_a_vm_that_is_not_wanted_is_told_for_those_who_keep_something_of_
         end(world)
         await asyncio.sleep(5)
         assert world.events[-1] == told
+
+    play(scene)
+
+
+async def taken_and_lost(world: World) -> None:
+    """A scene's beginning: balloond takes memory of a VM whose VMM then does not answer."""
+    world.guests[0].set_target(300 * MIB)
+    await asyncio.sleep(1)
+    assert world.controls[0].targets == [300 * MIB]
+    world.next.found = world.controls[0].found
+    world.next.fails["open"] = ControlError(Fault.HANGS)
+    world.controls[0].end(ControlError(Fault.HANGS))
+    await asyncio.sleep(5)
+
+
+@fault("a VM is taken out of the configuration while its VMM does not answer")
+def test_vm_that_is_not_wanted_and_does_not_answer_is_sought_until_it_can_be_given_back(
+    play: Play,
+) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.dismiss()
+        await asyncio.sleep(600)
+        assert world.dismissed == []
+        world.next.fails.clear()
+        await asyncio.sleep(60)
+        assert world.dismissed == ["web"]
+        world.guests[1].set_target(0)
+        await asyncio.sleep(60)
+        world.tasks[1].cancel()
+        await asyncio.sleep(600)
+        assert world.controls[-1].targets == [0]
+        assert world.vms == [VmId(1, "web"), VmId(2, "web")]
+        assert world.finder.has_ended
+
+    assert play(scene).events[-1] == VmLetGo(VmId(2, "web"))
+
+
+@fault("a VM is taken out of the configuration while its VMM does not answer")
+def test_vm_that_is_lost_while_it_is_given_back_is_sought_too(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.guests[0].set_target(300 * MIB)
+        await asyncio.sleep(1)
+        world.finder.dismiss()
+        world.controls[0].end(ControlError(Fault.HANGS))
+        await asyncio.sleep(60)
+
+    world = play(scene)
+    assert world.dismissed == ["web", "web"]
+    assert world.loud().count(VmLost(VmId(1, "web"), Fault.HANGS)) == 1
+
+
+@fault("a VM is taken out of the configuration while its VMM does not answer")
+@pytest.mark.parametrize("absent", [Fault.NOT_THERE, Fault.NO_VM])
+def test_vm_that_is_not_wanted_and_is_gone_is_not_sought(play: Play, absent: Fault) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.dismiss()
+        world.next.fails["open"] = ControlError(absent)
+        await asyncio.sleep(60)
+        assert world.finder.has_ended
+
+    play(scene)
+
+
+def test_vm_of_which_nothing_was_taken_is_not_sought_when_it_is_not_wanted(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.fails["open"] = ControlError(Fault.HANGS)
+        world.controls[0].end(ControlError(Fault.HANGS))
+        await asyncio.sleep(5)
+        world.finder.dismiss()
+        await asyncio.sleep(5)
+        assert world.finder.has_ended
+
+    play(scene)
+
+
+def test_vm_that_another_finder_drives_from_now_on_is_not_sought(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.dismiss(elsewhere=True)
+        await asyncio.sleep(5)
+        assert world.finder.has_ended
 
     play(scene)
 

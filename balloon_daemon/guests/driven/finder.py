@@ -147,6 +147,10 @@ class Finder:
         new_control: makes a connection to its VMM.
         registry: gets the VM.
         shared: what all driven VMs share.
+
+    Attributes:
+        config: its name, address and settings.
+        is_dismissed: whether it was dismissed, and may still search.
     """
 
     def __init__(
@@ -162,7 +166,9 @@ class Finder:
         self._shared = shared
         self._pause = Pause()
         self._bell = Bell()
-        self._retired = False
+        self._retired = self.is_dismissed = False
+        self._owes = False
+        """Whether the VM, which is not driven now, has not got back all that was taken of it."""
         self._guest: DrivenVm | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -189,14 +195,27 @@ class Finder:
         if self._guest is not None and config.settings != before.settings:
             self._registry.change(self._guest.vm, config.settings)
 
-    def dismiss(self) -> None:
-        """Ends the search at once; a VM that is driven gets its memory back first."""
-        self.stop()
+    def dismiss(self, *, elsewhere: bool = False) -> None:
+        """Ends the search; the VM gets its memory back first. If its VMM does not answer now, the
+        VM is sought until it has got its memory back, or is gone.
+
+        Args:
+            elsewhere: whether another finder drives the VM from now on: a VM that is not driven
+                now is not sought.
+        """
+        self.is_dismissed = True
         self._shared.publish(VmNotWanted(self.config.name))
         if self._guest is not None:
-            # The search has ended, and does not notice this VM's end any more.
-            self._guest.ended.add_done_callback(partial(self._let_go, self._guest.vm))
-            self._registry.dismiss(self._guest.vm)
+            self._dismiss(self._guest)
+        elif self._owes and not elsewhere:
+            self._bell.ring()
+        else:
+            self.stop()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the search has ended."""
+        return self._task is None or self._task.done()
 
     @property
     def is_absent(self) -> bool:
@@ -217,17 +236,18 @@ class Finder:
 
     async def _find(self) -> None:
         loop = asyncio.get_running_loop()
-        while not self._retired:
+        while not self._is_over:
             try:
                 await self._drive()
             except ControlError as err:
                 quiet = self._pause.failed(err.fault)
+                self._owes &= not self.is_absent
                 name, address = self.config.name, self.config.address
                 self._shared.publish(VmNotDriven(name, address, err.fault, err.detail, quiet))
             except Exception as err:
                 # A bug in one kind of control must not end the search for its VMs.
                 self._failed(err)
-            if not self._retired:
+            if not self._is_over:
                 await self._bell.wait_until(loop.time() + self._pause.next_s())
 
     async def _drive(self) -> None:
@@ -244,7 +264,13 @@ class Finder:
         self._guest = None
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
-        publish(VmLost(guest.vm, end.fault, end.detail, quiet))
+        self._owes = guest.has_taken
+        if self.is_dismissed:
+            # Its end is published by ``_let_go``. After ``GONE`` it has got all back, or is gone,
+            # or does not take it.
+            self._owes &= end.fault is not Fault.GONE
+        else:
+            publish(VmLost(guest.vm, end.fault, end.detail, quiet))
 
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
@@ -262,7 +288,18 @@ class Finder:
         self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
         self._guest = guest
+        if self.is_dismissed:
+            self._dismiss(guest)
         return guest
+
+    @property
+    def _is_over(self) -> bool:
+        return self._retired or (self.is_dismissed and not self._owes)
+
+    def _dismiss(self, guest: DrivenVm) -> None:
+        # Not by ``_drive``: balloond's end may end the search before this VM has ended.
+        guest.ended.add_done_callback(partial(self._let_go, guest.vm))
+        self._registry.dismiss(guest.vm)
 
     def _let_go(self, vm: VmId, ended: asyncio.Future[ControlError]) -> None:
         """Publishes the end of a VM that is not wanted any more."""

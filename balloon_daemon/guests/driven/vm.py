@@ -85,6 +85,11 @@ class DrivenVm:
         self._refused = False
         self._given_back: asyncio.Future[None] | None = None
 
+    @property
+    def has_taken(self) -> bool:
+        """Whether the VM has not got back all that balloond has taken of it."""
+        return self._shared.bases.get(self._reporter.key) is not None
+
     # --- the controller's calls ---------------------------------------------------------------
 
     async def serve(self) -> None:

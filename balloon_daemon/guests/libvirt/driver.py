@@ -145,6 +145,7 @@ class Host:
         self._shared = shared
         self._named: dict[str, Finder] = {}
         self._discovered: dict[str, Finder] = {}
+        self._dismissed: list[Finder] = []
         self._discovers = False
         self._pause = Pause()
         self._task: asyncio.Task[None] | None = None
@@ -177,6 +178,9 @@ class Host:
             finder.change(vm)
             self._named[vm.name] = finder
         self._discovered = known if discover else {}
+        if not discover:
+            left = [each for each in self._dismissed if not each.has_ended]
+            self._dismissed = left + list(known.values())
         for finder in known.values():
             if discover:
                 finder.change(finder.config._replace(settings=self.found))
@@ -195,7 +199,11 @@ class Host:
         for task in (self._task, self._lists):
             if task is not None:
                 task.cancel()
-        for finder in [*self._named.values(), *self._discovered.values()]:
+        for finder in [
+            *self._named.values(),
+            *self._discovered.values(),
+            *self._dismissed,
+        ]:
             finder.stop()
 
     async def close(self) -> None:
