@@ -394,6 +394,19 @@ def test_base_that_was_noted_while_the_process_was_not_known_is_known(
     assert bases.get(key) == GIB
 
 
+def test_file_is_written_once_a_second_for_entries_that_change_one_after_another(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    now_s = 0.0
+    bases = Bases(tmp_path / "bases", events.append, lambda: now_s)
+    for number, now_s in enumerate((0.0, 0.5, 1.0)):
+        bases.note(BaseKey(f"web{number}", 0, 0), GIB)
+        bases.store_soon()
+        again = Bases(tmp_path / "bases", events.append)
+        stored = [again.get(BaseKey(f"web{each}", 0, 0)) is not None for each in range(3)]
+        assert stored == [True, now_s >= 1.0, now_s >= 1.0]
+
+
 OF_SOCKET = WEB._replace(name="7:11")
 """The same VM, by its socket."""
 

@@ -55,7 +55,8 @@ class World:
         self.control = control
         self.reports: list[Report] = []
         self.events: list[Event] = []
-        self.bases = Bases(path / "bases", self.events.append)
+        clock = asyncio.get_running_loop().time
+        self.bases = Bases(path / "bases", self.events.append, clock)
         self.shared = Shared(self.events.append, self._report, self.bases)
         self.notices = Notices(USER)
         self.control.noticed = self.notices.put
@@ -638,5 +639,19 @@ def test_base_is_stored_before_the_first_target_is_set(play: Play, tmp_path: Pat
         world.guest.set_target(256 * MIB)
         await asyncio.sleep(1)
         assert "web" in (tmp_path / "bases").read_text()
+
+    play(scene)
+
+
+@fault("driven VMs' balloond is killed")
+def test_base_of_a_vm_that_has_all_back_is_not_stored_any_more(play: Play, tmp_path: Path) -> None:
+    """Somebody else may make a balloon of the VM's before balloond is killed."""
+
+    async def scene(world: World) -> None:
+        world.guest.set_target(256 * MIB)
+        await asyncio.sleep(1)
+        world.guest.set_target(0)
+        await asyncio.sleep(70)
+        assert Bases(tmp_path / "bases", world.events.append).get(BaseKey("web", 0, 0)) is None
 
     play(scene)

@@ -51,6 +51,11 @@ AGAIN_AFTER_S = 5.0
 passed: each VM that gets a target calls ``store``, and thousands of entries take milliseconds."""
 
 
+SOON_S = 1.0
+"""``store_soon`` writes the file no more often than this: a user may have thousands of VMs whose
+entries change one after another."""
+
+
 def bases_path(main_socket: Path, kind: Kind) -> Path:
     """The file of the VMs of this kind, beside balloond's socket: libvirt's domains have a file of
     their own, as each file has one writer."""
@@ -117,6 +122,8 @@ class Bases:
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
         """Whether an entry has changed since ``store`` last tried to write the file."""
+        self._stored_at_s = -math.inf
+        """When ``store`` last tried to write the file."""
         self._again_at_s = math.inf
         """When ``store`` tries again without a change; infinity: it has not failed."""
 
@@ -239,6 +246,7 @@ class Bases:
         if not self._changed and not (failed and (last or self._clock() >= self._again_at_s)):
             return
         self._changed, self._again_at_s = False, math.inf
+        self._stored_at_s = self._clock()
         rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
         users = [self._users.get(key, -1) for key in self._bases]
         content = json.dumps({"version": _VERSION, "bases": rows, "users": users}).encode()
@@ -251,6 +259,16 @@ class Bases:
                 self._path.unlink(missing_ok=True)
         except OSError as err:
             self._not_stored(BasesNotStored(err.strerror or str(err)), quiet=failed)
+
+    def store_soon(self) -> None:
+        """Writes the file, if an entry has changed, unless it was written a moment ago; to be
+        called again and again.
+
+        An entry that was forgotten must not stay in the file: if somebody else makes a balloon of
+        the VM's, the next balloond would take that for what this one has taken, and empty it.
+        """
+        if self._changed and self._clock() - self._stored_at_s >= SOON_S:
+            self.store()
 
     def _not_stored(self, why: Event, *, quiet: bool) -> None:
         self._again_at_s = self._clock() + AGAIN_AFTER_S

@@ -198,6 +198,7 @@ class DrivenVm:
             self._reporter.found(self._found, loop.time())
             while True:
                 if not await self._work(loop.time()):
+                    self._shared.bases.store_soon()
                     await self._bell.wait_until(self._schedule.due_s)
         except ControlError as err:
             if err.fault in NOT_TO_BE_DRIVEN:
