@@ -13,6 +13,7 @@ from balloon_daemon.events import (
     Event,
     Fault,
     FinderFailed,
+    NotGivenBack,
     VmDriven,
     VmLetGo,
     VmLost,
@@ -159,6 +160,27 @@ async def taken_and_lost(world: World) -> None:
     world.next.fails["open"] = ControlError(Fault.HANGS)
     world.controls[0].end(ControlError(Fault.HANGS))
     await asyncio.sleep(5)
+
+
+@fault("balloond ends while a driven VM's VMM does not answer")
+def test_end_of_balloond_names_a_vm_that_is_not_driven_just_then(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.stop(leaving=False)
+
+    assert play(scene).events[-1] == NotGivenBack(VmId(1, "web"), 300 * MIB)
+
+
+@pytest.mark.parametrize("leaving", [True, False])
+def test_end_of_balloond_names_no_vm_that_stays_or_is_gone(play: Play, leaving: bool) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        if not leaving:
+            world.next.fails["open"] = ControlError(Fault.NOT_THERE)
+            await asyncio.sleep(60)
+        world.finder.stop(leaving=leaving)
+
+    assert not any(isinstance(event, NotGivenBack) for event in play(scene).events)
 
 
 @fault("a VM is taken out of the configuration while its VMM does not answer")

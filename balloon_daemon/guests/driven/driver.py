@@ -158,7 +158,7 @@ class DrivenVms:
         self._directories.stop()
         self._searches.stop()
         for finder in [*self._named, *self._discovered.values()]:
-            finder.stop()
+            finder.stop(leaving=leaving)
 
     async def close(self, *, leaving: bool) -> None:
         """Stores the VMs' bases for another balloond."""

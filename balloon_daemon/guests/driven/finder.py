@@ -15,6 +15,7 @@ from random import random
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import (
     FinderFailed,
+    NotGivenBack,
     ProcessNotSeen,
     VmDriven,
     VmLetGo,
@@ -167,8 +168,8 @@ class Finder:
         self._pause = Pause()
         self._bell = Bell()
         self._retired = self.is_dismissed = False
-        self._owes = False
-        """Whether the VM, which is not driven now, has not got back all that was taken of it."""
+        self._owed: NotGivenBack | None = None
+        """What the VM, which is not driven now, has not got back; None: it has got back all."""
         self._guest: DrivenVm | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -207,7 +208,7 @@ class Finder:
         self._shared.publish(VmNotWanted(self.config.name))
         if self._guest is not None:
             self._dismiss(self._guest)
-        elif self._owes and not elsewhere:
+        elif self._owed is not None and not elsewhere:
             self._bell.ring()
         else:
             self.stop()
@@ -229,8 +230,15 @@ class Finder:
         self._shared.publish(VmNotSought(self.config.name))
         self._bell.ring()
 
-    def stop(self) -> None:
-        """Ends the search at once; a VM that is driven now stays driven."""
+    def stop(self, *, leaving: bool = True) -> None:
+        """Ends the search at once; a VM that is driven now stays driven.
+
+        Args:
+            leaving: False: balloond ends, and gives back what it has taken; publishes whether this
+                VM's VMM cannot be told.
+        """
+        if not leaving and self._guest is None and self._owed is not None:
+            self._shared.publish(self._owed)
         if self._task is not None:
             self._task.cancel()
 
@@ -241,7 +249,8 @@ class Finder:
                 await self._drive()
             except ControlError as err:
                 quiet = self._pause.failed(err.fault)
-                self._owes &= not self.is_absent
+                if self.is_absent:
+                    self._owed = None
                 name, address = self.config.name, self.config.address
                 self._shared.publish(VmNotDriven(name, address, err.fault, err.detail, quiet))
             except Exception as err:
@@ -264,11 +273,13 @@ class Finder:
         self._guest = None
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
-        self._owes = guest.has_taken
+        owed_bytes = guest.owed_bytes
+        self._owed = None if owed_bytes is None else NotGivenBack(guest.vm, owed_bytes)
         if self.is_dismissed:
             # Its end is published by ``_let_go``. After ``GONE`` it has got all back, or is gone,
             # or does not take it.
-            self._owes &= end.fault is not Fault.GONE
+            if end.fault is Fault.GONE:
+                self._owed = None
         else:
             publish(VmLost(guest.vm, end.fault, end.detail, quiet))
 
@@ -294,7 +305,7 @@ class Finder:
 
     @property
     def _is_over(self) -> bool:
-        return self._retired or (self.is_dismissed and not self._owes)
+        return self._retired or (self.is_dismissed and self._owed is None)
 
     def _dismiss(self, guest: DrivenVm) -> None:
         # Not by ``_drive``: balloond's end may end the search before this VM has ended.

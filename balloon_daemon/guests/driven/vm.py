@@ -86,9 +86,13 @@ class DrivenVm:
         self._given_back: asyncio.Future[None] | None = None
 
     @property
-    def has_taken(self) -> bool:
-        """Whether the VM has not got back all that balloond has taken of it."""
-        return self._shared.bases.get(self._reporter.key) is not None
+    def owed_bytes(self) -> int | None:
+        """How much the VM has not got back of what balloond has taken, or has told its VMM to
+        take; None: it has got back all."""
+        if self._shared.bases.get(self._reporter.key) is None:
+            return None
+        balloon = self._reporter.balloon
+        return max(balloon.taken_bytes, balloon.asked_bytes)
 
     # --- the controller's calls ---------------------------------------------------------------
 

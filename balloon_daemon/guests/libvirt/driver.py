@@ -104,7 +104,7 @@ class LibvirtVms:
     def stop(self, *, leaving: bool) -> None:
         """Finds no more domains; those that were found are driven on."""
         for host in self._hosts:
-            host.stop()
+            host.stop(leaving=leaving)
 
     async def close(self, *, leaving: bool) -> None:
         """Ends libvirt's clients, and stores the domains' bases for another balloond."""
@@ -193,8 +193,12 @@ class Host:
         elif discover:
             self._lists = asyncio.get_running_loop().create_task(self._list_now())
 
-    def stop(self) -> None:
-        """Finds no more domains; the connection stays for those that were found."""
+    def stop(self, *, leaving: bool) -> None:
+        """Finds no more domains; the connection stays for those that were found.
+
+        Args:
+            leaving: as for ``Finder.stop``.
+        """
         self._discovers = False
         for task in (self._task, self._lists):
             if task is not None:
@@ -204,7 +208,7 @@ class Host:
             *self._discovered.values(),
             *self._dismissed,
         ]:
-            finder.stop()
+            finder.stop(leaving=leaving)
 
     async def close(self) -> None:
         """Ends libvirt's client."""
