@@ -454,7 +454,7 @@ def test_news_of_all_vms_of_one_user_cause_so_many_samples_and_others_have_their
         assert least <= world.control.samples - before <= most
 
     world = play(scene)
-    assert +world.shared.vms_of == {user: 400}
+    assert dict(world.shared.vms_of) == {user: 400}
 
 
 def test_statistics_that_are_requested_come_at_once_unless_they_come_anyway(play: Play) -> None:

@@ -12,6 +12,7 @@ next sample. Any other fault ends the task: the VM is reported as gone, and its 
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -105,7 +106,8 @@ class DrivenVm:
         except ControlError as err:
             why = err.anew()
         finally:
-            self._shared.vms_of[self._notices.user] -= 1
+            vms_of = self._shared.vms_of
+            vms_of -= Counter({self._notices.user: 1})  # Keeps no user with 0.
             self._control.close()
             self._wait_no_more()
             self._reporter.ended()
