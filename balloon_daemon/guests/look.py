@@ -16,7 +16,7 @@ from balloon_daemon.events import (
     SocketIgnored,
     VmNotDriven,
 )
-from balloon_daemon.guests.driven.bases import Bases, base_key, bases_path
+from balloon_daemon.guests.driven.bases import Bases, bases_path
 from balloon_daemon.guests.driven.control import Control, ControlError
 from balloon_daemon.guests.driven.discovery import (
     Search,
@@ -26,7 +26,7 @@ from balloon_daemon.guests.driven.discovery import (
 )
 from balloon_daemon.guests.driven.finder import opened
 from balloon_daemon.guests.driven.kinds import control_of
-from balloon_daemon.guests.driven.reporting import Shared
+from balloon_daemon.guests.driven.reporting import Shared, keys_of
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.named_tuple import NamedTuple
@@ -112,9 +112,8 @@ class _Look:
                 return
             control.close()
         self._shared.claims.claim(claim)
-        uuid = None if found.restored is None else found.vm_uuid
-        key = base_key(vm.name, claim.socket, uuid, host.pid, host.started)
-        self._bases[vm.kind].know(key, vm.name)
+        key, *earlier = keys_of(vm.name, claim.socket, found, host)
+        self._bases[vm.kind].know(key, earlier)
         base_bytes = self._bases[vm.kind].get(key)
         if base_bytes is None:
             no_driver = found.state is GuestState.NO_DRIVER

@@ -119,8 +119,6 @@ def test_balloon_shows_a_driver_whose_statistics_are_not_to_be_had(path: Path) -
         ({"state": ""}, Fault.NO_VM),
         ({"config": {}}, Fault.NO_BALLOON),
         ({"config": {"balloon": None}}, Fault.NO_BALLOON),
-        ({"config": BALLOON | {"devices": [{"path": "/sys/x"}]}}, Fault.PINNED),
-        ({"config": BALLOON | {"vdpa": [{"path": "/dev/vhost-vdpa-0"}]}}, Fault.PINNED),
         ({"memory": {"size": GIB, "hugepages": True}}, Fault.HUGETLB),
         ({"memory": {"size": 0, "zones": [{"size": GIB, "hugepages": True}]}}, Fault.HUGETLB),
         ({"memory": {"size": 0}}, Fault.NONSENSE),
@@ -142,6 +140,23 @@ def test_vm_that_cannot_be_driven_is_named_by_its_fault(
         assert caught.value.fault is fault
 
     with_vmm(FakeCloudHypervisor(path, **vmm), talk)  # type: ignore[arg-type]  # by name
+
+
+@pytest.mark.parametrize(
+    "devices", [{"devices": [{"path": "/sys/x"}]}, {"vdpa": [{"path": "/dev/vhost-vdpa-0"}]}]
+)
+def test_vm_with_an_assigned_device_is_found_as_one_that_must_not_be_driven(
+    path: Path, devices: dict[str, object]
+) -> None:
+    async def talk(vmm: FakeCloudHypervisor, control: CloudHypervisorControl) -> None:
+        found = await opened(control)
+        assert found.against is not None
+        assert found.against.fault is Fault.PINNED
+        # Its balloon can be set all the same: it may have to be given back.
+        await control.set_balloon(MIB)
+        assert vmm.asked[-1] == ("PUT", "/api/v1/vm.resize", {"desired_balloon": MIB})
+
+    with_vmm(FakeCloudHypervisor(path, config=BALLOON | devices), talk)
 
 
 @fault("a VM that is named cannot be driven")

@@ -104,6 +104,20 @@ def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
     with_crosvm(vmm, talk)
 
 
+def test_total_that_leaves_out_a_balloon_of_over_half_the_vm_makes_sense(path: Path) -> None:
+    """Another balloond has made the balloon: the total from before it is not known to this one."""
+
+    async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
+        found = await opened(control)
+        assert (found.vm_mem_bytes, found.balloon_bytes) == (900 * MIB, 500 * MIB)
+        vmm.stats["total_memory"], vmm.actual_bytes = 900 * MIB, 0  # It is given back.
+        assert (await control.sample()).vm_mem_bytes == 900 * MIB
+
+    left: dict[str, object] = {"total_memory": 400 * MIB}
+    vmm = FakeCrosvm(path, memory_name="elsewhere", actual_bytes=500 * MIB, stats=left)
+    with_crosvm(vmm, talk)
+
+
 @pytest.mark.parametrize("stats", [{}, {"total_memory": 1 << 63}, {"total_memory": -1}])
 @pytest.mark.parametrize("driver", [True, False])
 def test_unseen_memory_of_a_guest_that_says_no_size_waits_for_one(

@@ -174,6 +174,21 @@ def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
         assert monitor.vm.actual == GIB - BASE
 
 
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_next_balloond_gives_back_to_a_vm_to_which_a_device_was_assigned(host: Host) -> None:
+    monitor = host.monitor("web", actual=GIB - BASE)
+    host.name("web")
+    with monitors_in_a_thread([monitor]):
+        first = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        first.kill()
+        monitor.vm.devices.append("vfio-pci")
+        second = host.start()
+        wait_for_balloon(second, monitor, BASE)
+        assert wait_for(second, "vm-not-driven")["fault"] == "pinned"
+
+
 @fault("two VMs have one name")
 def test_next_balloond_gives_back_to_its_base_a_vm_whose_name_another_one_has(host: Host) -> None:
     (host.path / "a").mkdir()
@@ -313,6 +328,34 @@ def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> 
 
 
 @fault("a VM that is named cannot be driven")
+@fault("a driven VM ends, and another process listens at its path")
+def test_vm_that_takes_the_place_of_another_at_one_socket_is_told_none_of_its_balloon(
+    host: Host,
+) -> None:
+    # As with a socket that systemd made: it stays, whoever serves it, and names no process.
+    no_thread = 1 << 22
+    monitor = host.monitor("web", actual=GIB - 4 * BASE, thread_id=no_thread)
+    host.name("web")
+    with monitors_in_a_thread([monitor]) as run:
+        daemon = host.start()
+        assert wait_for(daemon, "base-found")["base_bytes"] == 4 * BASE
+        host.low_mem.set_low()
+        daemon.wait(lambda: monitor.vm.actual < GIB - 4 * BASE, what="some memory is taken")
+        host.low_mem.set_plenty()
+
+        def replace() -> None:
+            monitor.vm = ScriptedVm(thread_id=no_thread)
+            monitor.disconnect()
+
+        run(replace)
+        wait_for(daemon, "no-driver-yet")
+        run(monitor.vm.boot)
+        daemon.wait(lambda: len(events(daemon, "vm-attached")) > 1, what="it is attached")
+        assert wait_for(daemon, "vm-attached")["vm_mem_bytes"] == GIB
+        daemon.stop()
+        assert {value for value, _ in monitor.vm.targets} <= {GIB}
+
+
 def test_vms_that_cannot_be_driven_are_named_with_the_reason(host: Host) -> None:
     (host.path / "notes.qmp").touch()
     good = host.monitor("web")
@@ -343,6 +386,28 @@ def test_second_monitor_of_one_vm_is_refused_and_both_are_named(host: Host) -> N
         left.misdeed = Misdeed.NO_GREETING  # Towards the next client.
         run(left.disconnect)
         wait_for(daemon, "vm-driven", vm=refused["name"])
+
+
+@fault("one VM is named twice")
+def test_vm_that_is_driven_by_its_second_monitor_gets_back_what_was_taken_by_its_first(
+    host: Host,
+) -> None:
+    first = host.monitor("web", actual=GIB - BASE)
+    second = ScriptedMonitor(host.path / "too.qmp", first.vm)
+    with monitors_in_a_thread([first, second]) as run:
+        host.name("web")
+        daemon = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(daemon, first, BASE + (GIB - BASE) // 2)
+        host.low_mem.set_plenty()
+        daemon.kill()
+        host.name("web", "too")
+        first.misdeed = Misdeed.NO_GREETING
+        run(first.disconnect)
+        daemon = host.start()
+        wait_for(daemon, "vm-attached", vm="too")
+        daemon.stop()
+        assert first.vm.actual == GIB - BASE
 
 
 def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:

@@ -87,9 +87,15 @@ async def find(connection: Connection, name: str) -> Found:
         control.close()
 
 
+async def driven(connection: Connection, name: str) -> None:
+    """Finds a domain that may be driven. Raises ControlError: it may not be, or is not there."""
+    if (against := (await find(connection, name)).against) is not None:
+        raise against
+
+
 async def fault_of(connection: Connection, name: str) -> Fault:
     with pytest.raises(ControlError) as caught:
-        await find(connection, name)
+        await driven(connection, name)
     return caught.value.fault
 
 

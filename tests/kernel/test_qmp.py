@@ -455,9 +455,7 @@ def test_balloon_that_is_unplugged_and_plugged_again_is_driven_again(tmp_path: P
     ("devices", "fault"),
     [
         (["virtio-blk-pci"], Fault.NO_BALLOON),
-        (["virtio-balloon-pci", "vfio-pci"], Fault.PINNED),
         (["vfio-pci-nohotplug"], Fault.PINNED),
-        (["vhost-vdpa-device-pci", "virtio-balloon-pci"], Fault.PINNED),
     ],
 )
 def test_vm_whose_devices_leave_no_balloon_is_refused(
@@ -467,6 +465,42 @@ def test_vm_whose_devices_leave_no_balloon_is_refused(
         return await here.fault_of(here.control.open(here.notices.append))
 
     assert play(tmp_path, scene, booted(devices=devices)) is fault
+
+
+@fault("a QEMU's VM has huge pages")
+@pytest.mark.parametrize(
+    "devices",
+    [
+        ["virtio-balloon-pci", "vfio-pci"],
+        ["vhost-vdpa-device-pci", "virtio-balloon-pci"],
+    ],
+)
+def test_vm_with_an_assigned_device_is_found_as_one_that_must_not_be_driven(
+    tmp_path: Path, devices: list[str]
+) -> None:
+    async def scene(here: Scene) -> None:
+        found = await here.control.open(here.notices.append)
+        assert found.against is not None
+        assert found.against.fault is Fault.PINNED
+        # Its balloon can be set all the same: it may have to be given back.
+        await here.control.set_balloon(MIB)
+        assert here.vm.targets[-1][0] == GIB - MIB
+        # Nothing else of it was changed.
+        assert here.vm.interval_s == 0
+
+    play(tmp_path, scene, booted(devices=devices))
+
+
+@fault("a QEMU's VM has huge pages")
+def test_balloon_that_comes_anew_with_an_assigned_device_is_not_driven(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> None:
+        await here.control.open(here.notices.append)
+        here.vm.devices = ["virtio-blk-pci"]
+        assert await here.fault_of(here.control.sample()) is Fault.NO_BALLOON
+        here.vm.devices = ["virtio-balloon-pci", "vfio-pci"]
+        assert await here.fault_of(here.control.sample()) is Fault.PINNED
+
+    play(tmp_path, scene, booted())
 
 
 @fault("a QEMU's VM has huge pages")

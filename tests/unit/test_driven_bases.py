@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from balloon_daemon.guests.driven.bases import (
     MOST_LETTERS,
     BaseKey,
     Bases,
-    base_key,
+    base_keys,
 )
 from balloon_daemon.units import GIB, MOST_MEMORY_BYTES
 from tests.harness.faults import fault
@@ -332,7 +333,7 @@ def test_most_entries_with_the_longest_names_are_read_again(
     bases = Bases(tmp_path / "bases", events.append)
     # Four bytes a letter as the name of a file, and twelve as JSON.
     keys = [
-        base_key(f"{number:04}" + "\U0010ffff" * 1023, None, None, 1 << 22, 1 << 63)
+        base_keys(f"{number:04}" + "\U0010ffff" * 1023, None, "", 1 << 22, 1 << 63, saves=False)[0]
         for number in range(4096)
     ]
     for key in keys:
@@ -342,11 +343,68 @@ def test_most_entries_with_the_longest_names_are_read_again(
     assert [again.get(key) for key in keys] == [MOST_MEMORY_BYTES] * len(keys)
 
 
-def test_key_has_the_socket_or_the_uuid_and_no_name_unless_neither_is_known() -> None:
-    long = "x" * 2 * MOST_LETTERS
-    assert base_key(long, (7, 11), None, 100, 2000) == BaseKey("7:11", 100, 2000)
-    assert base_key(long, (7, 11), "5a3d", 100, 2000) == BaseKey("5a3d", 100, 2000)
-    assert base_key(long, None, None, 100, 2000) == BaseKey(long[:MOST_LETTERS], 100, 2000)
+UUID = "5a3d"
+
+
+@pytest.mark.parametrize(
+    ("known", "names"),
+    [
+        ({"saves": True}, [UUID, "7:11", "web"]),
+        ({"saves": False}, [UUID, "7:11", "web"]),
+        ({"saves": False, "vm_uuid": ""}, ["7:11", "web"]),
+        ({"saves": True, "socket": None}, [UUID, "web"]),
+        ({"saves": False, "vm_uuid": "", "socket": None}, ["web"]),
+    ],
+)
+def test_key_has_the_uuid_or_the_socket_and_no_name_unless_neither_is_known(
+    known: dict[str, Any], names: list[str]
+) -> None:
+    vm: dict[str, Any] = {
+        "name": "web",
+        "socket": (7, 11),
+        "vm_uuid": UUID,
+        "pid": 100,
+        "start_time": 2000,
+    }
+    keys = base_keys(**(vm | known))
+    unknown = [BaseKey(name, 0, 0) for name in names if name != "web"]
+    assert keys == [BaseKey(name, 100, 2000) for name in names] + unknown
+
+
+@pytest.mark.parametrize(("saves", "name"), [(True, UUID), (False, "7:11")])
+def test_uuid_of_a_vm_whose_process_is_not_known_counts_only_where_its_vmm_saves_vms(
+    saves: bool, name: str
+) -> None:
+    assert base_keys("web", (7, 11), UUID, 0, 0, saves=saves)[0] == BaseKey(name, 0, 0)
+
+
+def test_key_is_short() -> None:
+    key, *_ = base_keys("x" * 2 * MOST_LETTERS, None, "", 100, 2000, saves=False)
+    assert key == BaseKey("x" * MOST_LETTERS, 100, 2000)
+
+
+def test_base_that_was_noted_while_the_process_was_not_known_is_known(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(BaseKey("7:11", 0, 0), GIB)
+    key, *earlier = base_keys("web", (7, 11), UUID, 100, 2000, saves=False)
+    assert bases.know(key, earlier) == BaseKey("7:11", 0, 0)
+    assert bases.know(key, earlier) == key
+    assert bases.get(key) == GIB
+
+
+def test_file_is_written_once_a_second_for_entries_that_change_one_after_another(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    now_s = 0.0
+    bases = Bases(tmp_path / "bases", events.append, lambda: now_s)
+    for number, now_s in enumerate((0.0, 0.5, 1.0)):
+        bases.note(BaseKey(f"web{number}", 0, 0), GIB)
+        bases.store_soon()
+        again = Bases(tmp_path / "bases", events.append)
+        stored = [again.get(BaseKey(f"web{each}", 0, 0)) is not None for each in range(3)]
+        assert stored == [True, now_s >= 1.0, now_s >= 1.0]
 
 
 OF_SOCKET = WEB._replace(name="7:11")
@@ -358,10 +416,10 @@ def test_base_that_an_earlier_version_has_noted_by_the_vms_name_is_known(
 ) -> None:
     bases = Bases(tmp_path / "bases", events.append)
     bases.note(WEB, GIB)
-    bases.know(OF_SOCKET._replace(pid=101), "web")
-    bases.know(OF_SOCKET, "db")
+    bases.know(OF_SOCKET._replace(pid=101), [WEB._replace(pid=101)])
+    bases.know(OF_SOCKET, [WEB._replace(name="db")])
     assert bases.get(WEB) == GIB
-    bases.know(OF_SOCKET, "web")
+    bases.know(OF_SOCKET, [WEB])
     bases.store()
     again = Bases(tmp_path / "bases", events.append)
     assert (again.get(WEB), again.get(OF_SOCKET)) == (None, GIB)
@@ -373,11 +431,11 @@ def test_base_of_a_vm_that_is_driven_or_known_stays_as_it_is(
     bases = Bases(tmp_path / "bases", events.append)
     bases.hold(WEB, NOBODY)
     bases.note(WEB, GIB)
-    bases.know(OF_SOCKET, "web")
+    bases.know(OF_SOCKET, [WEB])
     assert (bases.get(WEB), bases.get(OF_SOCKET)) == (GIB, None)
     bases.release(WEB)
     bases.note(OF_SOCKET, 0)
-    bases.know(OF_SOCKET, "web")
+    bases.know(OF_SOCKET, [WEB])
     assert (bases.get(WEB), bases.get(OF_SOCKET)) == (GIB, 0)
 
 

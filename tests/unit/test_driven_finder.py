@@ -13,6 +13,7 @@ from balloon_daemon.events import (
     Event,
     Fault,
     FinderFailed,
+    NotGivenBack,
     VmDriven,
     VmLetGo,
     VmLost,
@@ -20,7 +21,7 @@ from balloon_daemon.events import (
     VmNotSought,
     VmNotWanted,
 )
-from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.guests.driven.claims import Claim, Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder
@@ -28,10 +29,11 @@ from balloon_daemon.guests.driven.lookups import ask_here
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import Guest, Report
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
-from balloon_daemon.units import GIB, VmId
+from balloon_daemon.units import GIB, MIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
 from tests.harness.faults import fault
+from tests.harness.vmm_files import host_side
 
 WEB = VmConfig("web", Kind.QMP, "/run/web.qmp", VmSettings(priority=3))
 
@@ -42,6 +44,7 @@ class World:
     def __init__(self, path: Path) -> None:
         self.events: list[Event] = []
         self.vms: list[VmId] = []
+        self.guests: list[Guest] = []
         self.settings: list[VmSettings] = []
         self.attempts: list[float] = []
         self.next = ScriptedControl()
@@ -49,11 +52,11 @@ class World:
         self.tasks: list[asyncio.Task[None]] = []
         self.changes: list[tuple[str, VmSettings]] = []
         self.dismissed: list[str] = []
-        bases = Bases(path / "bases", self.events.append)
+        self.bases = Bases(path / "bases", self.events.append)
         self.own: set[int] = set()
         self.claims = Claims()
         is_own = self.own.__contains__
-        shared = Shared(self.events.append, self.report, bases, is_own, self.claims, ask_here)
+        shared = Shared(self.events.append, self.report, self.bases, is_own, self.claims, ask_here)
         self.finder = Finder(WEB, self._connect, self, shared)
 
     def _connect(self) -> ScriptedControl:
@@ -68,6 +71,7 @@ class World:
 
     def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self.vms.append(guest.vm)
+        self.guests.append(guest)
         self.settings.append(settings)
 
     def report(self, vm: VmId, report: Report) -> None:
@@ -143,6 +147,110 @@ def test_end_of_a_vm_that_is_not_wanted_is_told_for_those_who_keep_something_of_
         end(world)
         await asyncio.sleep(5)
         assert world.events[-1] == told
+
+    play(scene)
+
+
+async def taken_and_lost(world: World) -> None:
+    """A scene's beginning: balloond takes memory of a VM whose VMM then does not answer."""
+    world.guests[0].set_target(300 * MIB)
+    await asyncio.sleep(1)
+    assert world.controls[0].targets == [300 * MIB]
+    world.next.found = world.controls[0].found
+    world.next.fails["open"] = ControlError(Fault.HANGS)
+    world.controls[0].end(ControlError(Fault.HANGS))
+    await asyncio.sleep(5)
+
+
+@fault("balloond ends while a driven VM's VMM does not answer")
+def test_end_of_balloond_names_a_vm_that_is_not_driven_just_then(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.stop(leaving=False)
+
+    assert play(scene).events[-1] == NotGivenBack(VmId(1, "web"), 300 * MIB)
+
+
+@pytest.mark.parametrize("leaving", [True, False])
+def test_end_of_balloond_names_no_vm_that_stays_or_is_gone(play: Play, leaving: bool) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        if not leaving:
+            world.next.fails["open"] = ControlError(Fault.NOT_THERE)
+            await asyncio.sleep(60)
+        world.finder.stop(leaving=leaving)
+
+    assert not any(isinstance(event, NotGivenBack) for event in play(scene).events)
+
+
+@fault("a VM is taken out of the configuration while its VMM does not answer")
+def test_vm_that_is_not_wanted_and_does_not_answer_is_sought_until_it_can_be_given_back(
+    play: Play,
+) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.dismiss()
+        await asyncio.sleep(600)
+        assert world.dismissed == []
+        world.next.fails.clear()
+        await asyncio.sleep(60)
+        assert world.dismissed == ["web"]
+        world.guests[1].set_target(0)
+        await asyncio.sleep(60)
+        world.tasks[1].cancel()
+        await asyncio.sleep(600)
+        assert world.controls[-1].targets == [0]
+        assert world.vms == [VmId(1, "web"), VmId(2, "web")]
+        assert world.finder.has_ended
+
+    assert play(scene).events[-1] == VmLetGo(VmId(2, "web"))
+
+
+@fault("a VM is taken out of the configuration while its VMM does not answer")
+def test_vm_that_is_lost_while_it_is_given_back_is_sought_too(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.guests[0].set_target(300 * MIB)
+        await asyncio.sleep(1)
+        world.finder.dismiss()
+        world.controls[0].end(ControlError(Fault.HANGS))
+        await asyncio.sleep(60)
+
+    world = play(scene)
+    assert world.dismissed == ["web", "web"]
+    assert world.loud().count(VmLost(VmId(1, "web"), Fault.HANGS)) == 1
+
+
+@fault("a VM is taken out of the configuration while its VMM does not answer")
+@pytest.mark.parametrize("absent", [Fault.NOT_THERE, Fault.NO_VM])
+def test_vm_that_is_not_wanted_and_is_gone_is_not_sought(play: Play, absent: Fault) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.dismiss()
+        world.next.fails["open"] = ControlError(absent)
+        await asyncio.sleep(60)
+        assert world.finder.has_ended
+
+    play(scene)
+
+
+def test_vm_of_which_nothing_was_taken_is_not_sought_when_it_is_not_wanted(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.fails["open"] = ControlError(Fault.HANGS)
+        world.controls[0].end(ControlError(Fault.HANGS))
+        await asyncio.sleep(5)
+        world.finder.dismiss()
+        await asyncio.sleep(5)
+        assert world.finder.has_ended
+
+    play(scene)
+
+
+def test_vm_that_another_finder_drives_from_now_on_is_not_sought(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.finder.dismiss(elsewhere=True)
+        await asyncio.sleep(5)
+        assert world.finder.has_ended
 
     play(scene)
 
@@ -270,6 +378,74 @@ def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
 
     world = play(scene)
     assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE) in world.loud()
+
+
+PINNED = ControlError(Fault.PINNED, "gpu0")
+TAKEN = replace(FOUND, balloon_bytes=400 * MIB)
+"""A VM with a balloon of which balloond has taken 300 MiB."""
+
+
+def note_taken(world: World, pid: int = 0) -> BaseKey:
+    """Notes that the VM of ``TAKEN`` had a balloon of 100 MiB before balloond."""
+    key = BaseKey("web", pid, host_side(pid).started)
+    world.bases.note(key, 100 * MIB)
+    return key
+
+
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_vm_to_which_a_device_was_assigned_meanwhile_gets_back_what_was_taken(play: Play) -> None:
+    async def scene(world: World) -> None:
+        key = note_taken(world)
+        world.next.found = replace(TAKEN, against=PINNED)
+        world.controls[0].end()
+        await asyncio.sleep(60)
+        assert [control.targets for control in world.controls[1:3]] == [[100 * MIB], []]
+        assert world.bases.get(key) is None
+
+    world = play(scene)
+    assert world.vms == [VmId(1, "web")]
+    assert VmNotDriven("web", "/run/web.qmp", Fault.PINNED, "gpu0") in world.loud()
+
+
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_vm_that_came_to_our_own_device_meanwhile_gets_back_what_was_taken(play: Play) -> None:
+    async def scene(world: World) -> None:
+        note_taken(world, os.getpid())
+        world.own.add(os.getpid())
+        world.next.found = replace(TAKEN, pid=os.getpid())
+        world.controls[0].end()
+        await asyncio.sleep(60)
+        assert [control.targets for control in world.controls[1:3]] == [[100 * MIB], []]
+
+    play(scene)
+
+
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_vmm_that_refuses_to_give_back_what_was_taken_is_asked_again(play: Play) -> None:
+    async def scene(world: World) -> None:
+        key = note_taken(world)
+        world.next.found = replace(TAKEN, against=PINNED)
+        world.next.fails["set_balloon"] = ControlError(Fault.REFUSED, "it is being saved")
+        world.controls[0].end()
+        await asyncio.sleep(10)
+        assert world.bases.get(key) == 100 * MIB
+        world.next.fails.clear()
+        await asyncio.sleep(60)
+        assert world.bases.get(key) is None
+
+    world = play(scene)
+    assert VmNotDriven("web", "/run/web.qmp", Fault.PINNED, "gpu0") in world.loud()
+
+
+def test_vm_of_which_nothing_was_taken_is_told_nothing_when_it_must_not_be_driven(
+    play: Play,
+) -> None:
+    async def scene(world: World) -> None:
+        world.next.found = replace(TAKEN, against=PINNED)
+        world.controls[0].end()
+        await asyncio.sleep(60)
+
+    assert not any(control.targets for control in play(scene).controls)
 
 
 @fault("one VM is named twice")

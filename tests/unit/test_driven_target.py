@@ -125,3 +125,22 @@ def test_target_of_before_a_reset_is_not_forgotten() -> None:
     balloon.take(4 * GIB, None)
     assert balloon.taken_bytes == 0
     assert told(balloon, 0) == 0
+
+
+def test_base_that_may_be_another_vms_is_no_more_than_the_balloon_that_is_there() -> None:
+    balloon = BalloonTarget(GIB, 100 * MIB, 600 * MIB, is_same=False)
+    assert told(balloon, 64 * MIB) == 164 * MIB
+
+
+def test_base_that_may_be_another_vms_is_told_nobody_before_the_balloons_size_is_known() -> None:
+    balloon = BalloonTarget(GIB, None, 600 * MIB, is_same=False)
+    assert balloon.due() is None
+    balloon.take(GIB, 0)
+    assert balloon.due() == 0
+    assert (balloon.size_bytes, balloon.taken_bytes) == (GIB, 0)
+
+
+def test_what_was_taken_is_given_back_to_a_base_that_may_be_another_vms() -> None:
+    balloon = BalloonTarget(GIB, None, 100 * MIB, is_same=False)
+    balloon.take(GIB, 600 * MIB)
+    assert balloon.due() == 100 * MIB

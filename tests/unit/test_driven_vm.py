@@ -55,7 +55,8 @@ class World:
         self.control = control
         self.reports: list[Report] = []
         self.events: list[Event] = []
-        self.bases = Bases(path / "bases", self.events.append)
+        clock = asyncio.get_running_loop().time
+        self.bases = Bases(path / "bases", self.events.append, clock)
         self.shared = Shared(self.events.append, self._report, self.bases)
         self.notices = Notices(USER)
         self.control.noticed = self.notices.put
@@ -453,7 +454,7 @@ def test_news_of_all_vms_of_one_user_cause_so_many_samples_and_others_have_their
         assert least <= world.control.samples - before <= most
 
     world = play(scene)
-    assert +world.shared.vms_of == {user: 400}
+    assert dict(world.shared.vms_of) == {user: 400}
 
 
 def test_statistics_that_are_requested_come_at_once_unless_they_come_anyway(play: Play) -> None:
@@ -572,6 +573,26 @@ def test_next_connection_gives_back_to_the_first_ones_base(play: Play, tmp_path:
     play(second, found(balloon_bytes=356 * MIB))
 
 
+@fault("a driven VM ends, and another process listens at its path")
+def test_base_that_was_another_vms_is_not_noted_on(play: Play) -> None:
+    async def first(world: World) -> None:
+        world.guest.set_target(256 * MIB)
+        await asyncio.sleep(1)
+
+    async def second(world: World) -> None:
+        world.guest.set_target(MIB)
+        await asyncio.sleep(1)
+        assert world.bases.get(BaseKey("web", 0, 0)) == 50 * MIB
+
+    async def third(world: World) -> None:
+        await world.guest.give_back()
+        assert world.control.targets == [50 * MIB]
+
+    play(first, found(balloon_bytes=100 * MIB))
+    play(second, found(balloon_bytes=50 * MIB))
+    play(third, found(balloon_bytes=51 * MIB))
+
+
 @pytest.mark.parametrize(("restored", "targets"), [(True, [100 * MIB]), (False, []), (None, [])])
 def test_vm_that_was_saved_and_restored_gets_back_what_was_taken_before(
     play: Play, restored: bool | None, targets: list[object]
@@ -618,5 +639,19 @@ def test_base_is_stored_before_the_first_target_is_set(play: Play, tmp_path: Pat
         world.guest.set_target(256 * MIB)
         await asyncio.sleep(1)
         assert "web" in (tmp_path / "bases").read_text()
+
+    play(scene)
+
+
+@fault("driven VMs' balloond is killed")
+def test_base_of_a_vm_that_has_all_back_is_not_stored_any_more(play: Play, tmp_path: Path) -> None:
+    """Somebody else may make a balloon of the VM's before balloond is killed."""
+
+    async def scene(world: World) -> None:
+        world.guest.set_target(256 * MIB)
+        await asyncio.sleep(1)
+        world.guest.set_target(0)
+        await asyncio.sleep(70)
+        assert Bases(tmp_path / "bases", world.events.append).get(BaseKey("web", 0, 0)) is None
 
     play(scene)

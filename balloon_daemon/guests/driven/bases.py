@@ -22,7 +22,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -51,6 +51,11 @@ AGAIN_AFTER_S = 5.0
 passed: each VM that gets a target calls ``store``, and thousands of entries take milliseconds."""
 
 
+SOON_S = 1.0
+"""``store_soon`` writes the file no more often than this: a user may have thousands of VMs whose
+entries change one after another."""
+
+
 def bases_path(main_socket: Path, kind: Kind) -> Path:
     """The file of the VMs of this kind, beside balloond's socket: libvirt's domains have a file of
     their own, as each file has one writer."""
@@ -62,8 +67,8 @@ class BaseKey(NamedTuple):
     """Identifies a VM for as long as its VMM's process lives.
 
     Attributes:
-        name: the device and inode numbers of its VMM's socket, its UUID where its VMM tells
-            whether the VM was restored, or, where neither is known, its name.
+        name: its UUID where its VMM tells whether the VM was restored, or where the process is
+            known, too; else the device and inode numbers of its VMM's socket; else its name.
         pid: its VMM's process; 0: unknown.
         start_time: when that process started, in clock ticks since boot; 0: unknown.
     """
@@ -73,23 +78,27 @@ class BaseKey(NamedTuple):
     start_time: int
 
 
-def base_key(
-    name: str, socket: SocketId | None, restored_uuid: str | None, pid: int, start_time: int
-) -> BaseKey:
-    """A VM's key.
+def base_keys(
+    name: str, socket: SocketId | None, vm_uuid: str, pid: int, start_time: int, *, saves: bool
+) -> list[BaseKey]:
+    """A VM's key, and then the keys by which it was noted by a balloond that knew less of it: by
+    an earlier version, or by one that might not look at its VMM's process.
 
     Args:
         name: the VM's name.
         socket: its VMM's socket; None: unknown.
-        restored_uuid: the VM's UUID, where its VMM tells whether the VM was restored; else None.
+        vm_uuid: the VM's UUID; "": unknown.
         pid: its VMM's process; 0: unknown.
         start_time: as in ``BaseKey``.
+        saves: whether its VMM tells whether the VM was restored, perhaps by another process.
     """
-    if restored_uuid is not None:
-        name = restored_uuid
-    elif socket is not None:
-        name = f"{socket[0]}:{socket[1]}"
-    return BaseKey(name[:MOST_LETTERS], pid, start_time)
+    # One process may have the sockets of several VMs, and one VM several sockets, each of which
+    # may be the one by which it is driven.
+    names = [vm_uuid] if vm_uuid and (saves or start_time) else []
+    if socket is not None:
+        names.append(f"{socket[0]}:{socket[1]}")
+    keys = [BaseKey(each[:MOST_LETTERS], pid, start_time) for each in (*names, name)]
+    return keys + [BaseKey(each[:MOST_LETTERS], 0, 0) for each in names if pid]
 
 
 class Bases:
@@ -113,6 +122,8 @@ class Bases:
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
         """Whether an entry has changed since ``store`` last tried to write the file."""
+        self._stored_at_s = -math.inf
+        """When ``store`` last tried to write the file."""
         self._again_at_s = math.inf
         """When ``store`` tries again without a change; infinity: it has not failed."""
 
@@ -145,13 +156,20 @@ class Bases:
         if len(self._bases) > _MOST_ENTRIES:
             self._drop()
 
-    def know(self, key: BaseKey, name: str) -> None:
-        """Gives a VM's entry this key, if an earlier version of balloond has noted it by the VM's
-        name."""
-        named = key._replace(name=name)
-        if named in self._bases and named not in self._held and key not in self._bases:
-            self.note(key, self._bases.pop(named))
-            self._forget_user(named)
+    def know(self, key: BaseKey, earlier: Iterable[BaseKey]) -> BaseKey:
+        """Gives a VM's entry this key, if it was noted by one of those others (``base_keys``).
+
+        Returns:
+            The key by which the entry was noted; ``key`` also where there is no entry.
+        """
+        for other in earlier:
+            if key in self._bases:
+                break
+            if other in self._bases and other not in self._held:
+                self.note(key, self._bases.pop(other))
+                self._forget_user(other)
+                return other
+        return key
 
     def forget(self, key: BaseKey) -> None:
         """Forgets a VM's base, because balloond has given back all that it took."""
@@ -228,6 +246,7 @@ class Bases:
         if not self._changed and not (failed and (last or self._clock() >= self._again_at_s)):
             return
         self._changed, self._again_at_s = False, math.inf
+        self._stored_at_s = self._clock()
         rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
         users = [self._users.get(key, -1) for key in self._bases]
         content = json.dumps({"version": _VERSION, "bases": rows, "users": users}).encode()
@@ -240,6 +259,16 @@ class Bases:
                 self._path.unlink(missing_ok=True)
         except OSError as err:
             self._not_stored(BasesNotStored(err.strerror or str(err)), quiet=failed)
+
+    def store_soon(self) -> None:
+        """Writes the file, if an entry has changed, unless it was written a moment ago; to be
+        called again and again.
+
+        An entry that was forgotten must not stay in the file: if somebody else makes a balloon of
+        the VM's, the next balloond would take that for what this one has taken, and empty it.
+        """
+        if self._changed and self._clock() - self._stored_at_s >= SOON_S:
+            self.store()
 
     def _not_stored(self, why: Event, *, quiet: bool) -> None:
         self._again_at_s = self._clock() + AGAIN_AFTER_S

@@ -49,12 +49,14 @@ class _Info(NamedTuple):
         balloon_bytes: its balloon.
         state: its state.
         deflates_on_oom: whether its driver deflates the balloon on OOM.
+        is_pinned: whether a device is assigned to the VM, which pins its memory.
     """
 
     vm_mem_bytes: int
     balloon_bytes: int
     state: GuestState
     deflates_on_oom: bool
+    is_pinned: bool
 
 
 _API = "/api/v1/"
@@ -82,13 +84,23 @@ class CloudHypervisorControl:
             Ability.DEFLATE_ON_OOM: info.deflates_on_oom,
         }
         can = frozenset(ability for ability in has if has[ability])
-        return Found(sample.vm_mem_bytes, sample.balloon_bytes, sample.state, can, self._http.pid)
+        return Found(
+            sample.vm_mem_bytes,
+            sample.balloon_bytes,
+            sample.state,
+            can,
+            self._http.pid,
+            against=ControlError(Fault.PINNED) if info.is_pinned else None,
+        )
 
     async def set_balloon(self, balloon_bytes: int) -> None:
         await self._http.change("PUT", f"{_API}vm.resize", {"desired_balloon": balloon_bytes})
 
     async def sample(self) -> Sample:
-        return await self._sample_of(await self._info())
+        info = await self._info()
+        if info.is_pinned:
+            raise ControlError(Fault.PINNED)
+        return await self._sample_of(info)
 
     async def watch(self, every_s: float | None) -> None:
         """Does nothing: the API has no period to set."""
@@ -108,7 +120,7 @@ class CloudHypervisorControl:
         return _read(info)
 
     async def _sample_of(self, info: _Info) -> Sample:
-        vm_mem_bytes, balloon_bytes, state, _ = info
+        vm_mem_bytes, balloon_bytes, state, *_ = info
         stats = None
         if state is not GuestState.NO_DRIVER and self._has_stats:
             sent, stats = await self._stats()
@@ -147,14 +159,13 @@ def _read(info: object) -> _Info:
     balloon = member(config, "balloon")
     if balloon is None:
         raise ControlError(Fault.NO_BALLOON)
-    if elements(config, "devices") or elements(config, "vdpa"):
-        raise ControlError(Fault.PINNED)
+    is_pinned = bool(elements(config, "devices") or elements(config, "vdpa"))
     left_bytes = whole_number(info, "memory_actual_size", vm_mem_bytes)
     said = member(info, "state")
     if not isinstance(said, str) or said not in _STATES:
         raise nonsense("state", said)
     deflates = flag(balloon, "deflate_on_oom")
-    return _Info(vm_mem_bytes, vm_mem_bytes - left_bytes, _STATES[said], deflates)
+    return _Info(vm_mem_bytes, vm_mem_bytes - left_bytes, _STATES[said], deflates, is_pinned)
 
 
 def _memory_bytes(memory: object) -> int:

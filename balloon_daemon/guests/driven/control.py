@@ -61,6 +61,8 @@ class Found:
         restored: whether its VMM's process has restored a saved VM, with the balloon that the VM
             had when it was saved; None: its VMM does not tell. VMMs that tell give no two VMs of a
             host the same UUID.
+        against: why the VM must not be driven, although its balloon can be set; None: it may be
+            driven. Such a VM only gets back what an earlier balloond has taken of it.
     """
 
     vm_mem_bytes: int
@@ -71,6 +73,7 @@ class Found:
     memory_file: str = ""
     vm_uuid: str = ""
     restored: bool | None = None
+    against: ControlError | None = None
 
 
 @dataclass(frozen=True, slots=True)

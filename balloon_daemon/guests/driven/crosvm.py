@@ -220,8 +220,11 @@ class CrosvmControl:
             sent, "balloon_actual", self._memory_bytes or MOST_MEMORY_BYTES
         )
         stats = named_stats(member(sent, "stats"), now_s)
-        if stats is not None and (stats.total_bytes or 0) <= MOST_MEMORY_BYTES:
-            self._guest_bytes = max(self._guest_bytes, stats.total_bytes or 0)
+        total_bytes = 0 if stats is None else stats.total_bytes or 0
+        if 0 < total_bytes < balloon_bytes:
+            total_bytes += balloon_bytes  # This guest's driver leaves the balloon out.
+        if total_bytes <= MOST_MEMORY_BYTES:
+            self._guest_bytes = max(self._guest_bytes, total_bytes)
         return GuestState.RUNNING, balloon_bytes, stats
 
     async def watch(self, every_s: float | None) -> None:

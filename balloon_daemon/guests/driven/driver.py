@@ -101,6 +101,8 @@ class DrivenVms:
         self._directories = Directories(self._changed, ask)
         self._searches = Searches(partial(self._new_search, ask), self._searched)
         self._named: list[Finder] = []
+        """The finders of VMs that the configuration names, and dismissed ones that may still
+        search."""
         self._discovered: dict[str, Finder] = {}
         self._last = Search((), ask)
         """The last search that is over."""
@@ -125,13 +127,15 @@ class DrivenVms:
         before, self._named = self._named, []
         for finder in before:
             name, kind, address, *_ = finder.config
-            if (vm := left.pop((name, kind, address), None)) is not None:
+            if finder.is_dismissed:
+                self._named += [] if finder.has_ended else [finder]
+            elif (vm := left.pop((name, kind, address), None)) is not None:
                 finder.change(vm)
                 self._named.append(finder)
             elif kind is Kind.QMP and name not in wanted.taken and self._matches(address):
                 self._have_discovered(finder, address)
             else:
-                finder.dismiss()
+                self._dismiss(finder)
         for resolved, finder in list(self._discovered.items()):
             name, paths = finder.config.name, self._paths(resolved)
             keys = [(name, Kind.QMP, path) for path in paths]
@@ -140,7 +144,7 @@ class DrivenVms:
                 finder.change(vm, partial(wanted.controls[Kind.QMP], vm.address))
                 self._named.append(self._discovered.pop(resolved))
             elif name in wanted.taken or not any(map(self._matches, paths)):
-                self._discovered.pop(resolved).dismiss()
+                self._dismiss(self._discovered.pop(resolved))
             else:
                 finder.change(finder.config._replace(settings=wanted.found))
         for vm in left.values():
@@ -154,7 +158,7 @@ class DrivenVms:
         self._directories.stop()
         self._searches.stop()
         for finder in [*self._named, *self._discovered.values()]:
-            finder.stop()
+            finder.stop(leaving=leaving)
 
     async def close(self, *, leaving: bool) -> None:
         """Stores the VMs' bases for another balloond."""
@@ -166,6 +170,11 @@ class DrivenVms:
         finder = self._new_finder(vm, new_control)
         finder.start()
         return finder
+
+    def _dismiss(self, finder: Finder, *, elsewhere: bool = False) -> None:
+        finder.dismiss(elsewhere=elsewhere)
+        left = [each for each in self._named if not (each.is_dismissed and each.has_ended)]
+        self._named = [*left, finder]
 
     def _find_named(self, vm: VmConfig) -> None:
         self._named.append(self._find(vm, partial(self._wanted.controls[vm.kind], vm.address)))
@@ -226,7 +235,7 @@ class DrivenVms:
                 self._have_discovered(self._discovered.pop(found.path), resolved)
         for resolved in self._discovered.keys() & search.named:
             # The configuration names this discovered VM, by another path or with another name.
-            self._discovered.pop(resolved).dismiss()
+            self._dismiss(self._discovered.pop(resolved), elsewhere=True)
         for resolved in self._discovered.keys() - search.found.keys():
             self._discovered.pop(resolved).retire()
         taken = {finder.config.name for finder in self._discovered.values()} | self._wanted.taken

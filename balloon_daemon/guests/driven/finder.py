@@ -16,6 +16,7 @@ from random import random
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import (
     FinderFailed,
+    NotGivenBack,
     ProcessNotSeen,
     VmDriven,
     VmLetGo,
@@ -29,7 +30,13 @@ from balloon_daemon.guests.driven import vmm_process
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
-from balloon_daemon.guests.driven.reporting import Shared, check_process, check_sizes
+from balloon_daemon.guests.driven.reporting import (
+    NOT_TO_BE_DRIVEN,
+    Reporter,
+    Shared,
+    check_process,
+    check_sizes,
+)
 from balloon_daemon.guests.driven.unix_socket import socket_at
 from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
@@ -112,7 +119,8 @@ async def opened(
         What was found, the VMM's process, and the claim to make if the VM is driven.
 
     Raises:
-        ControlError: the VM may not be driven; the control is closed then.
+        ControlError: the VM may not be driven; the control is closed then. What an earlier
+            balloond, or an earlier connection, has taken of it is given back before.
     """
     host = None
     try:
@@ -131,8 +139,16 @@ async def opened(
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
         process = await vmm_process.opened(found.pid, shared.ask)
         host = HostSide(process, found.memory_file)
-        await check_process(host, shared)
         claim = claim._replace(pid=host.pid, vm_uuid=found.vm_uuid)
+        _check_claim(claim, shared)
+        try:
+            if found.against is not None:
+                raise found.against.anew()
+            await check_process(host, shared)
+        except ControlError as err:
+            if err.fault in NOT_TO_BE_DRIVEN:
+                await _let_go(control, found, host, claim, shared)
+            raise
         _check_claim(claim, shared)
     except BaseException:
         control.close()
@@ -150,6 +166,10 @@ class Finder:
         new_control: makes a connection to its VMM.
         registry: gets the VM.
         shared: what all driven VMs share.
+
+    Attributes:
+        config: its name, address and settings.
+        is_dismissed: whether it was dismissed, and may still search.
     """
 
     def __init__(
@@ -165,7 +185,9 @@ class Finder:
         self._shared = shared
         self._pause = Pause()
         self._bell = Bell()
-        self._retired = False
+        self._retired = self.is_dismissed = False
+        self._owed: NotGivenBack | None = None
+        """What the VM, which is not driven now, has not got back; None: it has got back all."""
         self._guest: DrivenVm | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -192,14 +214,27 @@ class Finder:
         if self._guest is not None and config.settings != before.settings:
             self._registry.change(self._guest.vm, config.settings)
 
-    def dismiss(self) -> None:
-        """Ends the search at once; a VM that is driven gets its memory back first."""
-        self.stop()
+    def dismiss(self, *, elsewhere: bool = False) -> None:
+        """Ends the search; the VM gets its memory back first. If its VMM does not answer now, the
+        VM is sought until it has got its memory back, or is gone.
+
+        Args:
+            elsewhere: whether another finder drives the VM from now on: a VM that is not driven
+                now is not sought.
+        """
+        self.is_dismissed = True
         self._shared.publish(VmNotWanted(self.config.name))
         if self._guest is not None:
-            # The search has ended, and does not notice this VM's end any more.
-            self._guest.ended.add_done_callback(partial(self._let_go, self._guest.vm))
-            self._registry.dismiss(self._guest.vm)
+            self._dismiss(self._guest)
+        elif self._owed is not None and not elsewhere:
+            self._bell.ring()
+        else:
+            self.stop()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the search has ended."""
+        return self._task is None or self._task.done()
 
     @property
     def is_absent(self) -> bool:
@@ -213,24 +248,33 @@ class Finder:
         self._shared.publish(VmNotSought(self.config.name))
         self._bell.ring()
 
-    def stop(self) -> None:
-        """Ends the search at once; a VM that is driven now stays driven."""
+    def stop(self, *, leaving: bool = True) -> None:
+        """Ends the search at once; a VM that is driven now stays driven.
+
+        Args:
+            leaving: False: balloond ends, and gives back what it has taken; publishes whether this
+                VM's VMM cannot be told.
+        """
+        if not leaving and self._guest is None and self._owed is not None:
+            self._shared.publish(self._owed)
         if self._task is not None:
             self._task.cancel()
 
     async def _find(self) -> None:
         loop = asyncio.get_running_loop()
-        while not self._retired:
+        while not self._is_over:
             try:
                 await self._drive()
             except ControlError as err:
                 quiet = self._pause.failed(err.fault)
+                if self.is_absent:
+                    self._owed = None
                 name, address = self.config.name, self.config.address
                 self._shared.publish(VmNotDriven(name, address, err.fault, err.detail, quiet))
             except Exception as err:
                 # A bug in one kind of control must not end the search for its VMs.
                 self._failed(err)
-            if not self._retired:
+            if not self._is_over:
                 await self._bell.wait_until(loop.time() + self._pause.next_s())
 
     async def _drive(self) -> None:
@@ -247,7 +291,15 @@ class Finder:
         self._guest = None
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
-        publish(VmLost(guest.vm, end.fault, end.detail, quiet))
+        owed_bytes = guest.owed_bytes
+        self._owed = None if owed_bytes is None else NotGivenBack(guest.vm, owed_bytes)
+        if self.is_dismissed:
+            # Its end is published by ``_let_go``. After ``GONE`` it has got all back, or is gone,
+            # or does not take it.
+            if end.fault is Fault.GONE:
+                self._owed = None
+        else:
+            publish(VmLost(guest.vm, end.fault, end.detail, quiet))
 
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
@@ -265,7 +317,18 @@ class Finder:
         self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
         self._guest = guest
+        if self.is_dismissed:
+            self._dismiss(guest)
         return guest
+
+    @property
+    def _is_over(self) -> bool:
+        return self._retired or (self.is_dismissed and self._owed is None)
+
+    def _dismiss(self, guest: DrivenVm) -> None:
+        # Not by ``_drive``: balloond's end may end the search before this VM has ended.
+        guest.ended.add_done_callback(partial(self._let_go, guest.vm))
+        self._registry.dismiss(guest.vm)
 
     def _let_go(self, vm: VmId, ended: asyncio.Future[ControlError]) -> None:
         """Publishes the end of a VM that is not wanted any more."""
@@ -282,6 +345,22 @@ def _check_claim(claim: Claim, shared: Shared) -> None:
     """Raises ControlError: the VM is driven by another name already."""
     if (other := shared.claims.other(claim)) is not None:
         raise ControlError(Fault.OWN_DEVICE, f"{other.name}: {other.address}")
+
+
+async def _let_go(
+    control: Control, found: Found, host: HostSide, claim: Claim, shared: Shared
+) -> None:
+    """Gives a VM that may not be driven what was taken of it while it was: a device may have been
+    assigned to it while no balloond was connected."""
+    reporter = Reporter(VmId(0, claim.config.name), found, host, shared, claim.socket)
+    try:
+        await reporter.let_go(control)
+    except ControlError as err:
+        # It is tried again at the next attempt to connect.
+        if err.fault is not Fault.REFUSED:
+            raise
+    finally:
+        reporter.ended()
 
 
 async def _answer_of(call: Coroutine[object, object, Found]) -> Found:

@@ -126,8 +126,9 @@ class QmpControl:
 
     async def sample(self) -> Sample:
         """Reads the VM's figures (``Control``)."""
-        if not self._device:
-            await self._find_device()
+        if not self._device and (against := await self._find_device()) is not None:
+            self._device = ""  # The next sample looks for devices again.
+            raise against
         if not self._tells_of_migrations:
             # QEMU refuses this command during a migration: repeat it with the next sample then.
             self._tells_of_migrations = await self._answer_to(
@@ -182,13 +183,14 @@ class QmpControl:
         self._plugs = memory.value
         self._saved = migration.value
         memory_file = await find_memory(self._monitor, memdevs.value, pid)
-        await self._find_device()
+        against = await self._find_device()
         figures, dimms = self._figures(), _dimms()
         await self._ask(figures.stats, figures.balloon, figures.status, dimms)
         size = self._base_bytes + dimms.value.dimm_bytes
         self._plugs |= dimms.value.apart_bytes > 0
         self._take(figures, size)
-        await self._set_interval()
+        if against is None:
+            await self._set_interval()
         can = {
             Ability.STATS: True,
             Ability.DEFLATE_ON_OOM: self._deflate_on_oom,
@@ -202,31 +204,36 @@ class QmpControl:
             pid,
             memory_file,
             uuid.value,
+            against=against,
         )
 
-    async def _find_device(self) -> None:
+    async def _find_device(self) -> ControlError | None:
         """Finds the balloon device, which may have been plugged in later.
 
+        Returns:
+            Why the VM must not be driven: a device pins its memory; None: it may be driven.
+
         Raises:
-            ControlError: there is none, or a device pins the VM's memory.
+            ControlError: there is no balloon device.
         """
         lists = [Question("qom-list", answers.devices, {"path": path}) for path in _LISTS]
         await self._ask(*lists)
-        found = ""
+        found, against = "", None
         for path, listed in zip(_LISTS, lists, strict=True):
             for name, kind in listed.value:
                 if kind.startswith(answers.PINNING):
-                    raise ControlError(Fault.PINNED, answers.shown(name))
+                    against = ControlError(Fault.PINNED, answers.shown(name))
                 if kind.startswith(answers.BALLOON):
                     found = f"{path}/{name}"
         if not found:
-            raise ControlError(Fault.NO_BALLOON)
+            raise against or ControlError(Fault.NO_BALLOON)
         deflates = Question("qom-get", answers.is_true, property_of(found, "deflate-on-oom"))
         interval = Question("qom-get", answers.interval_s, property_of(found, _INTERVAL))
         await self._ask(deflates, interval)
         self._deflate_on_oom = deflates.value
         self._interval.found(interval.value)
         self._device = found
+        return against
 
     # --- taking in -------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from balloon_daemon.events import BaseFound, NoDriverYet, Publish, Refilled, VmmRefuses
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.bases import Bases, base_key
+from balloon_daemon.guests.driven.bases import BaseKey, Bases, base_keys
 from balloon_daemon.guests.driven.claims import Claims, SocketId
-from balloon_daemon.guests.driven.control import ControlError, Found, Sample
+from balloon_daemon.guests.driven.control import Control, ControlError, Found, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.refill import Refill
@@ -36,6 +36,9 @@ LOOK_S = 30.0
 
 REFUSALS = 32
 """How many different refusals are published for one VM, each once."""
+
+NOT_TO_BE_DRIVEN = (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE)
+"""Faults of a VM whose balloon can be set, but would free nothing or is driven in another way."""
 
 STATE_LINES, STATE_LINES_A_SECOND = 8, 1 / 30
 """How often ``NoDriverYet`` is published for one VM: ``STATE_LINES`` times at once, then
@@ -106,13 +109,14 @@ class Reporter:
         self.state = GuestState.RUNNING
         self._said = _Said()
         known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
-        uuid = None if found.restored is None else found.vm_uuid
-        self.key = base_key(vm.name, socket, uuid, host.pid, host.started)
-        shared.bases.know(self.key, vm.name)
+        self.key, *earlier = keys_of(vm.name, socket, found, host)
+        noted = shared.bases.know(self.key, earlier)
         if found.restored is not None:
             shared.bases.move(self.key, host.user, restored=found.restored)
         shared.bases.hold(self.key, host.user)
-        self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
+        base_bytes = shared.bases.get(self.key)
+        is_same = noted.start_time > 0
+        self.balloon = BalloonTarget(found.vm_mem_bytes, known, base_bytes, is_same=is_same)
         self._refill = Refill(self.balloon)
         self._refusals = OnceEach(REFUSALS)
         self._states = LineBudget(STATE_LINES, STATE_LINES_A_SECOND)
@@ -158,6 +162,9 @@ class Reporter:
         self.balloon.take(sample.vm_mem_bytes, known)
         if was_changed and not self.balloon.changed:
             self._shared.bases.forget(self.key)
+        elif was_changed and self.balloon.base_bytes != self._shared.bases.get(self.key):
+            # It was another VM's, and too large. The target that is due next stores it.
+            self._shared.bases.note(self.key, self.balloon.base_bytes)
         self._report_size(known, sample.at_s)
         if sample.stats is not None:
             self._report_stats(sample.stats)
@@ -182,6 +189,17 @@ class Reporter:
         self.balloon.take(self.balloon.vm_mem_bytes, None)
         self.state = GuestState.NO_DRIVER
         self._report_state(now_s)
+
+    async def let_go(self, control: Control) -> None:
+        """Gives all back to a VM that must not be driven, without waiting for its guest.
+
+        Raises:
+            ControlError: its VMM does not take the target. What balloond has taken stays noted.
+        """
+        self.balloon.want(0)
+        if (balloon_bytes := self.balloon.due()) is not None:
+            await control.set_balloon(balloon_bytes)
+            self._shared.bases.forget(self.key)
 
     def ended(self) -> None:
         """Notes that the VM is driven no more."""
@@ -232,6 +250,12 @@ class Reporter:
         if stats.disk_read_bytes is None:
             stats = replace(stats, disk_read_bytes=self._host.disk_read_bytes())
         self._shared.report(self._vm, stats)
+
+
+def keys_of(name: str, socket: SocketId | None, found: Found, host: HostSide) -> list[BaseKey]:
+    """The keys of a VM's base (``base_keys``)."""
+    saves = found.restored is not None
+    return base_keys(name, socket, found.vm_uuid, host.pid, host.started, saves=saves)
 
 
 def check_sizes(vm_mem_bytes: int, balloon_bytes: int | None) -> None:

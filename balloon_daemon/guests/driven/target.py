@@ -26,10 +26,17 @@ class BalloonTarget:
         balloon_bytes: the size of its balloon; None: not known.
         base_bytes: the base that an earlier connection has noted; None: balloond has not changed
             this balloon.
+        is_same: whether the VM is surely the one whose base was noted. If its VMM's process is not
+            known, it may be another VM that was started since.
     """
 
     def __init__(
-        self, vm_mem_bytes: int, balloon_bytes: int | None, base_bytes: int | None
+        self,
+        vm_mem_bytes: int,
+        balloon_bytes: int | None,
+        base_bytes: int | None,
+        *,
+        is_same: bool = True,
     ) -> None:
         self.vm_mem_bytes = vm_mem_bytes
         self.balloon_bytes = balloon_bytes
@@ -37,6 +44,9 @@ class BalloonTarget:
         """Whether balloond has changed the balloon and not given all of it back."""
         self.base_bytes = (balloon_bytes or 0) if base_bytes is None else base_bytes
         """The size of the balloon that the VM had before balloond changed it."""
+        self._is_doubtful = base_bytes is not None and not is_same
+        """Whether the base may be another VM's, and no size of this VM's balloon is known yet."""
+        self._trust_no_more_than(balloon_bytes)
         self._wanted_bytes = 0
         self._sent_bytes: int | None = None
         self._largest_bytes = 0
@@ -82,6 +92,7 @@ class BalloonTarget:
         self._stands = balloon_bytes == self.balloon_bytes
         self.balloon_bytes = balloon_bytes
         self._largest_bytes = max(self._largest_bytes, balloon_bytes or 0)
+        self._trust_no_more_than(balloon_bytes)
         if balloon_bytes is None:
             return
         given_back = self._wanted_bytes == self._sent_bytes == 0
@@ -91,8 +102,9 @@ class BalloonTarget:
             self.base_bytes, self._sent_bytes = balloon_bytes, None
 
     def due(self) -> int | None:
-        """The whole balloon's size that the VMM is to be told; None: it was told already."""
-        if not self.changed or self.asked_bytes == self._sent_bytes:
+        """The whole balloon's size that the VMM is to be told; None: it was told already, or it
+        is not known yet how much of the noted base is this VM's."""
+        if self._is_doubtful or not self.changed or self.asked_bytes == self._sent_bytes:
             return None
         return self._told_bytes
 
@@ -105,6 +117,14 @@ class BalloonTarget:
     def is_told(self) -> bool:
         """Whether the VMM has taken the latest target."""
         return self.due() is None
+
+    def _trust_no_more_than(self, balloon_bytes: int | None) -> None:
+        """Limits a base that may be another VM's to the first known size of this VM's balloon:
+        balloond made no balloon smaller than its base, and would take the rest from a guest that
+        has never been without it."""
+        if self._is_doubtful and balloon_bytes is not None:
+            self.base_bytes = min(self.base_bytes, balloon_bytes)
+            self._is_doubtful = False
 
     @property
     def _told_bytes(self) -> int:

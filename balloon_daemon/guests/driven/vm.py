@@ -12,6 +12,7 @@ next sample. Any other fault ends the task: the VM is reported as gone, and its 
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from balloon_daemon.guests.driven.control import (
     Notice,
 )
 from balloon_daemon.guests.driven.host_side import HostSide
-from balloon_daemon.guests.driven.reporting import Reporter, Shared
+from balloon_daemon.guests.driven.reporting import NOT_TO_BE_DRIVEN, Reporter, Shared
 from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
 from balloon_daemon.guests.in_turn import IN_TURN
 from balloon_daemon.guests.seam import Gone, GuestState, VmRow
@@ -85,6 +86,15 @@ class DrivenVm:
         self._refused = False
         self._given_back: asyncio.Future[None] | None = None
 
+    @property
+    def owed_bytes(self) -> int | None:
+        """How much the VM has not got back of what balloond has taken, or has told its VMM to
+        take; None: it has got back all."""
+        if self._shared.bases.get(self._reporter.key) is None:
+            return None
+        balloon = self._reporter.balloon
+        return max(balloon.taken_bytes, balloon.asked_bytes)
+
     # --- the controller's calls ---------------------------------------------------------------
 
     async def serve(self) -> None:
@@ -96,7 +106,8 @@ class DrivenVm:
         except ControlError as err:
             why = err.anew()
         finally:
-            self._shared.vms_of[self._notices.user] -= 1
+            vms_of = self._shared.vms_of
+            vms_of -= Counter({self._notices.user: 1})  # Keeps no user with 0.
             self._control.close()
             self._wait_no_more()
             self._reporter.ended()
@@ -193,10 +204,11 @@ class DrivenVm:
             self._reporter.found(self._found, loop.time())
             while True:
                 if not await self._work(loop.time()):
+                    self._shared.bases.store_soon()
                     await self._bell.wait_until(self._schedule.due_s)
         except ControlError as err:
-            if err.fault in (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE):
-                await self._let_go()
+            if err.fault in NOT_TO_BE_DRIVEN:
+                await self._call(self._reporter.let_go(self._control))
             raise
 
     async def _call(self, call: Awaitable[T]) -> T:
@@ -273,11 +285,3 @@ class DrivenVm:
         waits, self._given_back = self._given_back, None
         if waits is not None and not waits.done():
             waits.set_result(None)
-
-    async def _let_go(self) -> None:
-        """Gives all back to a VM that will no longer be driven, without waiting for its guest."""
-        balloon = self._reporter.balloon
-        balloon.want(0)
-        if (balloon_bytes := balloon.due()) is not None:
-            await self._call(self._control.set_balloon(balloon_bytes))
-            self._shared.bases.forget(self._reporter.key)

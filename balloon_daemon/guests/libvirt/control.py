@@ -63,7 +63,7 @@ class DomainControl:
         self._uuid = wire.decode_uuid(content)
         self._connection.listen(self._uuid, self._happened)
         figures = wire.decode_figures(content)
-        if figures.against is not None:
+        if figures.against is Fault.NO_BALLOON:
             raise ControlError(figures.against)
         self._found_period_s = figures.period_s
         uri = self._connection.uri
@@ -83,6 +83,7 @@ class DomainControl:
             "" if pid is None else await qemu_process.find_memory_file(pid),
             self._uuid,
             figures.restored,
+            None if figures.against is None else ControlError(figures.against),
         )
 
     async def set_balloon(self, balloon_bytes: int) -> None:

@@ -104,7 +104,7 @@ class LibvirtVms:
     def stop(self, *, leaving: bool) -> None:
         """Finds no more domains; those that were found are driven on."""
         for host in self._hosts:
-            host.stop()
+            host.stop(leaving=leaving)
 
     async def close(self, *, leaving: bool) -> None:
         """Ends libvirt's clients, and stores the domains' bases for another balloond."""
@@ -145,6 +145,7 @@ class Host:
         self._shared = shared
         self._named: dict[str, Finder] = {}
         self._discovered: dict[str, Finder] = {}
+        self._dismissed: list[Finder] = []
         self._discovers = False
         self._pause = Pause()
         self._task: asyncio.Task[None] | None = None
@@ -177,6 +178,9 @@ class Host:
             finder.change(vm)
             self._named[vm.name] = finder
         self._discovered = known if discover else {}
+        if not discover:
+            left = [each for each in self._dismissed if not each.has_ended]
+            self._dismissed = left + list(known.values())
         for finder in known.values():
             if discover:
                 finder.change(finder.config._replace(settings=self.found))
@@ -189,14 +193,22 @@ class Host:
         elif discover:
             self._lists = asyncio.get_running_loop().create_task(self._list_now())
 
-    def stop(self) -> None:
-        """Finds no more domains; the connection stays for those that were found."""
+    def stop(self, *, leaving: bool) -> None:
+        """Finds no more domains; the connection stays for those that were found.
+
+        Args:
+            leaving: as for ``Finder.stop``.
+        """
         self._discovers = False
         for task in (self._task, self._lists):
             if task is not None:
                 task.cancel()
-        for finder in [*self._named.values(), *self._discovered.values()]:
-            finder.stop()
+        for finder in [
+            *self._named.values(),
+            *self._discovered.values(),
+            *self._dismissed,
+        ]:
+            finder.stop(leaving=leaving)
 
     async def close(self) -> None:
         """Ends libvirt's client."""
