@@ -190,8 +190,7 @@ class Governor:
             return  # HostPolicy is halted, because balloond ends: no target for this VM.
         if report.row is None:
             max_bytes = self._policy.policy(vm_id).max_bytes
-            steps = self._settings.steps
-            self._publish(VmAttached(vm_id, report.vm_mem_bytes, max_bytes, steps))
+            self._publish(VmAttached(vm_id, report.vm_mem_bytes, max_bytes, self._settings.steps))
         if vm.settings.profile is Profile.SEED:
             self._policy.note_actual(vm_id, vm.balloon_bytes)
         self._perform(step)
@@ -234,11 +233,13 @@ class Governor:
 
     def _woke(self, due_s: float) -> None:
         self._timer = None
-        # Arm the timer before reading the host's memory: if the read raises an error, perhaps for
-        # lack of memory, no deadline is lost.
-        self._arm(self._loop.time() + READ_AGAIN_S)
-        # asyncio may call a timer slightly early, when by the clock no deadline is due yet.
-        self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
+        try:
+            # asyncio may call a timer slightly early, when by the clock no deadline is due yet.
+            self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
+        except BaseException:
+            if self._timer is None:  # No reading, perhaps for lack of memory: lose no deadline.
+                self._arm(self._loop.time() + READ_AGAIN_S)
+            raise
 
     def _against_more(self, vm_id: VmId, level: int) -> Reason | None:
         try:
@@ -254,9 +255,8 @@ class Governor:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
 
     def _perform(self, step: HostStep, *, quiet: bool = False) -> None:
-        # Set the timer and the watch first: the calls below may cause another step, which sets
-        # them anew.
-        self._arm(step.wake_at_s)
+        # First timer and watch: the calls below may cause another step, which sets them anew.
+        self._arm(None if step.wake_at_s is None else step.wake_at_s + step.late_s)
         if step.listen:
             self._watch.listen(self._looked)
         else:

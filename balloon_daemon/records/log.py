@@ -25,6 +25,7 @@ from balloon_daemon.records.budget import UserBudgets
 from balloon_daemon.records.line import Level, Line
 from balloon_daemon.records.words import is_debug, worded
 
+_ABOUT_USERS = (Connected, Disconnected, VmDriven, VmLetGo, VmLost)
 _OWN_FIELDS = {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EVENT"}
 
 
@@ -61,9 +62,9 @@ class Log:
             event: the event.
             at_s: when it was published, in seconds since the epoch.
         """
-        if isinstance(event, Connected | Disconnected | VmDriven | VmLetGo | VmLost):
+        if isinstance(event, _ABOUT_USERS):
             self._budgets.note(event, monotonic())
-            if isinstance(event, Connected | Disconnected):
+            if isinstance(event, (Connected, Disconnected)):
                 return  # These have no line.
         debug = is_debug(event)
         if debug and not self._verbose:

@@ -301,7 +301,7 @@ class BalloonPolicy:
     @property
     def listening(self) -> bool:
         """Whether LowMemory is a legal event now."""
-        return self._state.listening
+        return self._state.recheck_at_s is None
 
     def state(self) -> PolicyState:
         """The state to hand to ``restore``."""
@@ -415,7 +415,7 @@ class BalloonPolicy:
         recheck = self._arm(Timer.LOW_MEMORY, s.recheck_s, s.recheck_jitter_s)
         release = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
         self._state = PolicyState(level, now_s + recheck.delay_s, now_s + release.delay_s)
-        self._count("low_memory_events")
+        self._statistics = PolicyStatistics(self._statistics[0] + 1, *self._statistics[1:])
         actions: tuple[Action, ...] = (PauseLowMemory(), recheck, release)
         if up:
             self._count("steps_up")
@@ -430,7 +430,7 @@ class BalloonPolicy:
     def _recheck(self) -> Step:
         if self.listening:
             raise StateError("LowMemoryTimer while listening")
-        self._state = self._state._replace(recheck_at_s=None)
+        self._state = PolicyState(self._state.level, None, self._state.release_at_s)
         return Step((ResumeLowMemory(),), self._decision(Reason.RECHECK, self.level))
 
     def _release(self, seen: Reading | NeverLow | None, now_s: float) -> Step:

@@ -45,6 +45,22 @@ class Deadlines:
                 self.queue(vm, row)
         return math.inf
 
+    def latest_s(self) -> float:
+        """Until when the deadlines may be served (``Row.latest_s``); infinity where there are
+        none."""
+        latest_s, places = math.inf, [0]
+        # Each entry of a heap is due before its two children, and those of ``latest_s`` or later
+        # cannot change the result: so only what is due by then is looked at.
+        while places:
+            place = places.pop()
+            if place < len(self._heap) and self._heap[place][0] < latest_s:
+                at_s, _, vm = self._heap[place]
+                row = self._rows.get(vm)
+                if row is not None and row.queued_at_s == at_s:
+                    latest_s = min(latest_s, row.latest_s)
+                places += (2 * place + 1, 2 * place + 2)
+        return latest_s
+
     def first(self) -> VmId:
         """The VM whose deadline is ``earliest_s``, which is not infinite."""
         return self._heap[0][2]

@@ -183,7 +183,9 @@ class HostPolicy:
         self.steering.pass_time(outcome)
         next_s = min(self._look_at_s, self.steering.next_s, self._adaptive.next_s)
         wake_at_s = min(self._deadlines.earliest_s(), next_s)
-        return outcome.step(wake_at_s, listen=bool(self._listening) or self._adaptive.listens)
+        latest_s = min(self._deadlines.latest_s(), next_s)
+        listen = bool(self._listening) or self._adaptive.listens
+        return outcome.step(wake_at_s, latest_s, listen=listen)
 
     def ignores(self, seen: Seen) -> bool:
         """Whether ``step`` with ``Looked`` would surely change nothing now: far more is available
@@ -274,7 +276,11 @@ class HostPolicy:
         rows = listening.items()
         lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
-            held = self._objection(vm, row, outcome)
+            if row.guard is None and row.is_full and not self._priorities.differ:
+                # No target depends on the answer, and the guest's memory would be looked at.
+                held = self.steering.pauses.objection(vm)
+            else:
+                held = self._objection(vm, row, outcome)
             if held is None and self._priorities.must_wait(row, lowest, outcome.now_s):
                 held = Reason.LOWER_FIRST
             row.patience.waits_down = 0
@@ -299,7 +305,8 @@ class HostPolicy:
             earliest_s = self._deadlines.earliest_s()
             if self._look_at_s <= min(now_s, earliest_s):
                 self._look(seen, outcome)
-            if self._deadlines.earliest_s() > now_s:
+                earliest_s = self._deadlines.earliest_s()
+            if earliest_s > now_s:
                 break
             vm = self._deadlines.first()
             fired[vm] += 1

@@ -1,7 +1,6 @@
 """Collects the results of one step of ``HostPolicy``. Pure."""
 
 import math
-from functools import cached_property
 
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
@@ -73,8 +72,9 @@ class Outcome:
         self._watches: list[Watch] = []
         self._over: list[Over] = []
         self._stuck: list[VmId] = []
+        self._lowest: tuple[int | None] | None = None
 
-    @cached_property
+    @property
     def lowest_that_can_give(self) -> int | None:
         """The lowest priority of a VM whose balloon could be enlarged by a step; None: no VM's
         could, or all priorities are equal.
@@ -83,7 +83,9 @@ class Outcome:
         later step at the earliest, if memory is still low after VMs of the lowest priority have
         stepped up.
         """
-        return self._priorities.lowest_that_can_give()
+        if self._lowest is None:
+            self._lowest = (self._priorities.lowest_that_can_give(),)
+        return self._lowest[0]
 
     def tell(self, vm: VmId, row: Row, target_bytes: int) -> None:
         """Sends a VM its target."""
@@ -115,7 +117,8 @@ class Outcome:
         repeated = reason in _CHANGES_NOTHING and reason is row.last_reason and not changed
         if reason is not Reason.RECHECK:
             row.last_reason = reason
-        decision = decision._replace(target_bytes=row.told_bytes)
+        if decision.target_bytes != row.told_bytes:
+            decision = decision._replace(target_bytes=row.told_bytes)
         self._decisions.append(VmDecision(vm, decision, repeated))
         self._deadlines.queue(vm, row)
 
@@ -223,8 +226,8 @@ class Outcome:
         """Notes that a VM's deadline has moved."""
         self._deadlines.queue(vm, row)
 
-    def step(self, wake_at_s: float, *, listen: bool) -> HostStep:
-        """The collected results; ``wake_at_s`` is infinite where nothing is due."""
+    def step(self, wake_at_s: float, latest_s: float, *, listen: bool) -> HostStep:
+        """The collected results; both times are infinite where nothing is due."""
         return HostStep(
             tuple(self._targets),
             tuple(self._decisions),
@@ -234,4 +237,5 @@ class Outcome:
             tuple(self._watches),
             tuple(self._over),
             tuple(self._stuck),
+            0.0 if wake_at_s == math.inf else latest_s - wake_at_s,
         )

@@ -94,6 +94,27 @@ class Row:
         )
 
     @property
+    def latest_s(self) -> float:
+        """Until when its deadlines may be served.
+
+        A recheck that cannot change the target may be late, so that one wake serves the rechecks
+        of several VMs: by half of its jitter, as VMs that one wake has served would be served
+        together for ever if they were waited for as long as their rechecks differ.
+        """
+        policy = self.policy
+        recheck_s, release_s = policy.state()[1:]
+        if self.guard is not None or recheck_s is None or not self.is_full:
+            return self.deadline_s
+        latest_s = recheck_s + policy.settings.recheck_jitter_s / 2
+        return latest_s if release_s is None else min(latest_s, release_s)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether low memory cannot raise its target, whatever there is against a step up."""
+        policy = self.policy
+        return policy.level >= policy.settings.steps or not policy.max_bytes
+
+    @property
     def priority(self) -> int:
         """The VM's priority: VMs of a higher priority are squeezed later."""
         return self.terms.settings.priority
@@ -108,5 +129,4 @@ class Row:
     def can_give(self) -> bool:
         """Whether the VM could step up at the last low-memory event, if other VMs' priorities did
         not matter."""
-        policy = self.policy
-        return not self.is_held and policy.max_bytes > 0 and policy.level < policy.settings.steps
+        return not self.is_held and not self.is_full

@@ -5,6 +5,7 @@ the whole daemon for ever. What makes one stand still is rare, such as a sum of 
 rounded the other way, so stories are drawn that keep balloons at the rules' own limits.
 """
 
+import math
 from collections import Counter
 from random import Random
 
@@ -66,6 +67,21 @@ class Story:
         decided = Counter(vm for vm, _, _ in step.decisions)
         assert all(count <= 2 * MOST_AT_ONCE for count in decided.values())
         self.wake_at_s = step.wake_at_s
+        if step.wake_at_s is not None:
+            self.nothing_is_missed(step.wake_at_s + step.late_s)
+
+    def nothing_is_missed(self, latest_s: float) -> None:
+        """No target could have changed earlier than at the latest time to wake."""
+        for vm in filter(self.host.governs, VMS):
+            policy, guard = self.host.policy(vm), self.host.guard(vm)
+            _, recheck_s, release_s = policy.state()
+            due_s = [] if guard is None else [guard.check_at_s]
+            due_s += [] if release_s is None else [release_s]
+            if recheck_s is not None:
+                rises = policy.max_bytes > 0 and policy.level < policy.settings.steps
+                most_s = policy.settings.recheck_jitter_s / 2
+                due_s.append(recheck_s if rises or guard is not None else recheck_s + most_s)
+            assert latest_s <= min(due_s, default=math.inf) + 1e-6
 
     def wake(self, seen: Seen) -> None:
         self.step(Woke(seen))

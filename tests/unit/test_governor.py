@@ -102,18 +102,22 @@ STEP = 32 * MIB
 """Of a VM of 1 GiB: half of it in 16 steps."""
 
 
+WITHOUT_JITTER = PolicySettings(
+    recheck_jitter_s=0.0, release_after_jitter_s=0.0, release_every_jitter_s=0.0
+)
+
+
 class Host:
     """A governor, its guests, and what they and its events' readers hear."""
 
-    def __init__(self, make: MakePolicy = HostPolicy) -> None:
+    def __init__(
+        self, make: MakePolicy = HostPolicy, settings: PolicySettings = WITHOUT_JITTER
+    ) -> None:
         self.loop = StillLoop()
         self.memory = ToldMemory()
         self.memory.seen = PLENTY
         self.events: list[Event] = []
         self.heard: list[tuple[VmId, str]] = []
-        settings = PolicySettings(
-            recheck_jitter_s=0.0, release_after_jitter_s=0.0, release_every_jitter_s=0.0
-        )
         watch = MemoryWatch(self.memory, 1.0, self.events.append, self.loop)
         self.governor = Governor(settings, watch, self._published, self.loop, make)
 
@@ -291,6 +295,22 @@ def test_seed_vm_is_asked_again_when_a_new_decision_could_have_shown_its_effect(
 
     assert host.reasons(A)[-2:] == [Reason.LOW_MEMORY, Reason.RECHECK]
     assert host.heard.count((A, "stats")) == 1
+
+
+def test_one_wake_serves_several_vms_that_have_given_all_already() -> None:
+    settings = PolicySettings()
+    host = Host(settings=settings)
+    guests = [host.attached(VmId(number, f"vm{number}")) for number in range(1, 101)]
+    host.memory.seen = LOW
+    host.loop.advance(20.0)
+    assert {guest.targets[-1] for guest in guests} == {512 * MIB}
+    host.events.clear()
+    reads = host.memory.reads
+    host.loop.advance(10.0)
+    # 100 VMs, each once in a second: the reading of one is that of all within 25 ms.
+    assert host.memory.reads - reads <= 10 / (settings.recheck_jitter_s / 2)
+    rechecks = [host.reasons(guest.vm).count(Reason.RECHECK) for guest in guests]
+    assert min(rechecks) >= 9
 
 
 def test_vms_that_attach_together_share_one_reading(host: Host) -> None:

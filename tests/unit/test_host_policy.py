@@ -159,6 +159,26 @@ def test_objection_holds_that_vm_alone(host: Decider) -> None:
     assert host.asked == [(A, 0), (B, 0)]
 
 
+def test_vm_that_has_given_all_is_asked_for_no_objection_while_priorities_are_equal(
+    host: Decider,
+) -> None:
+    host.step(Added(A, GIB))
+    for _ in range(16):
+        host.step(Woke(LOW))
+        host.now_s += 1.0
+    host.asked.clear()
+    host.objections[A] = Reason.NO_ROOM
+
+    assert reasons(host.step(Woke(LOW))) == [(A, Reason.RECHECK), (A, Reason.AT_MAXIMUM)]
+    assert host.asked == []
+
+    # Where priorities differ, the answer counts once more as soon as its balloon has shrunk.
+    host.step(Added(B, GIB, terms=Terms(VmSettings(profile=Profile.SEED, priority=60))))
+    host.now_s += 1.0
+    host.step(Woke(LOW))
+    assert (A, 16) in host.asked
+
+
 def test_decision_that_changes_nothing_is_repeated_from_the_second_on(host: Decider) -> None:
     host.step(Added(A, 100 * MIB))
     repeated = []
