@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,14 @@ import pytest
 from balloon_daemon.device.process import DeviceProcess
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError
-from balloon_daemon.events import DeviceDied, DeviceHangs, DeviceStalled, Event
+from balloon_daemon.events import (
+    DeviceDied,
+    DeviceDoesNotStop,
+    DeviceHangs,
+    DeviceStalled,
+    DeviceStarted,
+    Event,
+)
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.guests.jailed import hearing
 from balloon_daemon.guests.jailed.forks import Forks, Wanted
@@ -24,7 +32,7 @@ from balloon_daemon.guests.jailed.peers import MOST_HANGING, Peer, Peers
 from balloon_daemon.guests.jailed.reports import STATS_A_SECOND
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
-from balloon_daemon.tube.messages import Target
+from balloon_daemon.tube.messages import Command, Target, decode_down
 from balloon_daemon.units import VmId
 from tests.fakes.asked_template import AskedTemplate, asks
 from tests.fakes.hearing import Hearing
@@ -113,6 +121,41 @@ def test_device_that_sends_what_no_device_sends_is_killed_each_time_and_then_no_
     low_mem.set_low()
     run(guests, lambda: guests[1].driver.actual * 4096 == MAXIMUM)
     assert events(daemon, "device-sends-garbage") == said
+
+
+def shut_at_stop(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+    """Forks a process that closes its tube when it is told to stop, and lives on; a ``Fork``."""
+    pid = os.fork()
+    if pid == 0:
+        poll = select.poll()
+        poll.register(tube_fd, select.POLLIN)
+        while poll.poll():
+            if decode_down(os.read(tube_fd, 100)) is Command.STOP:
+                break
+        os.close(tube_fd)
+        while True:
+            signal.pause()
+    return pid
+
+
+@fault("device does not stop when told")
+def test_device_that_was_told_to_stop_may_close_its_tube_long_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.5)
+    monkeypatch.setattr(hearing, "CLOSED_S", 0.01)
+    published: list[Event] = []
+
+    async def stop() -> None:
+        jail = Jail(None, asks(shut_at_stop))
+        backend = set_up([0])
+        supervisor = DeviceSupervisor(backend, jail, published.append, VM, lambda: None, Hearing())
+        supervisor.settle()
+        await until(lambda: supervisor.running)
+        await supervisor.stop()
+
+    asyncio.run(stop())
+    assert [type(event) for event in published] == [DeviceStarted, DeviceDoesNotStop]
 
 
 # --- whether it listens -----------------------------------------------------------------------

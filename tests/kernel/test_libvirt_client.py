@@ -24,6 +24,7 @@ from balloon_daemon.guests.libvirt.control import DomainControl
 from balloon_daemon.guests.libvirt.wire import Domain, Event, Happened
 from balloon_daemon.guests.seam import GuestState
 from balloon_daemon.linux.apart import LOW, LowNumbers
+from balloon_daemon.sizing.back_off import FIRST_S, BackOff
 from tests.fakes.scripted_libvirt import COMMAND, FIGURES, TOGETHER
 from tests.harness.faults import fault
 from tests.harness.open_files import open_files
@@ -124,6 +125,49 @@ def test_client_with_too_many_calls_that_hang_is_killed() -> None:
             assert client.why_ended is not None
             assert client.why_ended.fault is Fault.HANGS
             assert await fault_of(client, "web") is Fault.GONE
+
+    asyncio.run(scene())
+
+
+@fault("three calls of libvirt")
+def test_domains_that_hang_again_and_again_cost_others_two_clients_and_are_asked_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts: list[float] = []
+    hostile = [f"hangs-{number}" for number in range(2 * MAX_HANGING)]
+
+    def command() -> list[str]:
+        starts.append(asyncio.get_running_loop().time())
+        return COMMAND
+
+    async def ask(connection: Connection, name: str) -> bool:
+        try:
+            client = await connection.client(name)
+            await sample(client, name, SHORT_S if name in hostile else HANG_S)
+        except ControlError:
+            return False
+        return True
+
+    async def scene() -> None:
+        connection = Connection("scripted:", LowNumbers(), ignore, command)
+        served = 0
+        async with asyncio.timeout(HANG_S):
+            # As their finders do, all of them connect over and over.
+            while served < 20:
+                web, *hung = await asyncio.gather(
+                    *(ask(connection, name) for name in ("web", *hostile))
+                )
+                assert not any(hung)
+                served = served + 1 if web else 0
+                await asyncio.sleep(SHORT_S)
+        assert len(starts) == 3
+        with pytest.raises(ControlError, match="not asked for") as caught:
+            await DomainControl(connection, hostile[0]).open(lambda notice: None)
+        assert caught.value.fault is Fault.HANGS
+        # When its rest is over it is asked again, as it may be well by then.
+        monkeypatch.setattr(BackOff, "lasts", lambda rest, now_s: now_s + FIRST_S < rest.until_s)
+        assert await connection.client(hostile[0]) is await connection.client("web")
+        await connection.close()
 
     asyncio.run(scene())
 

@@ -40,6 +40,11 @@ each second. Each takes a millisecond or so of the thread that serves all VMs, a
 the log; whoever may write to a directory can make thousands a second. The same limit holds, apart
 from that, for sockets that are tried again as something in their directory has changed."""
 
+REST_S = 0.005
+"""Seconds without a search after one, for each directory that it has listed. Listing one takes 0.3
+ms of processor time or so, of this process and of a child, and whoever may write to a directory
+can have a search made each second."""
+
 _MOST_USERS = 1024
 
 
@@ -83,10 +88,11 @@ class UserShares:
 
 
 class _Counts(NamedTuple):
-    """How many sockets and directories of each user were found."""
+    """How many sockets and directories of each user were found, and each directory's user."""
 
     sockets: Counter[int]
     directories: Counter[int]
+    owners: dict[str, int]
 
 
 class Search:
@@ -129,7 +135,12 @@ class Search:
         self._admits = admits
         self._known = known or {}
         self.unseen = set[str]()
-        self._counts = _Counts(Counter(), Counter())
+        self._counts = _Counts(Counter(), Counter(), {})
+
+    @property
+    def owners(self) -> Mapping[str, int]:
+        """The users of those of ``directories`` that match a wildcard."""
+        return self._counts.owners
 
     async def run(self) -> "Search":
         """Searches; returns this object."""
@@ -164,6 +175,7 @@ class Search:
             )
             if stat.S_ISDIR(match.mode) and (room or match.path in with_known_sockets):
                 found[match.path] = None
+                self._counts.owners[match.path] = user
                 self._counts.directories[user] += 1
 
         head, name = os.path.split(pattern)
@@ -237,6 +249,7 @@ class Searches:
         self._done = done
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._rests_until_s = 0.0
         self._bell = Bell()
 
     def begin(self) -> None:
@@ -254,8 +267,11 @@ class Searches:
     async def _search(self) -> None:
         loop = asyncio.get_running_loop()
         while self._again:
+            if (rest_s := self._rests_until_s - loop.time()) > 0:
+                await asyncio.sleep(rest_s)
             self._again = False
             search = await self._new().run()
+            self._rests_until_s = loop.time() + REST_S * len(search.directories)
             self._done(search)
             if (search.unseen or search.left_out) and not self._again:
                 # Search again after a while, without any change of a directory's mtime that would

@@ -193,9 +193,10 @@ class DrivenVms:
         finder.change(vm, partial(self._control_of_found, resolved))
         self._discovered[resolved] = finder
 
-    def _watch(self, of_patterns: set[str]) -> None:
+    def _watch(self, of_patterns: set[str], owners: Mapping[str, int] | None = None) -> None:
         named = {os.path.dirname(vm.address) for vm in self._wanted.vms}
-        self._directories.watch(named | of_patterns)
+        owners = {name: user for name, user in (owners or {}).items() if name not in named}
+        self._directories.watch(named | of_patterns, owners)
 
     def _changed(self, changed: set[str]) -> None:
         self._bases.store()
@@ -221,7 +222,7 @@ class DrivenVms:
     def _searched(self, search: Search) -> None:
         if search.patterns is not self._wanted.qmp:
             return  # The patterns have changed during this search, and another search is to come.
-        self._watch(search.directories)
+        self._watch(search.directories, search.owners)
         for path in sorted(search.unseen - self._last.unseen):
             if self._hanging.has_one(asyncio.get_running_loop().time()):
                 self._publish(DirectoryHangs(printable(path)))

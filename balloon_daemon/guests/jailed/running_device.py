@@ -40,10 +40,12 @@ class RunningDevice:
         publish: takes events.
         take: called with each report.
         misbehaved: called once, with a description, for a message that no device sends, or where
-            the device has closed its tube and does not end.
+            a device that is to serve has closed its tube and has not ended ``CLOSED_S`` later.
         ended: called once it is reaped and all of its reports are handled.
         charge: charges the seconds that its reports take to its user, as ``ReportReader`` says.
         in_turn: has its end handled in one of its user's turns (``InTurn.do``).
+        look: True: its first order is STOP, so it serves nothing and only reports its rings'
+            ``used.idx``.
     """
 
     def __init__(
@@ -56,11 +58,15 @@ class RunningDevice:
         ended: Callable[[Ended], None],
         charge: Callable[[float], float],
         in_turn: Callable[[Callable[[], None]], None],
+        *,
+        look: bool,
     ) -> None:
+        process.begin(look=look)
         self._process = process
         self._in_turn = in_turn
         self._ended = ended
         self._misbehaved = misbehaved
+        self._is_to_end = look
         self._closed: asyncio.TimerHandle | None = None
         """Runs once the device has closed its end of the tube, until it was seen to end."""
         self._reader = ReportReader(process.tube, take, misbehaved, charge, self._tube_closed)
@@ -87,7 +93,7 @@ class RunningDevice:
 
     def stop(self) -> None:
         """Sends STOP; kills the device where the tube is full, or closed by the device."""
-        self._expect_end()
+        self._is_to_end = True
         self._reader.rest_no_more()
         if not self._process.tube.send(Command.STOP):
             self._process.kill()
@@ -98,24 +104,23 @@ class RunningDevice:
 
     def _tube_closed(self) -> None:
         loop = asyncio.get_running_loop()
-        self._closed = loop.call_later(hearing.CLOSED_S, self._lives_on)
+        self._closed = loop.call_later(hearing.CLOSED_S, self._closed_for_long)
 
-    def _lives_on(self) -> None:
+    def _closed_for_long(self) -> None:
         self._closed = None
-        self._misbehaved("the end of its tube, without ending")
-
-    def _expect_end(self) -> None:
-        """Takes the tube's end for that of the device, which is on its way."""
-        if self._closed is not None:
-            self._closed.cancel()
-            self._closed = None
+        # A device that was told to stop closes its tube, too, and its end may take long: the
+        # kernel may have its guest's memory to free.
+        if not self._is_to_end:
+            self._misbehaved("the end of its tube, without ending")
 
     def _watch(self) -> None:
         asyncio.get_running_loop().add_reader(self._process.pidfd.fileno(), self._has_ended)
 
     def _has_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._process.pidfd.fileno())
-        self._expect_end()
+        if self._closed is not None:
+            self._closed.cancel()
+            self._closed = None
         self._in_turn(self._reap)
 
     def _reap(self) -> None:

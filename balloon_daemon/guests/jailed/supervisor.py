@@ -257,8 +257,6 @@ class DeviceSupervisor:
         self._device = self._jail.ask(Wanted(spec, forked, self._not_forked))
 
     def _forked(self, process: DeviceProcess, served: Sequence[ReadyVring], *, look: bool) -> None:
-        # With ``look`` the first order is STOP: so the device serves nothing before it reports.
-        process.begin(look=look)
         if not look:
             self._began_at = asyncio.get_running_loop().time()
         self._reports.begin()
@@ -271,6 +269,7 @@ class DeviceSupervisor:
             self._ended,
             self._jail.charge,
             self._jail.in_turn,
+            look=look,
         )
         self._take(Event.FORKED)
         self._notices.forked(process.pid, served, self._backend, look=look)

@@ -55,7 +55,10 @@ class Client:
         self._calls: dict[int, asyncio.Future[object]] = {}
         self._busy: set[str] = set()
         """Domains with a call that has no answer yet."""
-        self._hanging: set[int] = set()
+        self._hanging: dict[int, str] = {}
+        """The calls that hang, each with its domain."""
+        self.hung: tuple[str, ...] = ()
+        """The domains whose calls hung when the process was killed for that."""
         self._last = 0
         self._ended: asyncio.Future[ControlError] = asyncio.get_running_loop().create_future()
         self._task = asyncio.get_running_loop().create_task(self._listen(reader))
@@ -136,7 +139,7 @@ class Client:
             answer.set_result(ControlError(Fault.GONE, _GONE))
         await asyncio.wait([answer], timeout=within_s)
         if not answer.done():
-            self._hangs(number)
+            self._hangs(number, domain)
             raise ControlError(Fault.HANGS, f"no answer within {within_s:.0f} s")
         content = answer.result()
         if isinstance(content, ControlError):
@@ -147,12 +150,13 @@ class Client:
     def _returned(self, number: int, domain: str) -> None:
         del self._calls[number]
         self._busy.discard(domain)
-        self._hanging.discard(number)
+        self._hanging.pop(number, None)
         self._places.release()
 
-    def _hangs(self, number: int) -> None:
-        self._hanging.add(number)
-        if len(self._hanging) >= MAX_HANGING:
+    def _hangs(self, number: int, domain: str) -> None:
+        self._hanging[number] = domain
+        if len(self._hanging) >= MAX_HANGING and self.why_ended is None:
+            self.hung = tuple(self._hanging.values())
             self.kill(ControlError(Fault.HANGS, f"{len(self._hanging)} calls have not returned"))
 
     def kill(self, why: ControlError) -> None:

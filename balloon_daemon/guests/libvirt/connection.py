@@ -9,6 +9,7 @@ from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.libvirt import interpreter, wire
 from balloon_daemon.guests.libvirt.client import Client
 from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.sizing.back_off import BackOff
 
 CONNECTS_WITHIN_S = 10.0
 """How long a connection to libvirt's daemon may take; one over SSH takes a second or two."""
@@ -17,6 +18,10 @@ LONG_LIFE_S = 60.0
 """Processes that end sooner are replaced at once the first time, then after 1, 2, 4 … 30 s."""
 
 MAX_WAIT_S = 30.0
+
+MOST_RESTING = 1024
+"""How many domains are remembered that have had a client killed; those that did so first are
+forgotten."""
 
 
 def client_command() -> list[str]:
@@ -54,18 +59,27 @@ class Connection:
         self._began_s = -LONG_LIFE_S
         self._wait_s = 0.0
         self._next_s = 0.0
+        self._rests: dict[str, BackOff] = {}
+        """The domains whose calls hung when a client was killed for that. For a while none of them
+        is asked anything: QEMUs that were taken over can answer until a call is made, and have one
+        client after the other killed, to which all domains of this libvirt would be lost."""
 
-    async def client(self) -> Client:
+    async def client(self, domain: str = "") -> Client:
         """The process, connected to libvirt's daemon; started where there is none.
 
+        Args:
+            domain: the domain for which it is wanted; "": for none.
+
         Raises:
-            ControlError: no process runs, and none can be started just now.
+            ControlError: no process runs, and none can be started just now; or the domain is not
+                to be asked anything for now.
         """
         async with self._connecting:
+            if self._client is not None and (why := self._client.why_ended) is not None:
+                await self._lost(self._client, why)
+            self._check(domain)
             if self._client is not None:
-                if self._client.why_ended is None:
-                    return self._client
-                await self._lost(self._client, self._client.why_ended)
+                return self._client
             if asyncio.get_running_loop().time() < self._next_s:
                 raise ControlError(self._failure.fault, self._failure.detail)
             return await self._connect()
@@ -125,9 +139,22 @@ class Connection:
             raise
         return client
 
+    def _check(self, domain: str) -> None:
+        rest, now_s = self._rests.get(domain), asyncio.get_running_loop().time()
+        if rest is not None and rest.lasts(now_s):
+            left_s = rest.until_s - now_s
+            hung = "its calls and others' have hung until libvirt's client was ended"
+            raise ControlError(Fault.HANGS, f"{hung}; not asked for {left_s:.0f} s")
+
     async def _lost(self, client: Client, why: ControlError) -> None:
         self._client = None
         await client.close()
+        for domain in filter(None, client.hung):
+            rest = self._rests.pop(domain, None) or BackOff()
+            rest.begin(asyncio.get_running_loop().time())
+            self._rests[domain] = rest
+            if len(self._rests) > MOST_RESTING:
+                del self._rests[next(iter(self._rests))]
         if asyncio.get_running_loop().time() - self._began_s >= LONG_LIFE_S:
             self._wait_s = 0.0
         self._put_off(why)

@@ -58,7 +58,7 @@ class DomainControl:
     async def open(self, noticed: Noticed) -> Found:
         """Finds the domain. Raises ControlError also where the domain does not run."""
         self._noticed = noticed
-        client = self._client = await self._connection.client()
+        client = self._client = await self._connection.client(self._name)
         content = await client.call("open", {"name": self._name}, self._name)
         self._uuid = wire.decode_uuid(content)
         self._connection.listen(self._uuid, self._happened)
