@@ -34,6 +34,11 @@ a second, enough for a balloon that grows by 5 GiB a second. Without a limit a u
 would never let the controller sleep, and the scheduler makes a process that never sleeps wait
 milliseconds for its next time on a processor."""
 
+ACCEPTING, ACCEPTING_AT_ONCE_S = 1 / 32, 0.2
+"""The part of the event loop's time that may go into accepting one user's connections at the
+sockets of single VMs, of which a user may connect to hundreds; and seconds of it at once, for some
+hundred VMs that start at the same moment."""
+
 A_REQUEST_COUNTS = 8
 """The factor by which a task's time is charged. A task handles the requests other than config
 accesses. A config access takes 50 µs; another request can take 1 ms, and wakes other processes
@@ -94,12 +99,13 @@ class Allowance:
 class Allowances:
     """One user's shares of the loop's time: ``in_turns`` for the connections in the user's epoll
     instance, ``at_once`` for those that the event loop watches directly (``AT_ONCE``), ``reports``
-    for what the user's devices report."""
+    for what the user's devices report, ``accepting`` for accepting connections (``ACCEPTING``)."""
 
     def __init__(self) -> None:
         self.in_turns = Allowance(OF_THE_LOOP)
         self.at_once = Allowance(OF_THE_LOOP_AT_ONCE)
         self.reports = Allowance(OF_THE_LOOP)
+        self.accepting = Allowance(ACCEPTING, ACCEPTING_AT_ONCE_S)
 
 
 class EachStep:
