@@ -5,6 +5,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from balloon_daemon.config.vms import VmConfig
+from balloon_daemon.guests.in_turn import InTurn
 from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.listening import Listener
 from balloon_daemon.guests.jailed.session import Session, Shared
@@ -13,12 +14,19 @@ from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.rate_limit import RateLimit
 
 ACCEPT_PART = 1 / 32
-"""The part of the event loop's time that may go into accepting connections, some 100 a second:
-without a limit, a user who connects in a loop would occupy a core."""
+"""The part of the event loop's time that may go into accepting connections at one socket, some 100
+a second: without a limit, a user who connects in a loop would occupy a core. There may be hundreds
+of sockets: so each user has a share of its own, too (``Peer.rest_after_accept``), and all together
+are served for a moment in each turn of the loop (``_IN_TURN``)."""
 
 ACCEPT_AGAIN_S = 1.0
 """Seconds until the next attempt to accept a connection after an attempt has failed, for example
 because no descriptor is free."""
+
+
+_IN_TURN = InTurn()
+"""Accepts the connections that wait at all sockets. Not ``IN_TURN``, in which users take turns:
+whose connection it is shows only once it is accepted."""
 
 
 class OwnSocket(NamedTuple):
@@ -59,6 +67,7 @@ class Acceptor:
         self._session: Session | None = None
         self._accept: Callable[[Acceptor], float]
         self._later: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     @property
     def key(self) -> str:
@@ -93,8 +102,13 @@ class Acceptor:
         asyncio.get_running_loop().add_reader(self.listener.sock, self._ready)
 
     def _ready(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.listener.sock)
+        _IN_TURN.do(0, self._accept_one)
+
+    def _accept_one(self) -> None:
+        if self._stopped:
+            return
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self.listener.sock)
         wait_s, began_s = ACCEPT_AGAIN_S, loop.time()
         try:
             wait_s = self._accept(self)
@@ -109,6 +123,7 @@ class Acceptor:
             closer: closes the socket, and with it the descriptors in its queue.
             leaving: True: another controller goes on with this socket.
         """
+        self._stopped = True
         asyncio.get_running_loop().remove_reader(self.listener.sock)
         if self._later is not None:
             self._later.cancel()

@@ -19,7 +19,7 @@ from balloon_daemon.events import (
 from balloon_daemon.guests.jailed.acceptor import ACCEPT_AGAIN_S, Acceptor, OwnSocket, Place
 from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.forks import Forks
-from balloon_daemon.guests.jailed.peers import Peers
+from balloon_daemon.guests.jailed.peers import Peer, Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
 from balloon_daemon.guests.jailed.session import Session, Shared
@@ -196,6 +196,7 @@ class VhostUserGuests:
         if place is Place.ENDING:
             # The VM was started again before this process has closed the VM's earlier session.
             return ENDS_SOON_S
+        began_s = asyncio.get_running_loop().time()
         saver: Saver = NullSaver()
         vm = self._registry.next_vm(acceptor.vm.name)
         try:
@@ -217,13 +218,19 @@ class VhostUserGuests:
         if place is Place.TAKEN or self._peers.refuses(peer, self._publish):
             connection.close()
             saver.close()
-            return 0.0
+        else:
+            self._serve(connection, peer, vm, saver)
+        spent_s = asyncio.get_running_loop().time() - began_s
+        # Any user may connect to the socket for VMs of no name: of one user's connections there
+        # only the acceptor's own pause is to keep those of others waiting.
+        return peer.rest_after_accept(spent_s) if acceptor.vm.name else 0.0
+
+    def _serve(self, connection: Connection, peer: Peer, vm: VmId, saver: Saver) -> None:
         room = self._store.room
         if self._store.keeps and self._peers.keeps_no_more_of(peer, room, vm, self._publish):
             saver.close()
             saver = NullSaver()
         self._registry.serve(self._make(vm, connection, saver))
-        return 0.0
 
     def _say_taken(self, refusals: RateLimit, vm: VmId, uid: int) -> None:
         suppressed = refusals.admit(asyncio.get_running_loop().time())

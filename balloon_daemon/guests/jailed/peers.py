@@ -13,6 +13,7 @@ from time import monotonic as now_s
 
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
 from balloon_daemon.guests.jailed.turns import (
+    ACCEPTING,
     OF_THE_LOOP,
     SAVING,
     TURN_S,
@@ -194,6 +195,15 @@ class Peer:
         """
         left_s = self._allowances.reports.charge(spent_s, now_s())
         return 0.0 if left_s > 0 else (TURN_S - left_s) / OF_THE_LOOP
+
+    def rest_after_accept(self, spent_s: float) -> float:
+        """Charges seconds of the event loop that went into accepting one of the user's
+        connections, or refusing it (``ACCEPTING``).
+
+        Returns:
+            For how many seconds nothing is to be accepted at that socket: 3 at most.
+        """
+        return max(0.0, -self._allowances.accepting.charge(spent_s, now_s()) / ACCEPTING)
 
     def charge_measuring(self, spent_s: float) -> bool:
         """Charges seconds that went into measuring the user's VMs (``MEASURING``); returns whether

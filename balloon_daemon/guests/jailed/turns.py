@@ -38,6 +38,11 @@ SAVING = 1 / 16
 """The part of the event loop's time that may go into saving what one user's guests have written to
 ``actual``: some 1,500 states a second. A guest's is saved 20 times a second at most."""
 
+ACCEPTING, ACCEPTING_AT_ONCE_S = 1 / 32, 0.2
+"""The part of the event loop's time that may go into accepting one user's connections at the
+sockets of single VMs, of which a user may connect to hundreds; and seconds of it at once, for some
+hundred VMs that start at the same moment."""
+
 A_REQUEST_COUNTS = 8
 """The factor by which a task's time is charged. A task handles the requests other than config
 accesses. A config access takes 50 µs; another request can take 1 ms, and wakes other processes
@@ -99,13 +104,14 @@ class Allowances:
     """One user's shares of the loop's time: ``in_turns`` for the connections in the user's epoll
     instance, ``at_once`` for those that the event loop watches directly (``AT_ONCE``), ``reports``
     for what the user's devices report, ``saving`` for storing what its guests write to
-    ``actual``."""
+    ``actual``, ``accepting`` for accepting connections (``ACCEPTING``)."""
 
     def __init__(self) -> None:
         self.in_turns = Allowance(OF_THE_LOOP)
         self.at_once = Allowance(OF_THE_LOOP_AT_ONCE)
         self.reports = Allowance(OF_THE_LOOP)
         self.saving = Allowance(SAVING)
+        self.accepting = Allowance(ACCEPTING, ACCEPTING_AT_ONCE_S)
 
 
 class EachStep:
