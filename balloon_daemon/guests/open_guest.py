@@ -15,6 +15,7 @@ from balloon_daemon.guests.vmm_files import Ask, Take
 from balloon_daemon.linux.apart import LowNumbers
 
 if TYPE_CHECKING:
+    from balloon_daemon.guests.driven.bases import Bases
     from balloon_daemon.guests.driven.claims import Claims
     from balloon_daemon.guests.driven.driver import DrivenVms
     from balloon_daemon.guests.libvirt.driver import LibvirtVms
@@ -79,6 +80,7 @@ class Drivers:
         self._is_own = is_own
         self._low = low
         self._claims: Claims | None = None
+        self._bases: dict[Kind, Bases] = {}
         self._driven: DrivenVms | None = None
         self._libvirt: LibvirtVms | None = None
 
@@ -113,7 +115,8 @@ class Drivers:
         if self._driven is not None:
             self._driven.change(wanted)
             return None
-        self._driven = DrivenVms(wanted, self._publish, self._is_own, self._shared_claims())
+        claims, of_kind = self._shared_claims(), self._bases_of(config, Kind.QMP)
+        self._driven = DrivenVms(wanted, self._publish, self._is_own, claims, bases=of_kind)
         return self._driven
 
     def _open_libvirt(self, config: Config) -> GuestDriver | None:
@@ -127,9 +130,22 @@ class Drivers:
         if self._libvirt is not None:
             self._libvirt.change(wanted)
             return None
-        claims = self._shared_claims()
-        self._libvirt = LibvirtVms(wanted, self._publish, self._is_own, self._low, claims)
+        claims, of_kind = self._shared_claims(), self._bases_of(config, Kind.LIBVIRT)
+        self._libvirt = LibvirtVms(wanted, self._publish, self._is_own, self._low, claims, of_kind)
         return self._libvirt
+
+    def _bases_of(self, config: Config, kind: Kind) -> "Bases":
+        """The balloons that VMs of a kind had before balloond. Both files are read also where one
+        of the drivers is not needed: the configuration may name a VM otherwise than before."""
+        from balloon_daemon.guests.driven.bases import Bases, bases_path
+
+        if not self._bases:
+            for each in (Kind.QMP, Kind.LIBVIRT):
+                path = bases_path(config.bases_socket, each)
+                self._bases[each] = Bases(path, self._publish)
+            of_sockets, of_libvirt = self._bases.values()
+            of_sockets.others, of_libvirt.others = [of_libvirt], [of_sockets]
+        return self._bases[kind]
 
     def _shared_claims(self) -> "Claims":
         """The ``Claims`` that both drivers share. The first driver's call makes them, and the

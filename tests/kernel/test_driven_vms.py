@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from balloon_daemon.config.vms import Kind
+from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
 from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
@@ -24,6 +26,7 @@ from tests.harness.scripted_monitor import (
     ScriptedVm,
     monitors_in_a_thread,
 )
+from tests.harness.vmm_files import host_side
 
 MOST = 512 * MIB
 """The greatest balloon of a VM of 1 GiB."""
@@ -408,6 +411,24 @@ def test_vm_that_is_driven_by_its_second_monitor_gets_back_what_was_taken_by_its
         wait_for(daemon, "vm-attached", vm="too")
         daemon.stop()
         assert first.vm.actual == GIB - BASE
+
+
+@fault("one VM is named twice")
+def test_vm_that_libvirt_has_driven_gets_back_what_was_taken_by_its_own_monitor(
+    host: Host,
+) -> None:
+    monitor = host.monitor("web", actual=GIB - 3 * BASE)
+    host.name("web")
+    libvirts = bases_path(host.path / "balloond.sock", Kind.LIBVIRT)
+    before = Bases(libvirts, lambda event: None)
+    pid = os.getpid()
+    before.note(BaseKey(monitor.vm.uuid, pid, host_side(pid).started), BASE)
+    before.store()
+    with monitors_in_a_thread([monitor]):
+        daemon = host.start()
+        wait_for_balloon(daemon, monitor, BASE)
+        daemon.stop()
+    assert not libvirts.exists()
 
 
 def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:

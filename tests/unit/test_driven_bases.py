@@ -407,6 +407,39 @@ def test_file_is_written_once_a_second_for_entries_that_change_one_after_another
         assert stored == [True, now_s >= 1.0, now_s >= 1.0]
 
 
+def two_files(path: Path, publish: Callable[[Event], None]) -> tuple[Bases, Bases]:
+    """The bases of VMs with a socket, and those of libvirt's domains."""
+    one, other = Bases(path / "bases", publish), Bases(path / "libvirt-bases", publish)
+    one.others, other.others = [other], [one]
+    return one, other
+
+
+@fault("one VM is named twice")
+def test_base_of_a_vm_that_another_kind_of_control_has_driven_is_known(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    one, other = two_files(tmp_path, events.append)
+    other.note(WEB, GIB)
+    other.store()
+    assert one.know(WEB, []) == WEB
+    assert (one.get(WEB), other.get(WEB)) == (GIB, None)
+    one, other = two_files(tmp_path, events.append)
+    assert (one.get(WEB), other.get(WEB)) == (GIB, None)
+
+
+def test_base_that_is_held_elsewhere_or_of_no_known_process_stays_there(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    one, other = two_files(tmp_path, events.append)
+    unknown = BaseKey("5a3d", 0, 0)
+    other.note(unknown, GIB)
+    other.note(WEB, GIB)
+    other.hold(WEB, NOBODY)
+    for key in (WEB, unknown):
+        one.know(key, [])
+        assert (one.get(key), other.get(key)) == (None, GIB)
+
+
 OF_SOCKET = WEB._replace(name="7:11")
 """The same VM, by its socket."""
 

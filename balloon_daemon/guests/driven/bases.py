@@ -116,6 +116,9 @@ class Bases:
         self._path = path
         self._publish = publish
         self._clock = clock
+        self.others: list[Bases] = []
+        """The bases of other kinds of VMs, in files of their own: a VM that was driven by another
+        kind of control has its entry there."""
         self._users: dict[BaseKey, int] = {}
         """The user id of each VMM's process, as far as it is known."""
         self._bases = _read(path, self._users)
@@ -162,14 +165,26 @@ class Bases:
         Returns:
             The key by which the entry was noted; ``key`` also where there is no entry.
         """
+        if key in self._bases:
+            return key
         for other in earlier:
-            if key in self._bases:
-                break
             if other in self._bases and other not in self._held:
                 self.note(key, self._bases.pop(other))
                 self._forget_user(other)
                 return other
+        if key.start_time:
+            self._take_from_others(key)
         return key
+
+    def _take_from_others(self, key: BaseKey) -> None:
+        for bases in self.others:
+            if (base_bytes := bases.get(key)) is not None and key not in bases._held:
+                self.note(key, base_bytes)
+                self.store()
+                if self._again_at_s == math.inf:  # It is stored here, so the other may lose it.
+                    bases.forget(key)
+                    bases.store()
+                return
 
     def forget(self, key: BaseKey) -> None:
         """Forgets a VM's base, because balloond has given back all that it took."""

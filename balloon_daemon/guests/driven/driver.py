@@ -78,6 +78,7 @@ class DrivenVms:
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
         ask: looks paths up.
+        bases: the balloons that VMs had before balloond; None: those of ``wanted``'s file.
     """
 
     keeps = True
@@ -90,10 +91,11 @@ class DrivenVms:
         is_own: Callable[[int], bool] = lambda pid: False,
         claims: Claims | None = None,
         ask: Ask = LOOKUPS.ask,
+        bases: Bases | None = None,
     ) -> None:
         self._wanted = wanted
         self._publish = publish
-        self._bases = Bases(wanted.bases_path, publish)
+        self._bases = bases or Bases(wanted.bases_path, publish)
         claims = Claims() if claims is None else claims
         self._new_shared: Callable[[ReportTo], Shared] = lambda report: Shared(
             publish, report, self._bases, is_own, claims, ask

@@ -63,6 +63,7 @@ class LibvirtVms:
         low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
             descriptors.
         claims: which VMs are driven.
+        bases: the balloons that domains had before balloond; None: those of ``wanted``'s file.
     """
 
     keeps = True
@@ -75,13 +76,14 @@ class LibvirtVms:
         is_own: Callable[[int], bool],
         low: Callable[[], LowNumbers],
         claims: Claims | None = None,
+        bases: Bases | None = None,
     ) -> None:
         self._wanted = wanted
         self._publish = publish
         self._is_own = is_own
         self._low = low
         self._claims = Claims() if claims is None else claims
-        self._bases = Bases(wanted.bases_path, publish)
+        self._bases = bases or Bases(wanted.bases_path, publish)
         self._hosts: list[Host] = []
         self._new_host: Callable[[str], Host]
 
