@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from balloon_daemon.config.vms import Kind
+from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
 from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
@@ -24,6 +26,7 @@ from tests.harness.scripted_monitor import (
     ScriptedVm,
     monitors_in_a_thread,
 )
+from tests.harness.vmm_files import host_side
 
 MOST = 512 * MIB
 """The greatest balloon of a VM of 1 GiB."""
@@ -187,6 +190,49 @@ def test_next_balloond_gives_back_to_a_vm_to_which_a_device_was_assigned(host: H
         second = host.start()
         wait_for_balloon(second, monitor, BASE)
         assert wait_for(second, "vm-not-driven")["fault"] == "pinned"
+
+
+@fault("a VM is taken out of the configuration while no balloond runs")
+@pytest.mark.parametrize("names", [["db"], []])
+def test_next_balloond_gives_back_to_a_vm_that_its_configuration_has_no_more(
+    host: Host, names: list[str]
+) -> None:
+    monitor = host.monitor("web", actual=GIB - BASE)
+    host.name("web", *names)
+    with monitors_in_a_thread([monitor]):
+        first = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        os.kill(first.pid, signal.SIGUSR1)
+        first.wait_end()
+        host.name(*names)
+        second = host.start()
+        wait_for_balloon(second, monitor, BASE)
+        ended = wait_for(second, "vm-let-go")
+        told = len(monitor.vm.targets)
+        second.stop()
+        assert ended["vm"] == "web"
+        assert len(monitor.vm.targets) == told
+
+
+@fault("a VM is taken out of the configuration while no balloond runs")
+def test_vm_that_was_started_anew_meanwhile_is_left_alone(host: Host) -> None:
+    first_vm = host.monitor("web", actual=GIB - BASE)
+    host.name("web")
+    with monitors_in_a_thread([first_vm]):
+        first = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(first, first_vm, BASE + (GIB - BASE) // 2)
+        first.kill()
+    host.name("db")
+    other = host.monitor("web", actual=GIB - BASE)
+    with monitors_in_a_thread([other, host.monitor("db")]):
+        second = host.start()
+        wait_for(second, "vm-attached", vm="db")
+        second.wait(lambda: other.clients and not other.connected, what="it was looked at")
+        second.stop()
+        assert other.vm.targets == []
+        assert not events(second, "vm-driven", vm="web")
 
 
 @fault("two VMs have one name")
@@ -408,6 +454,24 @@ def test_vm_that_is_driven_by_its_second_monitor_gets_back_what_was_taken_by_its
         wait_for(daemon, "vm-attached", vm="too")
         daemon.stop()
         assert first.vm.actual == GIB - BASE
+
+
+@fault("one VM is named twice")
+def test_vm_that_libvirt_has_driven_gets_back_what_was_taken_by_its_own_monitor(
+    host: Host,
+) -> None:
+    monitor = host.monitor("web", actual=GIB - 3 * BASE)
+    host.name("web")
+    libvirts = bases_path(host.path / "balloond.sock", Kind.LIBVIRT)
+    before = Bases(libvirts, lambda event: None)
+    pid = os.getpid()
+    before.note(BaseKey(monitor.vm.uuid, pid, host_side(pid).started), BASE)
+    before.store()
+    with monitors_in_a_thread([monitor]):
+        daemon = host.start()
+        wait_for_balloon(daemon, monitor, BASE)
+        daemon.stop()
+    assert not libvirts.exists()
 
 
 def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:

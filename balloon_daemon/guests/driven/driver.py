@@ -58,6 +58,8 @@ class Wanted:
         bases_path: the file that has the size of each VM's balloon from before balloond drove it.
         taken: names that no discovered VM may have.
         found: the settings of discovered VMs.
+        left_over: VMs of which an earlier balloond has taken memory, and which the configuration
+            has no more: they only get that back.
     """
 
     vms: Sequence[VmConfig]
@@ -66,6 +68,7 @@ class Wanted:
     bases_path: Path
     taken: frozenset[str] = frozenset()
     found: VmSettings = CAREFUL
+    left_over: Sequence[VmConfig] = ()
 
 
 class DrivenVms:
@@ -78,6 +81,7 @@ class DrivenVms:
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
         ask: looks paths up.
+        bases: the balloons that VMs had before balloond; None: those of ``wanted``'s file.
     """
 
     keeps = True
@@ -90,10 +94,11 @@ class DrivenVms:
         is_own: Callable[[int], bool] = lambda pid: False,
         claims: Claims | None = None,
         ask: Ask = LOOKUPS.ask,
+        bases: Bases | None = None,
     ) -> None:
         self._wanted = wanted
         self._publish = publish
-        self._bases = Bases(wanted.bases_path, publish)
+        self._bases = bases or Bases(wanted.bases_path, publish)
         claims = Claims() if claims is None else claims
         self._new_shared: Callable[[ReportTo], Shared] = lambda report: Shared(
             publish, report, self._bases, is_own, claims, ask
@@ -116,6 +121,10 @@ class DrivenVms:
         self._new_finder = partial(Finder, registry=registry, shared=shared)
         for vm in self._wanted.vms:
             self._find_named(vm)
+        for vm in self._wanted.left_over:
+            control = partial(self._wanted.controls[vm.kind], vm.address)
+            self._named.append(self._new_finder(vm, control))
+            self._named[-1].return_left_over()
         self._watch({nearest_directory(pattern) for pattern in self._wanted.qmp})
         self._directories.look()
 
