@@ -1,6 +1,7 @@
 """The VMs that a configuration names, as values."""
 
 from enum import Enum
+from pathlib import Path
 
 from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -50,3 +51,10 @@ class Discover(NamedTuple):
     def places(self) -> tuple[str, ...]:
         """All URIs and patterns."""
         return self.libvirt + self.qmp
+
+
+def bases_path(main_socket: Path, kind: Kind) -> Path:
+    """The file of the VMs of this kind, beside balloond's socket: libvirt's domains have a file of
+    their own, as each file has one writer."""
+    of_libvirt = "libvirt-" if kind is Kind.LIBVIRT else ""
+    return main_socket.with_name(f"{main_socket.name}.{of_libvirt}bases")

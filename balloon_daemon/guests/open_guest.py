@@ -4,17 +4,20 @@ Runs in the controller. Only this module and ``look.py`` import the modules of a
 each kind's where the configuration has VMs of that kind.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from balloon_daemon.config.model import Config
-from balloon_daemon.config.vms import Kind
+from balloon_daemon.config.vms import Kind, VmConfig, bases_path
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.guests.vmm_files import Ask, Take
 from balloon_daemon.linux.apart import LowNumbers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from balloon_daemon.guests.driven.bases import Bases
     from balloon_daemon.guests.driven.claims import Claims
     from balloon_daemon.guests.driven.driver import DrivenVms
@@ -59,6 +62,12 @@ def load(config: Config) -> None:
         import balloon_daemon.guests.libvirt.driver  # noqa: F401
 
 
+def _bases_paths(config: Config) -> "dict[Kind, Path]":
+    """The files of the balloons that VMs had before balloond: those of VMs with a socket of their
+    VMM's, by the kind QMP, and those of libvirt's domains."""
+    return {kind: bases_path(config.bases_socket, kind) for kind in (Kind.QMP, Kind.LIBVIRT)}
+
+
 class Drivers:
     """The drivers of all VMs of a configuration but those on our own device.
 
@@ -94,24 +103,48 @@ class Drivers:
         with_socket = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
         has_domains = len(with_socket) < len(config.others) or bool(config.discover.libvirt)
         drivers: list[GuestDriver | None] = []
-        if with_socket or config.discover.qmp or self._driven is not None:
-            drivers.append(self._open_driven(config))
-        if has_domains or self._libvirt is not None:
-            drivers.append(self._open_libvirt(config))
+        left = self._left_over(config)
+        left_domains = [vm for vm in left if vm.kind is Kind.LIBVIRT]
+        left_others = [vm for vm in left if vm.kind is not Kind.LIBVIRT]
+        if with_socket or config.discover.qmp or self._driven is not None or left_others:
+            drivers.append(self._open_driven(config, left_others))
+        if has_domains or self._libvirt is not None or left_domains:
+            drivers.append(self._open_libvirt(config, left_domains))
         return [driver for driver in drivers if driver is not None]
 
-    def _open_driven(self, config: Config) -> GuestDriver | None:
-        from balloon_daemon.guests.driven.bases import bases_path
+    def _left_over(self, config: Config) -> list[VmConfig]:
+        """The VMs of which an earlier balloond has taken memory, and which the configuration has
+        no more; none but at the start, as a reload lets such VMs go."""
+        if self._bases or not any(map(os.path.lexists, _bases_paths(config).values())):
+            return []
+        from balloon_daemon.guests.driven.discovery import is_matched
+
+        # One of libvirt's domains is known by its name and libvirt's address, others by their
+        # socket's path.
+        named = {(vm.kind is Kind.LIBVIRT and vm.name, vm.address) for vm in config.others}
+        found = config.discover
+        return [
+            VmConfig(name, kind, address, config.found_settings)
+            for of_kind in _bases_paths(config)
+            for kind, name, address in self._bases_of(config, of_kind).places()
+            if kind is not Kind.VHOST_USER
+            and (kind is Kind.LIBVIRT and name, address) not in named
+            and address not in found.libvirt
+            and not is_matched(address, found.qmp)
+        ]
+
+    def _open_driven(self, config: Config, left: list[VmConfig]) -> GuestDriver | None:
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of
 
         named = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
-        kinds = {vm.kind for vm in named} | ({Kind.QMP} if config.discover.qmp else set())
+        kinds = {vm.kind for vm in [*named, *left]}
+        kinds |= {Kind.QMP} if config.discover.qmp else set()
         controls = {kind: control_of(kind) for kind in kinds}
-        bases = bases_path(config.bases_socket, Kind.QMP)
+        bases = _bases_paths(config)[Kind.QMP]
         names = frozenset(vm.name for vm in config.vms)
         found = config.found_settings
-        wanted = Wanted(named, config.discover.qmp, controls, bases, names, found)
+        wanted = Wanted(named, config.discover.qmp, controls, bases, names, found, left)
         if self._driven is not None:
             self._driven.change(wanted)
             return None
@@ -119,14 +152,13 @@ class Drivers:
         self._driven = DrivenVms(wanted, self._publish, self._is_own, claims, bases=of_kind)
         return self._driven
 
-    def _open_libvirt(self, config: Config) -> GuestDriver | None:
-        from balloon_daemon.guests.driven.bases import bases_path
+    def _open_libvirt(self, config: Config, left: list[VmConfig]) -> GuestDriver | None:
         from balloon_daemon.guests.libvirt.driver import LibvirtVms, Wanted
 
         domains = [vm for vm in config.others if vm.kind is Kind.LIBVIRT]
-        bases = bases_path(config.bases_socket, Kind.LIBVIRT)
+        bases = _bases_paths(config)[Kind.LIBVIRT]
         found = config.found_settings
-        wanted = Wanted(domains, config.discover.libvirt, bases, found)
+        wanted = Wanted(domains, config.discover.libvirt, bases, found, left)
         if self._libvirt is not None:
             self._libvirt.change(wanted)
             return None
@@ -137,12 +169,11 @@ class Drivers:
     def _bases_of(self, config: Config, kind: Kind) -> "Bases":
         """The balloons that VMs of a kind had before balloond. Both files are read also where one
         of the drivers is not needed: the configuration may name a VM otherwise than before."""
-        from balloon_daemon.guests.driven.bases import Bases, bases_path
+        from balloon_daemon.guests.driven.bases import Bases
 
         if not self._bases:
-            for each in (Kind.QMP, Kind.LIBVIRT):
-                path = bases_path(config.bases_socket, each)
-                self._bases[each] = Bases(path, self._publish)
+            paths = _bases_paths(config)
+            self._bases = {each: Bases(paths[each], self._publish) for each in paths}
             of_sockets, of_libvirt = self._bases.values()
             of_sockets.others, of_libvirt.others = [of_libvirt], [of_sockets]
         return self._bases[kind]

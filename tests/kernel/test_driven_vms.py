@@ -192,6 +192,49 @@ def test_next_balloond_gives_back_to_a_vm_to_which_a_device_was_assigned(host: H
         assert wait_for(second, "vm-not-driven")["fault"] == "pinned"
 
 
+@fault("a VM is taken out of the configuration while no balloond runs")
+@pytest.mark.parametrize("names", [["db"], []])
+def test_next_balloond_gives_back_to_a_vm_that_its_configuration_has_no_more(
+    host: Host, names: list[str]
+) -> None:
+    monitor = host.monitor("web", actual=GIB - BASE)
+    host.name("web", *names)
+    with monitors_in_a_thread([monitor]):
+        first = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        os.kill(first.pid, signal.SIGUSR1)
+        first.wait_end()
+        host.name(*names)
+        second = host.start()
+        wait_for_balloon(second, monitor, BASE)
+        ended = wait_for(second, "vm-let-go")
+        told = len(monitor.vm.targets)
+        second.stop()
+        assert ended["vm"] == "web"
+        assert len(monitor.vm.targets) == told
+
+
+@fault("a VM is taken out of the configuration while no balloond runs")
+def test_vm_that_was_started_anew_meanwhile_is_left_alone(host: Host) -> None:
+    first_vm = host.monitor("web", actual=GIB - BASE)
+    host.name("web")
+    with monitors_in_a_thread([first_vm]):
+        first = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(first, first_vm, BASE + (GIB - BASE) // 2)
+        first.kill()
+    host.name("db")
+    other = host.monitor("web", actual=GIB - BASE)
+    with monitors_in_a_thread([other, host.monitor("db")]):
+        second = host.start()
+        wait_for(second, "vm-attached", vm="db")
+        second.wait(lambda: other.clients and not other.connected, what="it was looked at")
+        second.stop()
+        assert other.vm.targets == []
+        assert not events(second, "vm-driven", vm="web")
+
+
 @fault("two VMs have one name")
 def test_next_balloond_gives_back_to_its_base_a_vm_whose_name_another_one_has(host: Host) -> None:
     (host.path / "a").mkdir()

@@ -19,6 +19,7 @@ import pytest
 
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import DomainsNotFound, Event, Fault, VmDriven, VmNotDriven
+from balloon_daemon.guests.driven.bases import Bases, Place
 from balloon_daemon.guests.driven.control import ControlError, Found
 from balloon_daemon.guests.libvirt import interpreter, process, wire
 from balloon_daemon.guests.libvirt.connection import Connection
@@ -337,6 +338,34 @@ def test_balloon_of_a_found_domain_is_moved_beyond_what_it_had(tmp_path: Path) -
     play(world, scene)
     assert world.sizes("test")[-1] == 0
     assert ("test", Attached(2 * GIB, ABILITIES, 0)) in world.reports
+
+
+@needs_libvirt
+def test_domain_that_the_configuration_has_no_more_is_let_go_with_all_its_memory(
+    tmp_path: Path,
+) -> None:
+    before = World(tmp_path, [], [DEFAULT])
+
+    async def take(world: World) -> None:
+        await world.until(lambda: bool(world.guests))
+        world.guests["test"].watch(0.01)
+        world.guests["test"].set_target(300 * MIB)
+        await world.until(lambda: 300 * MIB in world.sizes("test"))
+
+    play(before, take)
+    left_over = Bases(tmp_path / "bases", before.events.append).places()
+    assert left_over == [Place(Kind.LIBVIRT, "test", DEFAULT)]
+    world = World(tmp_path, [], [])
+    vm = VmConfig("test", Kind.LIBVIRT, DEFAULT, SEED)
+    wanted = Wanted([], [], tmp_path / "bases", left_over=[vm])
+    world.driver = LibvirtVms(wanted, world.events.append, lambda pid: False, LowNumbers)
+
+    async def give_back(world: World) -> None:
+        await world.until(lambda: world.dismissed == ["test"])
+        await world.guests["test"].give_back()
+
+    play(world, give_back)
+    assert Bases(tmp_path / "bases", world.events.append).places() == []
 
 
 @needs_libvirt

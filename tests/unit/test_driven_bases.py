@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import BasesNotStored, BasesPathTaken, Event
 from balloon_daemon.guests.driven.bases import (
     AGAIN_AFTER_S,
     MOST_LETTERS,
     BaseKey,
     Bases,
+    Place,
     base_keys,
 )
 from balloon_daemon.units import GIB, MOST_MEMORY_BYTES
@@ -153,7 +155,7 @@ ROW = ["web", 100, 2000, GIB]
         json.dumps({"version": 1, "bases": [ROW, ["db", 100, 2000, True]]}),
         json.dumps({"version": 1, "bases": [ROW, ["db", 100.0, 2000, 1]]}),
         json.dumps({"version": 1, "bases": [ROW, [None, 100, 2000, 1]]}),
-        json.dumps({"version": 1, "bases": [ROW]}) + " " * (1 << 22),
+        json.dumps({"version": 1, "bases": [ROW]}) + " " * (1 << 23),
         "\udcff",
     ],
 )
@@ -405,6 +407,45 @@ def test_file_is_written_once_a_second_for_entries_that_change_one_after_another
         again = Bases(tmp_path / "bases", events.append)
         stored = [again.get(BaseKey(f"web{each}", 0, 0)) is not None for each in range(3)]
         assert stored == [True, now_s >= 1.0, now_s >= 1.0]
+
+
+PLACE = Place(Kind.QMP, "web", "/run/web.qmp")
+
+
+def test_place_of_a_vm_is_known_to_the_next_balloond_while_its_process_is_there(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    here, gone, unknown = WEB._replace(pid=os.getpid()), ended(1), WEB._replace(pid=0)
+    for key in (here, gone, unknown):
+        bases.note(key, GIB)
+        bases.reached(key, PLACE._replace(name=str(key.pid)))
+    bases.store()
+    again = Bases(tmp_path / "bases", events.append)
+    assert [place.name for place in again.places()] == [str(os.getpid()), "0"]
+    again.forget(here)
+    assert [place.name for place in again.places()] == ["0"]
+
+
+def test_long_place_is_not_stored(tmp_path: Path, events: list[Event]) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    key = WEB._replace(pid=0)
+    bases.note(key, GIB)
+    bases.reached(key, PLACE._replace(address="/run/" + "\U0010ffff" * 43))
+    bases.store()
+    again = Bases(tmp_path / "bases", events.append)
+    assert (again.get(key), again.places()) == (GIB, [])
+
+
+@pytest.mark.parametrize(
+    "places", [[["qmp", "web"]], [["xen", "web", "/"]], [[1, 2, 3]], [], None, 7, "qmp"]
+)
+def test_file_with_odd_places_has_none(
+    tmp_path: Path, events: list[Event], places: object
+) -> None:
+    content = {"version": 1, "bases": [[*WEB._replace(pid=0), GIB]], "places": places}
+    (tmp_path / "bases").write_text(json.dumps(content))
+    assert Bases(tmp_path / "bases", events.append).places() == []
 
 
 def two_files(path: Path, publish: Callable[[Event], None]) -> tuple[Bases, Bases]:

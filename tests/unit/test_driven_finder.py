@@ -221,8 +221,10 @@ def test_vm_that_is_lost_while_it_is_given_back_is_sought_too(play: Play) -> Non
 
 
 @fault("a VM is taken out of the configuration while its VMM does not answer")
-@pytest.mark.parametrize("absent", [Fault.NOT_THERE, Fault.NO_VM])
-def test_vm_that_is_not_wanted_and_is_gone_is_not_sought(play: Play, absent: Fault) -> None:
+@pytest.mark.parametrize("absent", [Fault.NOT_THERE, Fault.NO_VM, Fault.OWN_DEVICE])
+def test_vm_that_is_not_wanted_and_is_gone_or_driven_in_another_way_is_not_sought(
+    play: Play, absent: Fault
+) -> None:
     async def scene(world: World) -> None:
         await taken_and_lost(world)
         world.finder.dismiss()

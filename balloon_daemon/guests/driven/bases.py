@@ -28,6 +28,7 @@ from pathlib import Path
 from time import monotonic
 
 from balloon_daemon.config.vms import Kind
+from balloon_daemon.config.vms import bases_path as bases_path
 from balloon_daemon.errors import printable
 from balloon_daemon.events import BasesNotStored, BasesPathTaken, Event, Publish
 from balloon_daemon.guests.driven.claims import SocketId
@@ -35,9 +36,12 @@ from balloon_daemon.named_tuple import NamedTuple
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 _VERSION = 1
-_MOST_BYTES = 4 * MIB
+_MOST_BYTES = 8 * MIB
 """A larger file was not written by balloond: an entry has some 60 bytes, and at most 840, where it
-is known by ``MOST_LETTERS`` that JSON writes as 12 bytes each."""
+is known by ``MOST_LETTERS`` that JSON writes as 12 bytes each; its place has ``_MOST_PLACE``."""
+
+_MOST_PLACE = 512
+"""How many bytes a VM's place has at most in the file; of a longer one nothing is stored."""
 
 MOST_LETTERS = 64
 """How many letters a VM's ``BaseKey`` has at most; a UUID has 36."""
@@ -56,13 +60,6 @@ SOON_S = 1.0
 entries change one after another."""
 
 
-def bases_path(main_socket: Path, kind: Kind) -> Path:
-    """The file of the VMs of this kind, beside balloond's socket: libvirt's domains have a file of
-    their own, as each file has one writer."""
-    of_libvirt = "libvirt-" if kind is Kind.LIBVIRT else ""
-    return main_socket.with_name(f"{main_socket.name}.{of_libvirt}bases")
-
-
 class BaseKey(NamedTuple):
     """Identifies a VM for as long as its VMM's process lives.
 
@@ -76,6 +73,20 @@ class BaseKey(NamedTuple):
     name: str
     pid: int
     start_time: int
+
+
+class Place(NamedTuple):
+    """How a VM was reached when its balloon was changed.
+
+    Attributes:
+        kind: how its balloon is reached.
+        name: its name; of one of libvirt's domains also the domain's.
+        address: the path of its VMM's socket; for libvirt a connection URI.
+    """
+
+    kind: Kind
+    name: str
+    address: str
 
 
 def base_keys(
@@ -121,7 +132,9 @@ class Bases:
         kind of control has its entry there."""
         self._users: dict[BaseKey, int] = {}
         """The user id of each VMM's process, as far as it is known."""
-        self._bases = _read(path, self._users)
+        self._places: dict[BaseKey, list[str]] = {}
+        """How each VM was reached, as far as it is known, as the file has it (``_row_of``)."""
+        self._bases = _read(path, self._users, self._places)
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
         """Whether an entry has changed since ``store`` last tried to write the file."""
@@ -144,6 +157,20 @@ class Bases:
         """
         self._held[key] += 1
         self._users[key] = user
+
+    def reached(self, key: BaseKey, place: Place) -> None:
+        """Notes how a VM that is driven was reached."""
+        # Made here and not by ``store``, which the event loop waits for: of thousands of places
+        # that takes some milliseconds.
+        if (row := _row_of(place)) is not None:
+            self._places[key] = row
+
+    def places(self) -> list[Place]:
+        """How the VMs that have entries were reached by the balloond before, but for those whose
+        process is gone."""
+        kept = [key for key in self._bases if not key.pid or _exists(key.pid)]
+        found = [_place(self._places[key]) for key in kept if key in self._places]
+        return [place for place in found if place is not None]
 
     def release(self, key: BaseKey) -> None:
         """Notes that a VM is driven no more. Its entry stays, as it may be driven again."""
@@ -194,6 +221,7 @@ class Bases:
     def _forget_user(self, key: BaseKey) -> None:
         if key not in self._bases and key not in self._held:
             self._users.pop(key, None)
+            self._places.pop(key, None)
 
     def _drop(self) -> None:
         """Drops entries of VMs that are not driven now: first those whose process is gone, then
@@ -264,7 +292,9 @@ class Bases:
         self._stored_at_s = self._clock()
         rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
         users = [self._users.get(key, -1) for key in self._bases]
-        content = json.dumps({"version": _VERSION, "bases": rows, "users": users}).encode()
+        places = [self._places.get(key) for key in self._bases]
+        stored = {"version": _VERSION, "bases": rows, "users": users, "places": places}
+        content = json.dumps(stored).encode()
         try:
             if _is_taken(self._path):
                 self._not_stored(BasesPathTaken(printable(str(self._path))), quiet=failed)
@@ -336,12 +366,31 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _read(path: Path, users: dict[BaseKey, int]) -> dict[BaseKey, int]:
+def _row_of(place: Place) -> list[str] | None:
+    """A VM's place as it is stored; None: it is too long."""
+    row = [place.kind.value, place.name, place.address]
+    return row if len(json.dumps(row)) <= _MOST_PLACE else None
+
+
+def _place(row: object) -> Place | None:
+    match row:
+        case [str(kind), str(name), str(address)] if kind in _KINDS:
+            return Place(_KINDS[kind], name, address)
+    return None
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+def _read(
+    path: Path, users: dict[BaseKey, int], places: dict[BaseKey, list[str]]
+) -> dict[BaseKey, int]:
     """The file's entries; no entries where any part of the file is wrong.
 
     Args:
         path: the file.
         users: gets the users of VMMs' processes. Files of earlier versions do not have them.
+        places: gets how the VMs were reached; as ``users``.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -358,6 +407,10 @@ def _read(path: Path, users: dict[BaseKey, int]) -> dict[BaseKey, int]:
         entries = [_entry(row) for row in content["bases"]]
         found = zip(entries, content.get("users", ()), strict=False)
         users.update({key: user for (key, _), user in found if type(user) is int})
+        rows = zip(entries, content.get("places", ()), strict=False)
+        known = [(key, _place(row)) for (key, _), row in rows]
+        stored = {key: _row_of(place) for key, place in known if place is not None}
+        places.update({key: row for key, row in stored.items() if row is not None})
         return dict(entries)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}

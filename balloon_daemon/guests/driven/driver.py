@@ -58,6 +58,8 @@ class Wanted:
         bases_path: the file that has the size of each VM's balloon from before balloond drove it.
         taken: names that no discovered VM may have.
         found: the settings of discovered VMs.
+        left_over: VMs of which an earlier balloond has taken memory, and which the configuration
+            has no more: they only get that back.
     """
 
     vms: Sequence[VmConfig]
@@ -66,6 +68,7 @@ class Wanted:
     bases_path: Path
     taken: frozenset[str] = frozenset()
     found: VmSettings = CAREFUL
+    left_over: Sequence[VmConfig] = ()
 
 
 class DrivenVms:
@@ -118,6 +121,10 @@ class DrivenVms:
         self._new_finder = partial(Finder, registry=registry, shared=shared)
         for vm in self._wanted.vms:
             self._find_named(vm)
+        for vm in self._wanted.left_over:
+            control = partial(self._wanted.controls[vm.kind], vm.address)
+            self._named.append(self._new_finder(vm, control))
+            self._named[-1].return_left_over()
         self._watch({nearest_directory(pattern) for pattern in self._wanted.qmp})
         self._directories.look()
 

@@ -26,6 +26,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven import vmm_process
+from balloon_daemon.guests.driven.bases import Place
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
@@ -35,6 +36,7 @@ from balloon_daemon.guests.driven.reporting import (
     Shared,
     check_process,
     check_sizes,
+    keys_of,
 )
 from balloon_daemon.guests.driven.unix_socket import socket_at
 from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
@@ -168,6 +170,7 @@ class Finder:
         self._pause = Pause()
         self._bell = Bell()
         self._retired = self.is_dismissed = False
+        self._is_left_over = False
         self._owed: NotGivenBack | None = None
         """What the VM, which is not driven now, has not got back; None: it has got back all."""
         self._guest: DrivenVm | None = None
@@ -176,6 +179,12 @@ class Finder:
     def start(self) -> None:
         """Finds the VM from now on."""
         self._task = asyncio.get_running_loop().create_task(self._find())
+
+    def return_left_over(self) -> None:
+        """Finds the VM once, to give back what an earlier balloond has taken of it: the
+        configuration has it no more. Ends then, or where the VM is gone or another one."""
+        self.is_dismissed = self._is_left_over = True
+        self.start()
 
     def wake(self) -> None:
         """Tries at once if the VM was not there: its socket or domain may just have appeared."""
@@ -249,10 +258,11 @@ class Finder:
                 await self._drive()
             except ControlError as err:
                 quiet = self._pause.failed(err.fault)
-                if self.is_absent:
-                    self._owed = None
+                if self._owes_no_more(err.fault):
+                    self._owed, self._is_left_over = None, False
                 name, address = self.config.name, self.config.address
-                self._shared.publish(VmNotDriven(name, address, err.fault, err.detail, quiet))
+                if not self._is_over:
+                    self._shared.publish(VmNotDriven(name, address, err.fault, err.detail, quiet))
             except Exception as err:
                 # A bug in one kind of control must not end the search for its VMs.
                 self._failed(err)
@@ -274,6 +284,7 @@ class Finder:
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
         owed_bytes = guest.owed_bytes
+        self._is_left_over = False
         self._owed = None if owed_bytes is None else NotGivenBack(guest.vm, owed_bytes)
         if self.is_dismissed:
             # Its end is published by ``_let_go``. After ``GONE`` it has got all back, or is gone,
@@ -286,6 +297,10 @@ class Finder:
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
         found, host, claim = await opened(control, notices.put, self.config, self._shared)
+        if self._is_left_over and self._is_another(claim, found, host):
+            control.close()
+            host.close()
+            raise ControlError(Fault.NO_VM)
         notices.user = host.user
         vm = self._registry.next_vm(self.config.name)
         guest = DrivenVm(vm, control, found, host, notices, self._shared, claim.socket)
@@ -299,13 +314,29 @@ class Finder:
         self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
         self._guest = guest
+        guest.reached(Place(self.config.kind, self.config.name, address))
         if self.is_dismissed:
             self._dismiss(guest)
         return guest
 
     @property
     def _is_over(self) -> bool:
-        return self._retired or (self.is_dismissed and self._owed is None)
+        is_owed = self._owed is not None or self._is_left_over
+        return self._retired or (self.is_dismissed and not is_owed)
+
+    def _owes_no_more(self, fault: Fault) -> bool:
+        """Whether nothing is to be given back to the VM any more: it is gone, or another finder
+        drives it, which knows what was taken of it."""
+        if fault is Fault.OWN_DEVICE:
+            return self.is_dismissed
+        # Where libvirt's daemon is not there, its domains may run all the same.
+        misses_libvirt = self.config.kind is Kind.LIBVIRT and fault is Fault.NOT_THERE
+        return self.is_absent and not misses_libvirt
+
+    def _is_another(self, claim: Claim, found: Found, host: HostSide) -> bool:
+        """Whether nothing was taken of the VM that was found."""
+        keys = keys_of(self.config.name, claim.socket, found, host)
+        return all(self._shared.bases.get(key) is None for key in keys)
 
     def _dismiss(self, guest: DrivenVm) -> None:
         # Not by ``_drive``: balloond's end may end the search before this VM has ended.

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from balloon_daemon.events import GivenBackLater, GivingBack
 from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.bases import Place
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import (
     CALL_WITHIN_S,
@@ -85,6 +86,10 @@ class DrivenVm:
         self._called_at_s = math.inf
         self._refused = False
         self._given_back: asyncio.Future[None] | None = None
+
+    def reached(self, place: Place) -> None:
+        """Notes how the VM was reached, for a balloond whose configuration has it no more."""
+        self._shared.bases.reached(self._reporter.key, place)
 
     @property
     def owed_bytes(self) -> int | None:

@@ -44,12 +44,15 @@ class Wanted:
         discover: connection URIs whose domains are all driven.
         bases_path: the file for the balloons that domains had before balloond.
         found: the settings of domains that the configuration does not name.
+        left_over: domains of which an earlier balloond has taken memory, and which the
+            configuration has no more: they only get that back.
     """
 
     vms: Sequence[VmConfig]
     discover: Sequence[str]
     bases_path: Path
     found: VmSettings = CAREFUL
+    left_over: Sequence[VmConfig] = ()
 
 
 class LibvirtVms:
@@ -93,6 +96,8 @@ class LibvirtVms:
         shared = Shared(self._publish, report, self._bases, self._is_own, self._claims)
         self._new_host = lambda uri: Host(uri, self._low(), registry, shared)
         self._open_hosts()
+        for host in self._hosts:
+            host.return_left_over([v for v in self._wanted.left_over if v.address == host.uri])
 
     def change(self, wanted: Wanted) -> None:
         """Drives other domains from now on. A domain that is wanted as before is not touched."""
@@ -119,7 +124,8 @@ class LibvirtVms:
     def _open_hosts(self) -> None:
         """Begins with the libvirts that are wanted and not looked at yet."""
         wanted = self._wanted
-        uris = dict.fromkeys([*wanted.discover, *(vm.address for vm in wanted.vms)])
+        vms = [*wanted.vms, *wanted.left_over]
+        uris = dict.fromkeys([*wanted.discover, *(vm.address for vm in vms)])
         for uri in uris.keys() - {host.uri for host in self._hosts}:
             host = self._new_host(uri)
             named = [vm for vm in wanted.vms if vm.address == uri]
@@ -163,6 +169,13 @@ class Host:
         self._discovers = discover
         self._named = {vm.name: self._find(vm, vm.name) for vm in named}
         self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    def return_left_over(self, vms: Sequence[VmConfig]) -> None:
+        """Gives these domains back what an earlier balloond has taken of them."""
+        for vm in vms:
+            control = partial(DomainControl, self._connection, vm.name)
+            self._dismissed.append(Finder(vm, control, self._registry, self._shared))
+            self._dismissed[-1].return_left_over()
 
     def change(self, named: Sequence[VmConfig], *, discover: bool) -> None:
         """Finds other domains from now on. The connection stays even if no domain is wanted any
