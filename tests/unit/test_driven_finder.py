@@ -221,6 +221,25 @@ def test_vm_that_is_lost_while_it_is_given_back_is_sought_too(play: Play) -> Non
 
 
 @fault("a VM is taken out of the configuration while its VMM does not answer")
+def test_vm_whose_vmm_refuses_to_give_back_is_sought_too(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.guests[0].set_target(300 * MIB)
+        await asyncio.sleep(1)
+        world.next.found = world.controls[0].found
+        refused = ControlError(Fault.REFUSED, "libvirt saves or migrates the domain")
+        world.controls[0].fails["set_balloon"] = refused
+        world.finder.dismiss()
+        world.guests[0].set_target(0)
+        await asyncio.sleep(2)
+        world.tasks[0].cancel()
+        await asyncio.sleep(60)
+
+    world = play(scene)
+    assert world.dismissed == ["web", "web"]
+    assert world.controls[1].targets == [0]
+
+
+@fault("a VM is taken out of the configuration while its VMM does not answer")
 @pytest.mark.parametrize("absent", [Fault.NOT_THERE, Fault.NO_VM, Fault.OWN_DEVICE])
 def test_vm_that_is_not_wanted_and_is_gone_or_driven_in_another_way_is_not_sought(
     play: Play, absent: Fault

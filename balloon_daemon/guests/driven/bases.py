@@ -132,8 +132,8 @@ class Bases:
         kind of control has its entry there."""
         self._users: dict[BaseKey, int] = {}
         """The user id of each VMM's process, as far as it is known."""
-        self._places: dict[BaseKey, Place] = {}
-        """How each VM was reached, as far as it is known."""
+        self._places: dict[BaseKey, list[str]] = {}
+        """How each VM was reached, as far as it is known, as the file has it (``_row_of``)."""
         self._bases = _read(path, self._users, self._places)
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
@@ -160,13 +160,17 @@ class Bases:
 
     def reached(self, key: BaseKey, place: Place) -> None:
         """Notes how a VM that is driven was reached."""
-        self._places[key] = place
+        # Made here and not by ``store``, which the event loop waits for: of thousands of places
+        # that takes some milliseconds.
+        if (row := _row_of(place)) is not None:
+            self._places[key] = row
 
     def places(self) -> list[Place]:
         """How the VMs that have entries were reached by the balloond before, but for those whose
         process is gone."""
         kept = [key for key in self._bases if not key.pid or _exists(key.pid)]
-        return [self._places[key] for key in kept if key in self._places]
+        found = [_place(self._places[key]) for key in kept if key in self._places]
+        return [place for place in found if place is not None]
 
     def release(self, key: BaseKey) -> None:
         """Notes that a VM is driven no more. Its entry stays, as it may be driven again."""
@@ -288,7 +292,7 @@ class Bases:
         self._stored_at_s = self._clock()
         rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
         users = [self._users.get(key, -1) for key in self._bases]
-        places = [_written(self._places.get(key)) for key in self._bases]
+        places = [self._places.get(key) for key in self._bases]
         stored = {"version": _VERSION, "bases": rows, "users": users, "places": places}
         content = json.dumps(stored).encode()
         try:
@@ -362,10 +366,8 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _written(place: Place | None) -> list[str] | None:
-    """What is stored of a VM's place; None: nothing."""
-    if place is None:
-        return None
+def _row_of(place: Place) -> list[str] | None:
+    """A VM's place as it is stored; None: it is too long."""
     row = [place.kind.value, place.name, place.address]
     return row if len(json.dumps(row)) <= _MOST_PLACE else None
 
@@ -381,7 +383,7 @@ _KINDS = {kind.value: kind for kind in Kind}
 
 
 def _read(
-    path: Path, users: dict[BaseKey, int], places: dict[BaseKey, Place]
+    path: Path, users: dict[BaseKey, int], places: dict[BaseKey, list[str]]
 ) -> dict[BaseKey, int]:
     """The file's entries; no entries where any part of the file is wrong.
 
@@ -406,8 +408,9 @@ def _read(
         found = zip(entries, content.get("users", ()), strict=False)
         users.update({key: user for (key, _), user in found if type(user) is int})
         rows = zip(entries, content.get("places", ()), strict=False)
-        known = {key: _place(row) for (key, _), row in rows}
-        places.update({key: place for key, place in known.items() if place is not None})
+        known = [(key, _place(row)) for (key, _), row in rows]
+        stored = {key: _row_of(place) for key, place in known if place is not None}
+        places.update({key: row for key, row in stored.items() if row is not None})
         return dict(entries)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}

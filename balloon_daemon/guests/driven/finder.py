@@ -306,8 +306,8 @@ class Finder:
         self._owed = None if owed_bytes is None else NotGivenBack(guest.vm, owed_bytes)
         if self.is_dismissed:
             # Its end is published by ``_let_go``. After ``GONE`` it has got all back, or is gone,
-            # or does not take it.
-            if end.fault is Fault.GONE:
+            # or its guest does not take it, unless its VMM has refused to be told so far.
+            if end.fault is Fault.GONE and guest.is_told:
                 self._owed = None
         else:
             publish(VmLost(guest.vm, end.fault, end.detail, quiet))

@@ -92,6 +92,11 @@ class DrivenVm:
         self._shared.bases.reached(self._reporter.key, place)
 
     @property
+    def is_told(self) -> bool:
+        """Whether its VMM has taken the latest target."""
+        return self._reporter.balloon.is_told
+
+    @property
     def owed_bytes(self) -> int | None:
         """How much the VM has not got back of what balloond has taken, or has told its VMM to
         take; None: it has got back all."""
