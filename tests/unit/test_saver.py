@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -12,10 +14,11 @@ from balloon_daemon.guests.jailed import saver as saver_module
 from balloon_daemon.guests.jailed.save_schedule import SAVE_SOON_S
 from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
 from balloon_daemon.guests.seam import VmRow
+from balloon_daemon.handover.fd_keeper import Keeper
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATES, Room
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, SavedMessage, decode_state
-from balloon_daemon.handover.store import HasFileno, NoStore
+from balloon_daemon.handover.store import HasFileno, NoStore, SocketStore
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd, read_sealed
 from balloon_daemon.units import FrontendAddr, GuestAddr, VmId
@@ -411,3 +414,50 @@ def test_target_and_level_are_kept_at_once_and_the_size_that_the_driver_wrote_so
         connection.close()
 
     run_quickly(scene())
+
+
+@fault("keeper without a descriptor left")
+def test_vm_that_ends_right_after_a_loss_leaves_nothing_with_the_keeper() -> None:
+    async def scene() -> tuple[set[str], set[str]]:
+        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        store, keeper = SocketStore(ours, {}, capacity=99, is_keeper=True, answers=True), Keeper()
+        backend, connection = Backend(MemoryTable(inspect)), OwnedFd(os.eventfd(0))
+        saver = GuestSaver(store, VM1, Journal.create("test"))
+
+        def save_with_another_channel() -> None:
+            backend.channel = OwnedFd(os.eventfd(0))
+            saver.save(Snapshot(1, None, backend, connection, None))
+
+        def keep(lost: str = "") -> None:
+            """Lets the keeper handle what has come, but for the descriptor of this name."""
+            with suppress(BlockingIOError):
+                while True:
+                    message, fds, _, _ = socket.recv_fds(theirs, 4096, 8)
+                    if f"FDNAME={lost}" in message.decode().split("\n"):
+                        os.close(fds.pop())
+                    if answer := keeper.handle(message, fds):
+                        theirs.send(answer)
+                        store._hear()
+
+        with theirs:
+            save_with_another_channel()
+            keep()
+            before = set(keeper.kept)
+            save_with_another_channel()
+            (new,) = {f"vm1.{number}" for number in saver._fds.kept} - before
+            keep(lost=new)
+            # The keeper had not told of the loss when the state was sent, so it kept the one of
+            # before, too, with what that names.
+            assert set(keeper.kept) == before | {"vm1.state-2"}
+            saver.forget()
+            keep()
+        saver.close()
+        store.close()
+        backend.close()
+        connection.close()
+        return before, set(keeper.kept)
+
+    before, after = asyncio.run(scene())
+    assert len(before) == 4
+    assert after == set()

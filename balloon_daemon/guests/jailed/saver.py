@@ -11,6 +11,7 @@ which needs no room in the store, says from which serial number on states are va
 (``Journal.require``).
 """
 
+import contextlib
 import errno
 from collections.abc import Callable
 from operator import attrgetter
@@ -388,6 +389,16 @@ class GuestSaver:
             self.journal.require(self._valid_from)
 
     def forget(self) -> None:
+        if not self._is_store_known:
+            # After a loss the keeper may still have what later states have replaced. An empty
+            # state, of which nothing else is to stay, has it drop all of that. Where no memory or
+            # descriptor is free for the state, the next balloond removes the rest.
+            with contextlib.suppress(OSError):
+                memory = OwnedFd(create_memfd("balloond-state"))
+                with contextlib.closing(memory):
+                    name = self._state_name(self._serial + 1)
+                    self._store.replace(name, memory, [], losses=self._losses, stay=[])
+                    self._serial += 1
         self._store.remove(self._state_name(self._serial))
         for number in self._fds.kept:
             self._store.remove(self._fd_name(number))
