@@ -113,7 +113,7 @@ class RunningDevice:
         # A device that was told to stop closes its tube, too, and may end much later: the kernel
         # may have to free guest memory first.
         if not self._is_to_end:
-            self._misbehaved("the end of its tube, without ending")
+            self._misbehaved("it closed its tube and has not ended")
 
     def _watch(self) -> None:
         asyncio.get_running_loop().add_reader(self._process.pidfd.fileno(), self._has_ended)

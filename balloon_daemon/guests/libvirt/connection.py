@@ -144,7 +144,7 @@ class Connection:
         rest, now_s = self._rests.get(domain), asyncio.get_running_loop().time()
         if rest is not None and rest.lasts(now_s):
             left_s = rest.until_s - now_s
-            hung = "its calls and others' have hung until libvirt's client was ended"
+            hung = "its call and other domains' calls hung, so libvirt's client was ended"
             raise ControlError(Fault.HANGS, f"{hung}; not asked for {left_s:.0f} s")
 
     async def _lost(self, client: Client, why: ControlError) -> None:
