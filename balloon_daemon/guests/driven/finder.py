@@ -191,8 +191,8 @@ class Finder:
         self._bell = Bell()
         self._retired = self.is_dismissed = False
         self._is_left_over = False
-        """Whether an earlier balloond's memory of the VM's is to be given back, and the VM was not
-        found yet (``return_left_over``)."""
+        """Whether what an earlier balloond has taken is still to be given back
+        (``return_left_over``): False once the VM has been driven, or is gone."""
         self._owed: NotGivenBack | None = None
         """The memory that the VM has not got back, while it is not driven; None: it has got back
         all."""
