@@ -43,7 +43,7 @@ class VmId(NamedTuple):
         return not self == other
 
     def __hash__(self) -> int:
-        return self.number  # An int's hash is the number itself, and this is called very often.
+        return self.number  # As hash(number), without the call: this runs very often.
 
     def __str__(self) -> str:
         return self.name

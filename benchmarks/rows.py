@@ -36,8 +36,9 @@ SPEED = ("--speed", "20")
 a higher speed would measure the polls."""
 
 VMS, KEPT_VMS = 256, 64
-"""How many VMs are at their maximum; with a store fewer, as each takes several descriptors of two
-daemons and their keepers, and the figure is of one VM's rechecks anyway."""
+"""How many VMs are at their maximum in the row ``low``, and how many in the row ``low-kept``. With
+a store there are fewer, as each VM takes several descriptors of both daemons and their keepers;
+the ratio of the two builds depends on what each VM's rechecks cost, not on the number of VMs."""
 LOW_S = 5.0
 
 

@@ -66,7 +66,8 @@ def open_services(
 
 @contextlib.contextmanager
 def _metrics_file(path: Path, bus: Bus, low: LowNumbers) -> Iterator[Service | None]:
-    """Writes metrics to a file until the block ends; None: its disk is full from the start."""
+    """Writes metrics to a file until the block ends; gives None, and writes nothing, where the
+    file's disk is full at the start."""
     # Imported here: a balloond that writes no such file does without it.
     from balloon_daemon.api.textfile import MetricsFile
     from balloon_daemon.records.counters import Counters

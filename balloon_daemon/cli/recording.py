@@ -48,7 +48,8 @@ def _check_apart(trace: Path, history: Path) -> None:
 
 @contextmanager
 def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> Iterator[None]:
-    """Writes published events to a trace until the block ends; none where its disk is full.
+    """Writes published events to a trace until the block ends; writes nothing where the trace's
+    disk is full at the start.
 
     Args:
         path: the trace's file.
@@ -89,7 +90,7 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
 
 @contextmanager
 def keep_history(path: Path, bus: Bus, low: LowNumbers) -> Iterator[None]:
-    """Keeps a history until the block ends; none where its disk is full from the start.
+    """Keeps a history until the block ends; keeps none where its disk is full at the start.
 
     Args:
         path: the history's file.

@@ -237,7 +237,7 @@ class Governor:
             # asyncio may call a timer slightly early, when by the clock no deadline is due yet.
             self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
         except BaseException:
-            if self._timer is None:  # No reading, perhaps for lack of memory: lose no deadline.
+            if self._timer is None:  # The read has failed: keep the deadlines.
                 self._arm(self._loop.time() + READ_AGAIN_S)
             raise
 
@@ -255,7 +255,7 @@ class Governor:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
 
     def _perform(self, step: HostStep, *, quiet: bool = False) -> None:
-        # First timer and watch: the calls below may cause another step, which sets them anew.
+        # Set timer and watch first: calls below may cause another step, which sets them anew.
         self._arm(None if step.wake_at_s is None else step.wake_at_s + step.late_s)
         if step.listen:
             self._watch.listen(self._looked)

@@ -129,7 +129,7 @@ class DeviceHangs(NamedTuple):
 
 @fact
 class DeviceSendsGarbage(NamedTuple):
-    """A device has sent a message that no device sends, or has closed its tube and does not end;
+    """A device has sent a message that no device sends, or has closed its tube and has not ended;
     it is killed.
 
     Attributes:

@@ -63,8 +63,8 @@ def load(config: Config) -> None:
 
 
 def _bases_paths(config: Config) -> "dict[Kind, Path]":
-    """The files of the balloons that VMs had before balloond: those of VMs with a socket of their
-    VMM's, by the kind QMP, and those of libvirt's domains."""
+    """The files of the balloons that VMs had before balloond: under ``Kind.QMP`` the file of all
+    VMs whose VMM has a socket, under ``Kind.LIBVIRT`` that of libvirt's domains."""
     return {kind: bases_path(config.bases_socket, kind) for kind in (Kind.QMP, Kind.LIBVIRT)}
 
 
@@ -113,14 +113,15 @@ class Drivers:
         return [driver for driver in drivers if driver is not None]
 
     def _left_over(self, config: Config) -> list[VmConfig]:
-        """The VMs of which an earlier balloond has taken memory, and which the configuration has
-        no more; none but at the start, as a reload lets such VMs go."""
+        """The VMs of which an earlier balloond has taken memory, and which the configuration does
+        not have any more. After the start there are none: a reload gives such VMs their memory
+        back itself."""
         if self._bases or not any(map(os.path.lexists, _bases_paths(config).values())):
             return []
         from balloon_daemon.guests.driven.discovery import is_matched
 
-        # One of libvirt's domains is known by its name and libvirt's address, others by their
-        # socket's path.
+        # libvirt's domains are compared by name and connection URI, other VMs by their socket's
+        # path alone.
         named = {(vm.kind is Kind.LIBVIRT and vm.name, vm.address) for vm in config.others}
         found = config.discover
         return [
@@ -167,8 +168,9 @@ class Drivers:
         return self._libvirt
 
     def _bases_of(self, config: Config, kind: Kind) -> "Bases":
-        """The balloons that VMs of a kind had before balloond. Both files are read also where one
-        of the drivers is not needed: the configuration may name a VM otherwise than before."""
+        """The balloons that VMs of a kind had before balloond. Both files are read even where one
+        of the drivers is not needed: a VM that libvirt's driver has driven before may be driven by
+        its QEMU's monitor now, or the other way round."""
         from balloon_daemon.guests.driven.bases import Bases
 
         if not self._bases:

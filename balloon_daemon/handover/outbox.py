@@ -61,7 +61,7 @@ class Outbox:
         self._users: dict[str, int] = {}
         self._of = Counter[str]()
         self._fds_of = Counter[int | None]()
-        """By user: how many duplicates of descriptors the queue has."""
+        """How many duplicates of descriptors are queued, by user as in ``_waiting``."""
         self._retry: asyncio.TimerHandle | None = None
         self.stalled = False
         self.close_late: Callable[[Sequence[int]], None] = _close
@@ -77,7 +77,7 @@ class Outbox:
             self._users[guest] = user
 
     def waiting_with(self, guest: str) -> int:
-        """How many messages about the guests of a guest's user are queued."""
+        """How many messages are queued about this guest and all other guests of its user."""
         return len(self._waiting.get(self._users.get(guest), ()))
 
     def waiting_of(self, guest: str) -> int:

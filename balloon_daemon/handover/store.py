@@ -60,8 +60,8 @@ class Store(Protocol):
         """Whether another controller will find the descriptors that are put in."""
 
     def is_behind(self, group: str) -> bool:
-        """Whether so many messages of this VM's user are queued that states of the user's VMs that
-        can wait should wait."""
+        """Whether so many messages about the VMs of this VM's user are queued that a state of
+        theirs which can wait should wait."""
 
     def is_behind_with(self, group: str) -> bool:
         """Whether many messages of this VM are queued."""
@@ -74,8 +74,8 @@ class Store(Protocol):
         each user has a part of the room. None: the VM is gone."""
 
     def queued_fds_of(self, user: int) -> int:
-        """How many descriptors of this process are duplicates that are queued for the store, of
-        one user's VMs, also of VMs that are gone."""
+        """How many descriptors of this process are duplicates in the queue for the store, for one
+        user's VMs, those that are gone included."""
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Calls ``gone`` once, within the running event loop, when the store is gone."""

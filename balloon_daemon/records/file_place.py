@@ -20,8 +20,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 class NoRoomError(ConfigError):
     """A file cannot be made because its disk, or the user's part of it, is full.
 
-    The setting is right, and may have been for years: balloond serves VMs without the file, as it
-    does where the disk is full later.
+    The operator has made no mistake: balloond serves VMs without the file, as it does where the
+    disk gets full later.
 
     Attributes:
         why: the kernel's text.

@@ -41,8 +41,9 @@ history, which keeps the last 10,000 events of all VMs. A VM beyond the limit ha
 it."""
 
 LOOKED_AT = 2
-"""At how many users each VM that attaches looks whether they are to be forgotten, as their shares
-are whole again. Whoever has subordinate users (subuid(5)) may attach as 65,536 users."""
+"""How many users are looked at each time that a VM attaches: a user whose ``LineBudget`` is full
+again is forgotten. Otherwise somebody with subordinate users (subuid(5)), who may attach VMs as
+65,536 users, would have balloond remember all of them."""
 
 _ASIDE = "aside "
 """The program's line about a damaged file that it has renamed begins with this; the new ending of
@@ -56,7 +57,7 @@ class History:
     Args:
         scribe: hands rows to the program that writes the file.
         publish: called with each event to be published.
-        clock: seconds since any moment, never less than before.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class History:
         if (user := self._users.get(vm)) is not None:
             now_s = self._clock()
             for each, budget in list(islice(self._budgets.items(), LOOKED_AT)):
-                # Whoever is not forgotten is looked at again after all others.
+                # A user who is not forgotten goes to the end, and is looked at after all others.
                 del self._budgets[each]
                 if not budget.is_full(now_s):
                     self._budgets[each] = budget

@@ -46,11 +46,12 @@ class Deadlines:
         return math.inf
 
     def latest_s(self) -> float:
-        """Until when the deadlines may be served (``Row.latest_s``); infinity where there are
-        none."""
+        """Until when the deadlines may be served: the earliest ``Row.latest_s``; infinity where
+        there is no deadline."""
         latest_s, places = math.inf, [0]
-        # Each entry of a heap is due before its two children, and those of ``latest_s`` or later
-        # cannot change the result: so only what is due by then is looked at.
+        # In a heap no entry is due after its two children. A row's ``latest_s`` is not before its
+        # deadline, so an entry that is due at the result so far, or later, cannot change the
+        # result: neither this entry nor those below it are looked at.
         while places:
             place = places.pop()
             if place < len(self._heap) and self._heap[place][0] < latest_s:

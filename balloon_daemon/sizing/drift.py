@@ -15,7 +15,7 @@ from enum import Enum
 from balloon_daemon.units import MIB
 
 SETTLED_S = 4.0
-"""How long after another target a balloon may still follow the target before: a VMM reports the
+"""How long after a new target a balloon may still follow the target before it: a VMM reports the
 balloon's size up to a second late, and a driver finishes the work that it has begun."""
 
 SHRUNK_BYTES = MIB
@@ -41,13 +41,13 @@ class Bearing:
         self._target_bytes = self._balloon_bytes = 0
         self._lowered_at_s = self._raised_at_s = -math.inf
         # Whether the balloon is shrinking to a lower target, which is no drift. False once the
-        # balloon has reached that target or has grown again, and SETTLED_S after a higher one.
+        # balloon has reached that target or has grown again, and SETTLED_S after a higher target.
         self._shrinks = False
-        # The lowest target since the balloon began to shrink: it may get as small although a
-        # higher one was sent meanwhile, which its driver has not read yet.
+        # The lowest target since the balloon began to shrink. The balloon may shrink to that size
+        # even if a higher target was sent meanwhile, as its driver may not have read that yet.
         self._lowest_bytes = 0
-        # Whether a target was lowered and the balloon was not seen to shrink since: a size that is
-        # reported now may be one of before, from which it shrinks.
+        # Whether the target was lowered less than SETTLED_S ago, and no smaller size was reported
+        # since: a size that is reported now may be from before the balloon began to shrink.
         self._may_be_late = False
         self._most_bytes = 0
         self._least_bytes: int | None = None
@@ -89,8 +89,8 @@ class Bearing:
         return Drift.SHRUNK
 
     def _may_shrink_on(self, now_s: float) -> bool:
-        """Whether a balloon that shrinks may go on: the lowest target is not reached, and is the
-        last one or was so a moment ago."""
+        """Whether a balloon that shrinks may shrink further: it has not reached the lowest target,
+        and no higher target was sent since, or the last one less than ``SETTLED_S`` ago."""
         is_last = self._target_bytes == self._lowest_bytes
         is_recent = is_last or now_s - self._raised_at_s < SETTLED_S
         return self._balloon_bytes > self._lowest_bytes and is_recent

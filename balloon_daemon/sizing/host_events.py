@@ -366,8 +366,8 @@ class HostStep(NamedTuple):
         over: the pauses, reclaims and reserves that have ended, and answers to who has reserved.
         stuck: VMs with a deadline that stays in the past however often it fires, which is a bug.
             The deadline is dropped until another event queues it again.
-        late_s: how much later than ``wake_at_s`` ``Woke`` may come, as until then nothing is due
-            that could change a target.
+        late_s: by how many seconds ``Woke`` may come later than ``wake_at_s``: no deadline that
+            could change a target is due before then.
     """
 
     targets: tuple[Target, ...]

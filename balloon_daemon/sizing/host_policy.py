@@ -277,7 +277,8 @@ class HostPolicy:
         lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
             if row.guard is None and row.is_full and not self._priorities.differ:
-                # No target depends on the answer, and the guest's memory would be looked at.
+                # Low memory cannot raise this VM's target. So do not ask the VM's driver for an
+                # objection (``_against_more``), which may look at the guest's memory files.
                 held = self.steering.pauses.objection(vm)
             else:
                 held = self._objection(vm, row, outcome)

@@ -98,8 +98,9 @@ class Row:
         """Until when its deadlines may be served.
 
         A recheck that cannot change the target may be late, so that one wake serves the rechecks
-        of several VMs: by half of its jitter, as VMs that one wake has served would be served
-        together for ever if they were waited for as long as their rechecks differ.
+        of several VMs. It may be late by half of its jitter: the rechecks of VMs that one wake has
+        served come within one whole jitter the next time, so with a whole jitter they would be
+        served together for ever, and with them more and more VMs.
         """
         policy = self.policy
         recheck_s, release_s = policy.state()[1:]
@@ -110,7 +111,7 @@ class Row:
 
     @property
     def is_full(self) -> bool:
-        """Whether low memory cannot raise its target, whatever there is against a step up."""
+        """Whether low memory cannot raise its target, even if nothing is against a step up."""
         policy = self.policy
         return policy.level >= policy.settings.steps or not policy.max_bytes
 

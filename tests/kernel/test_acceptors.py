@@ -1,4 +1,4 @@
-"""Connections that wait at many sockets at once, all of which one user may have made."""
+"""Connections that wait at many sockets at once, perhaps all of one user's."""
 
 import asyncio
 import socket
@@ -40,7 +40,7 @@ def own_socket(folder: Path, name: str) -> OwnSocket:
 
 
 def connected(path: str, stack: ExitStack) -> None:
-    """Connects, and does so until the block ends."""
+    """Connects to a socket; the connection lasts until ``stack`` is closed."""
     vmm = stack.enter_context(socket.socket(socket.AF_UNIX))
     vmm.connect(path)
 
@@ -188,5 +188,6 @@ def test_accepting_connections_of_a_user_takes_a_part_of_the_time_and_no_socket_
                 assert rest_s <= 1.001 * OWED_S / ACCEPTING
                 again_s[number] = clock_s[0] + rest_s
         assert other.rest_after_accept(0.0) == 0.0
-    # At most once at each socket beyond that: whose connection it is shows once it is accepted.
+    # Beyond the share one connection at each socket is accepted at most: a connection's user is
+    # known only once it is accepted.
     assert spent_s <= 100 * ACCEPTING + ACCEPTING_AT_ONCE_S + OWED_S + MANY * 0.001

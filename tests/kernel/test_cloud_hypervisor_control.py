@@ -152,7 +152,7 @@ def test_vm_with_an_assigned_device_is_found_as_one_that_must_not_be_driven(
         found = await opened(control)
         assert found.against is not None
         assert found.against.fault is Fault.PINNED
-        # Its balloon can be set all the same: it may have to be given back.
+        # The VM's balloon can be set all the same, to give back what an earlier balloond took.
         await control.set_balloon(MIB)
         assert vmm.asked[-1] == ("PUT", "/api/v1/vm.resize", {"desired_balloon": MIB})
 

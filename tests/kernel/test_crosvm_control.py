@@ -105,7 +105,8 @@ def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
 
 
 def test_total_that_leaves_out_a_balloon_of_over_half_the_vm_makes_sense(path: Path) -> None:
-    """Another balloond has made the balloon: the total from before it is not known to this one."""
+    """The balloon was made by an earlier balloond, so this one has never seen the guest's total
+    without a balloon."""
 
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         found = await opened(control)

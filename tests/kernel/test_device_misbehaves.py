@@ -99,7 +99,7 @@ def test_device_that_floods_its_tube_takes_little_of_the_controllers_time(
         ("garbage", "report of kind 4294967295 with 53 bytes"),
         # recv(2) returns the same for it as at the end of the tube.
         ("empty", "report of 0 bytes"),
-        ("shut", "the end of its tube, without ending"),
+        ("shut", "it closed its tube and has not ended"),
     ],
 )
 def test_device_that_sends_what_no_device_sends_is_killed_each_time_and_then_no_more(

@@ -378,7 +378,8 @@ def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> 
 def test_vm_that_takes_the_place_of_another_at_one_socket_is_told_none_of_its_balloon(
     host: Host,
 ) -> None:
-    # As with a socket that systemd made: it stays, whoever serves it, and names no process.
+    # As with a socket that systemd made: the socket stays when another VMM serves it, and does not
+    # tell the VMM's process.
     no_thread = 1 << 22
     monitor = host.monitor("web", actual=GIB - 4 * BASE, thread_id=no_thread)
     host.name("web")

@@ -152,7 +152,7 @@ def test_domains_that_hang_again_and_again_cost_others_two_clients_and_are_asked
         connection = Connection("scripted:", LowNumbers(), ignore, command)
         served = 0
         async with asyncio.timeout(HANG_S):
-            # As their finders do, all of them connect over and over.
+            # All domains connect over and over, as their finders would have them do.
             while served < 20:
                 web, *hung = await asyncio.gather(
                     *(ask(connection, name) for name in ("web", *hostile))
@@ -164,7 +164,7 @@ def test_domains_that_hang_again_and_again_cost_others_two_clients_and_are_asked
         with pytest.raises(ControlError, match="not asked for") as caught:
             await DomainControl(connection, hostile[0]).open(lambda notice: None)
         assert caught.value.fault is Fault.HANGS
-        # When its rest is over it is asked again, as it may be well by then.
+        # When a domain's rest is over the domain is asked again, as it may answer by then.
         monkeypatch.setattr(BackOff, "lasts", lambda rest, now_s: now_s + FIRST_S < rest.until_s)
         assert await connection.client(hostile[0]) is await connection.client("web")
         await connection.close()

@@ -89,7 +89,7 @@ async def find(connection: Connection, name: str) -> Found:
 
 
 async def driven(connection: Connection, name: str) -> None:
-    """Finds a domain that may be driven. Raises ControlError: it may not be, or is not there."""
+    """Finds a domain. Raises ControlError: the domain must not be driven, or is not there."""
     if (against := (await find(connection, name)).against) is not None:
         raise against
 

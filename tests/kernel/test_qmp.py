@@ -482,10 +482,10 @@ def test_vm_with_an_assigned_device_is_found_as_one_that_must_not_be_driven(
         found = await here.control.open(here.notices.append)
         assert found.against is not None
         assert found.against.fault is Fault.PINNED
-        # Its balloon can be set all the same: it may have to be given back.
+        # The VM's balloon can be set all the same, to give back what an earlier balloond took.
         await here.control.set_balloon(MIB)
         assert here.vm.targets[-1][0] == GIB - MIB
-        # Nothing else of it was changed.
+        # Nothing else of the VM was changed.
         assert here.vm.interval_s == 0
 
     play(tmp_path, scene, booted(devices=devices))

@@ -217,7 +217,7 @@ def test_disk_that_is_full_at_the_start_costs_no_vm_its_service(
     make_guest: MakeGuest,
     tmp_path: Path,
 ) -> None:
-    # The directory alone is as many files as there may be.
+    # The file system may have one inode, which its root directory takes.
     disk = SmallTmpfs(tmp_path / "full", 1, files=1)
     disk.root.chmod(0o700)
     try:

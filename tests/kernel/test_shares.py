@@ -239,7 +239,7 @@ def test_user_who_connects_over_and_over_while_the_store_takes_nothing_is_refuse
         try:
             for _ in range(OF_ONE // 5):
                 with connections(daemon, enemy_uid, 1) as (enemy,):
-                    # Where it may bring no more descriptors, it is closed for them.
+                    # A connection that brings more descriptors than its user may have is closed.
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                         set_calls(enemy)
                     is_answered(enemy)

@@ -36,8 +36,9 @@ TELLING = [
     *("CapabilityBoundingSet", "NoNewPrivileges", "RestrictNamespaces", "SystemCallFilter"),
     *("SystemCallFilter=~@resources", "ProtectKernelLogs"),
 ]
-"""Settings without which systemd calls the unit more exposed. PrivateMounts= is not among them, as
-newer versions count the mount namespace that the other settings make anyway."""
+"""Settings without which systemd calls the unit more exposed. PrivateMounts= is not among them:
+newer versions of systemd rate a unit the same without it, as other settings make the mount
+namespace anyway."""
 DIRECTIVES_WITHOUT_REASON = {"Type", "ExecStart", "Description", "Documentation", "WantedBy"}
 
 

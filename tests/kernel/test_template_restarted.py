@@ -92,7 +92,8 @@ def test_device_of_another_template_is_as_small_as_one_of_the_first(
 def test_template_that_is_being_started_is_waited_for_by_nobody(
     rig: DeviceRig, template: Template, starts_what: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever waited would do so for longer than a busy host takes for five answers.
+    # Somebody who waited for the start would wait for longer than even a busy host needs to give
+    # five answers.
     monkeypatch.setattr(template_module, "STARTED_WITHIN_S", 2 * HANG_S)
     end_template(template)
     rig.fork = template.fork

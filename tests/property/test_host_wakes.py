@@ -71,7 +71,7 @@ class Story:
             self.nothing_is_missed(step.wake_at_s + step.late_s)
 
     def nothing_is_missed(self, latest_s: float) -> None:
-        """No target could have changed earlier than at the latest time to wake."""
+        """No deadline that could change a target is due before the latest time to wake."""
         for vm in filter(self.host.governs, VMS):
             policy, guard = self.host.policy(vm), self.host.guard(vm)
             _, recheck_s, release_s = policy.state()

@@ -48,7 +48,7 @@ def test_answer_of_very_many_values_is_not_parsed(value: bytes) -> None:
 
 
 def test_answer_of_many_values_is_parsed() -> None:
-    # A comma and an opening bracket for each of the values, and one for the whole.
+    # One opening bracket for each value, a comma between two of them, and a bracket for the whole.
     count = MAX_VALUES // 2
     assert parse(b"[" + b",".join([b"[]"] * count) + b"]") == [[]] * count
 

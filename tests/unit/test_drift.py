@@ -43,7 +43,7 @@ def test_balloon_that_still_shrinks_when_it_is_asked_for_more_does_as_it_was_ask
     assert bearing.moved(400 * MIB, 10.5) is None
     bearing.told(512 * MIB, 11.0)
     assert bearing.moved(350 * MIB, 11.5) is None
-    # It has turned: from now on it may not shrink.
+    # The balloon has grown: from now on it may not shrink.
     assert bearing.moved(360 * MIB, 12.0) is None
     assert bearing.moved(358 * MIB, 13.0) is Drift.SHRUNK
 
@@ -55,7 +55,7 @@ def test_balloon_that_shrinks_on_for_a_moment_when_it_is_asked_for_more_does_as_
     bearing.told(512 * MIB, 11.0)
     for at_s, balloon_mib in ((11.2, 350), (11.4, 300), (11.6, 260)):
         assert bearing.moved(balloon_mib * MIB, at_s) is None
-    # Nobody has asked for that little.
+    # No target was as low as this size and the next one.
     assert bearing.moved(250 * MIB, 11.8) is None
     assert bearing.moved(248 * MIB, 12.0) is Drift.SHRUNK
 
@@ -75,7 +75,7 @@ def test_size_that_was_on_its_way_when_a_lower_target_was_sent_is_no_size_to_kee
 ) -> None:
     bearing = reached(100)
     bearing.told(512 * MIB, 2.0)
-    # The balloon has 300 MiB by now, which is not known yet.
+    # The balloon has 300 MiB by now, but the VMM has not reported that yet.
     bearing.told(200 * MIB, 3.0)
     if told_before_it_is_known:
         bearing.told(512 * MIB, 3.1)
@@ -84,7 +84,7 @@ def test_size_that_was_on_its_way_when_a_lower_target_was_sent_is_no_size_to_kee
         bearing.told(512 * MIB, 3.3)
     for at_s, balloon_mib in ((3.4, 280), (3.6, 250), (3.8, 240), (4.0, 260)):
         assert bearing.moved(balloon_mib * MIB, at_s) is None
-    # It has turned: from now on it may not shrink.
+    # The balloon has grown: from now on it may not shrink.
     assert bearing.moved(258 * MIB, 5.0) is Drift.SHRUNK
 
 

@@ -152,7 +152,7 @@ def test_end_of_a_vm_that_is_not_wanted_is_told_for_those_who_keep_something_of_
 
 
 async def taken_and_lost(world: World) -> None:
-    """A scene's beginning: balloond takes memory of a VM whose VMM then does not answer."""
+    """balloond takes memory of a VM, whose VMM then does not answer: many scenes begin so."""
     world.guests[0].set_target(300 * MIB)
     await asyncio.sleep(1)
     assert world.controls[0].targets == [300 * MIB]
@@ -347,7 +347,7 @@ def test_faults_that_alternate_without_end_are_published_now_and_then_and_one_th
     world = play(scene)
     assert len(world.attempts) > 200
     said = [event.fault for event in world.loud() if isinstance(event, VmNotDriven)]
-    # Eight at once, and one each ten minutes.
+    # Eight lines at once, and then one each ten minutes.
     assert len(said) <= 8 + hours * 6 + 3
     assert said.count(Fault.NO_BALLOON) == 1
 
@@ -403,7 +403,7 @@ def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
 
 PINNED = ControlError(Fault.PINNED, "gpu0")
 TAKEN = replace(FOUND, balloon_bytes=400 * MIB)
-"""A VM with a balloon of which balloond has taken 300 MiB."""
+"""A VM with a balloon of 400 MiB, of which balloond has taken 300 MiB (``note_taken``)."""
 
 
 def note_taken(world: World, pid: int = 0) -> BaseKey:

@@ -645,7 +645,8 @@ def test_base_is_stored_before_the_first_target_is_set(play: Play, tmp_path: Pat
 
 @fault("driven VMs' balloond is killed")
 def test_base_of_a_vm_that_has_all_back_is_not_stored_any_more(play: Play, tmp_path: Path) -> None:
-    """Somebody else may make a balloon of the VM's before balloond is killed."""
+    """If the base stayed stored, the next balloond would take for its own a balloon that somebody
+    else has made since."""
 
     async def scene(world: World) -> None:
         world.guest.set_target(256 * MIB)

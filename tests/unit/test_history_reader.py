@@ -69,7 +69,7 @@ def test_user_whose_share_of_the_history_is_whole_again_is_forgotten() -> None:
     for uid in range(10, 1_010):
         vm = VmId(uid, f"vm{uid}")
         lines.tell(Connected(vm, uid), VmAttached(vm, GIB, 0, 16), Disconnected(vm))
-    # Before that nobody is: who comes again has no new share.
+    # Before that no user is forgotten: a user who came again would get a new share.
     assert len(lines.history._budgets) == 1_000
     lines.now_s = 1 / ATTACHED_A_SECOND
     for number in range(2_000, 2_500):

@@ -172,7 +172,8 @@ def test_vm_that_has_given_all_is_asked_for_no_objection_while_priorities_are_eq
     assert reasons(host.step(Woke(LOW))) == [(A, Reason.RECHECK), (A, Reason.AT_MAXIMUM)]
     assert host.asked == []
 
-    # Where priorities differ, the answer counts once more as soon as its balloon has shrunk.
+    # Where priorities differ, A is asked even at its maximum: the answer decides whether VMs of
+    # higher priorities wait for A once A's balloon has shrunk.
     host.step(Added(B, GIB, terms=Terms(VmSettings(profile=Profile.SEED, priority=60))))
     host.now_s += 1.0
     host.step(Woke(LOW))

@@ -14,7 +14,7 @@ from tests.harness.faults import fault
 
 HOSTILE, OTHER = 1003, 1004
 TURNS = 5
-"""In so many seconds all directories of a crowd have had their turn."""
+"""In how many seconds all directories of ``CROWD`` have had a turn."""
 CROWD = LOOKS_OF_ONE_USER * TURNS
 
 
@@ -26,7 +26,7 @@ def test_directories_of_one_user_take_turns_and_others_are_looked_at_each_second
     looked: list[Counter[str]] = []
 
     async def ask(order: Sequence[object], take: Take, _fd: int) -> None:
-        # Each can be looked at by a child alone, as another user can keep a stat(2) waiting.
+        # Only a child may look at these directories, as another user can keep a stat(2) waiting.
         looked[-1][str(order[1])] += 1
         take([1, ""])
 
@@ -46,7 +46,7 @@ def test_directories_of_one_user_take_turns_and_others_are_looked_at_each_second
     for each in looked:
         assert set(each) - set(crowd) == {*others, named}
         assert len(set(each) & set(crowd)) == LOOKS_OF_ONE_USER
-    # All had a turn, and then all had another one.
+    # All directories had a turn, and then all had another turn.
     for half in (looked[:TURNS], looked[TURNS:]):
         assert set(crowd) <= set().union(*half)
 

@@ -84,7 +84,7 @@ def test_nothing_is_kept_of_a_large_message(message: object) -> None:
 
 
 async def asked_of(content: bytes) -> ControlError | None:
-    """What a question ends with to which a monitor answers a line; None: it is answered."""
+    """The error of a question to which a monitor sends this line; None: the line answers it."""
     fed = Fed()
     question = Question("query-cpus-fast", bool)
     asked = asyncio.create_task(fed.monitor.ask(question))

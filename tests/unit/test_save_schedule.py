@@ -1,4 +1,5 @@
-"""What saving the sizes that guests write to ``actual`` costs other users' guests."""
+"""How long saves of one user's guests, which write ``actual`` all the time, keep other users'
+guests waiting."""
 
 import asyncio
 from collections import Counter
@@ -23,7 +24,7 @@ SAVE_S = in_turn.TURN_S / 4
 
 
 class Clock:
-    """A clock that only saves move on."""
+    """A clock that goes on only while a guest is saved."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -74,9 +75,10 @@ def test_saves_that_are_due_together_take_turns_by_user(clock: Clock) -> None:
 
     run_quickly(scene())
     assert len(saved) == 101
-    # A turn's last save may begin when the time is all but used up.
+    # A turn's last save may begin just before the turn's time is used up.
     most_at_once = in_turn.TURN_S / SAVE_S + 1
-    # The first turn saves what its time allows, and the next one begins with the first user.
+    # The first turn saves guests of HOSTILE while its time lasts. The next turn begins with
+    # HOSTILE, too, and then it is the turn of OTHER.
     assert saved.index(OTHER) <= 2 * most_at_once
     steps = [later - earlier for earlier, later in pairwise(at_once)]
     assert max(steps) <= most_at_once
@@ -116,7 +118,8 @@ def test_one_users_saves_take_a_part_of_the_time_and_each_guest_is_saved(
 
     run_quickly(scene())
     spent_s = sum(saved.values()) * SAVE_S
-    # Beyond that part there is what is due when it is used up: one save of each guest.
+    # Beyond the share there is one save of each guest at most: those that are due when the share
+    # is used up.
     assert 0.9 * SAVING * seconds < spent_s < SAVING * seconds + 100 * SAVE_S
     assert len(saved) == 100
     assert min(saved.values()) > 0.8 * max(saved.values())

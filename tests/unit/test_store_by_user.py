@@ -1,4 +1,4 @@
-"""States that can wait: one user's VMs keep no other user's waiting."""
+"""A store that is behind with one user's states keeps no other user's states waiting."""
 
 import asyncio
 import socket

@@ -11,9 +11,11 @@ process: if the VMM tells that it has restored the VM, the entry moves to that p
 is missing, truncated or corrupt counts as empty, and a VM without an entry keeps the balloon that
 it has.
 
-An entry does not name its VM: a VM that a pattern finds has the name of its socket's file, or the
-whole path if another VM has that name already. So whoever makes a socket where a pattern looks may
-have the VM's name under the next balloond.
+An entry is not found by its VM's name alone: a VM that a pattern finds has the name of its
+socket's file, or the whole path if another VM has that name already, so whoever makes a socket
+where a pattern looks may have the VM's name under the next balloond. The name and address that are
+stored with an entry (``Place``) tell the next balloond only where to connect, if its configuration
+does not have the VM any more.
 """
 
 import contextlib
@@ -37,11 +39,12 @@ from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 _VERSION = 1
 _MOST_BYTES = 8 * MIB
-"""A larger file was not written by balloond: an entry has some 60 bytes, and at most 840, where it
-is known by ``MOST_LETTERS`` that JSON writes as 12 bytes each; its place has ``_MOST_PLACE``."""
+"""A larger file was not written by balloond. An entry without its ``Place`` has some 60 bytes, and
+at most 840: its key has at most ``MOST_LETTERS`` letters, each at most 12 bytes of JSON. Its
+``Place`` has ``_MOST_PLACE`` bytes at most."""
 
 _MOST_PLACE = 512
-"""How many bytes a VM's place has at most in the file; of a longer one nothing is stored."""
+"""How many bytes a VM's ``Place`` has at most in the file; a longer ``Place`` is not stored."""
 
 MOST_LETTERS = 64
 """How many letters a VM's ``BaseKey`` has at most; a UUID has 36."""
@@ -56,16 +59,17 @@ passed: each VM that gets a target calls ``store``, and thousands of entries tak
 
 
 SOON_S = 1.0
-"""``store_soon`` writes the file no more often than this: a user may have thousands of VMs whose
-entries change one after another."""
+"""``store_soon`` writes the file at most once in so many seconds: a user may have thousands of VMs
+whose entries change one after another."""
 
 
 class BaseKey(NamedTuple):
     """Identifies a VM for as long as its VMM's process lives.
 
     Attributes:
-        name: its UUID where its VMM tells whether the VM was restored, or where the process is
-            known, too; else the device and inode numbers of its VMM's socket; else its name.
+        name: its UUID where that is known, and its VMM tells whether the VM was restored or the
+            VMM's process is known; else the device and inode numbers of its VMM's socket; else the
+            VM's name.
         pid: its VMM's process; 0: unknown.
         start_time: when that process started, in clock ticks since boot; 0: unknown.
     """
@@ -76,11 +80,11 @@ class BaseKey(NamedTuple):
 
 
 class Place(NamedTuple):
-    """How a VM was reached when its balloon was changed.
+    """Where balloond was connected to a VM when it changed the VM's balloon.
 
     Attributes:
         kind: how its balloon is reached.
-        name: its name; of one of libvirt's domains also the domain's.
+        name: its name; that of one of libvirt's domains is also the domain's name at libvirt.
         address: the path of its VMM's socket; for libvirt a connection URI.
     """
 
@@ -92,8 +96,8 @@ class Place(NamedTuple):
 def base_keys(
     name: str, socket: SocketId | None, vm_uuid: str, pid: int, start_time: int, *, saves: bool
 ) -> list[BaseKey]:
-    """A VM's key, and then the keys by which it was noted by a balloond that knew less of it: by
-    an earlier version, or by one that might not look at its VMM's process.
+    """A VM's key, followed by the keys under which another balloond may have noted the VM: an
+    earlier version, or a balloond that was not allowed to look at the VMM's process.
 
     Args:
         name: the VM's name.
@@ -101,10 +105,12 @@ def base_keys(
         vm_uuid: the VM's UUID; "": unknown.
         pid: its VMM's process; 0: unknown.
         start_time: as in ``BaseKey``.
-        saves: whether its VMM tells whether the VM was restored, perhaps by another process.
+        saves: whether its VMM tells whether the VM was restored: the UUID then identifies the VM
+            even where the process is not known.
     """
-    # One process may have the sockets of several VMs, and one VM several sockets, each of which
-    # may be the one by which it is driven.
+    # Prefer the UUID to the socket: a VM may have several sockets, and the next balloond may drive
+    # it by another one of them. A process's id alone would not do: one process may run several
+    # VMs, each with a socket of its own.
     names = [vm_uuid] if vm_uuid and (saves or start_time) else []
     if socket is not None:
         names.append(f"{socket[0]}:{socket[1]}")
@@ -128,12 +134,13 @@ class Bases:
         self._publish = publish
         self._clock = clock
         self.others: list[Bases] = []
-        """The bases of other kinds of VMs, in files of their own: a VM that was driven by another
-        kind of control has its entry there."""
+        """The ``Bases`` of other kinds of VMs, each with a file of its own: a VM that is driven by
+        its QEMU's monitor now, and was driven by libvirt before, has its entry there."""
         self._users: dict[BaseKey, int] = {}
         """The user id of each VMM's process, as far as it is known."""
         self._places: dict[BaseKey, list[str]] = {}
-        """How each VM was reached, as far as it is known, as the file has it (``_row_of``)."""
+        """Where balloond was connected to each VM, as far as it is known, as the file has it
+        (``_row_of``)."""
         self._bases = _read(path, self._users, self._places)
         self._held: Counter[BaseKey] = Counter()
         self._changed = False
@@ -159,15 +166,15 @@ class Bases:
         self._users[key] = user
 
     def reached(self, key: BaseKey, place: Place) -> None:
-        """Notes how a VM that is driven was reached."""
+        """Notes where balloond is connected to a VM that it drives."""
         # Made here and not by ``store``, which the event loop waits for: of thousands of places
         # that takes some milliseconds.
         if (row := _row_of(place)) is not None:
             self._places[key] = row
 
     def places(self) -> list[Place]:
-        """How the VMs that have entries were reached by the balloond before, but for those whose
-        process is gone."""
+        """Where balloond was connected to the VMs that have entries; VMs whose process is gone are
+        left out."""
         kept = [key for key in self._bases if not key.pid or _exists(key.pid)]
         found = [_place(self._places[key]) for key in kept if key in self._places]
         return [place for place in found if place is not None]
@@ -187,10 +194,15 @@ class Bases:
             self._drop()
 
     def know(self, key: BaseKey, earlier: Iterable[BaseKey]) -> BaseKey:
-        """Gives a VM's entry this key, if it was noted by one of those others (``base_keys``).
+        """Gives a VM's entry the key ``key``, if the entry was noted under one of ``earlier``, or
+        under ``key`` in one of ``others`` (if the VMM's process is known).
+
+        Args:
+            key: the VM's key.
+            earlier: the other keys that ``base_keys`` returns.
 
         Returns:
-            The key by which the entry was noted; ``key`` also where there is no entry.
+            The key under which the entry was noted; ``key`` where there is no entry.
         """
         if key in self._bases:
             return key
@@ -208,7 +220,7 @@ class Bases:
             if (base_bytes := bases.get(key)) is not None and key not in bases._held:
                 self.note(key, base_bytes)
                 self.store()
-                if self._again_at_s == math.inf:  # It is stored here, so the other may lose it.
+                if self._again_at_s == math.inf:  # The entry is in this file now.
                     bases.forget(key)
                     bases.store()
                 return
@@ -306,11 +318,12 @@ class Bases:
             self._not_stored(BasesNotStored(err.strerror or str(err)), quiet=failed)
 
     def store_soon(self) -> None:
-        """Writes the file, if an entry has changed, unless it was written a moment ago; to be
-        called again and again.
+        """Writes the file if an entry has changed, and the last write was at least ``SOON_S`` ago;
+        to be called again and again.
 
-        An entry that was forgotten must not stay in the file: if somebody else makes a balloon of
-        the VM's, the next balloond would take that for what this one has taken, and empty it.
+        The entry of a VM that has got all back must not stay in the file: if somebody else
+        inflates the VM's balloon later, the next balloond would take that balloon for memory that
+        balloond has taken, and deflate it to the base.
         """
         if self._changed and self._clock() - self._stored_at_s >= SOON_S:
             self.store()
@@ -367,7 +380,7 @@ def _exists(pid: int) -> bool:
 
 
 def _row_of(place: Place) -> list[str] | None:
-    """A VM's place as it is stored; None: it is too long."""
+    """A ``Place`` as the file has it; None: it is longer than ``_MOST_PLACE``."""
     row = [place.kind.value, place.name, place.address]
     return row if len(json.dumps(row)) <= _MOST_PLACE else None
 
@@ -390,7 +403,8 @@ def _read(
     Args:
         path: the file.
         users: gets the users of VMMs' processes. Files of earlier versions do not have them.
-        places: gets how the VMs were reached; as ``users``.
+        places: gets where balloond was connected to the VMs. Files of earlier versions do not have
+            these either.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -49,7 +49,7 @@ class _Info(NamedTuple):
         balloon_bytes: its balloon.
         state: its state.
         deflates_on_oom: whether its driver deflates the balloon on OOM.
-        is_pinned: whether a device is assigned to the VM, which pins its memory.
+        is_pinned: whether a host device is assigned to the VM, which pins the VM's memory.
     """
 
     vm_mem_bytes: int

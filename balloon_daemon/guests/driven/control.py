@@ -62,7 +62,8 @@ class Found:
             had when it was saved; None: its VMM does not tell. VMMs that tell give no two VMs of a
             host the same UUID.
         against: why the VM must not be driven, although its balloon can be set; None: it may be
-            driven. Such a VM only gets back what an earlier balloond has taken of it.
+            driven. A VM that must not be driven gets back the memory that an earlier balloond has
+            taken of it, and is told nothing else.
     """
 
     vm_mem_bytes: int

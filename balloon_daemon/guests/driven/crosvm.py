@@ -222,7 +222,7 @@ class CrosvmControl:
         stats = named_stats(member(sent, "stats"), now_s)
         total_bytes = 0 if stats is None else stats.total_bytes or 0
         if 0 < total_bytes < balloon_bytes:
-            total_bytes += balloon_bytes  # This guest's driver leaves the balloon out.
+            total_bytes += balloon_bytes  # This guest leaves the balloon out of its total.
         if total_bytes <= MOST_MEMORY_BYTES:
             self._guest_bytes = max(self._guest_bytes, total_bytes)
         return GuestState.RUNNING, balloon_bytes, stats

@@ -5,7 +5,8 @@ cannot watch a directory that does not exist yet, and Python has os.stat() but n
 
 Where every directory above is root's or this process's user's and nobody else may write there, the
 stat waits for nobody. Any other directory is looked at by a child (``lookups.py``). A user may
-have 768 directories that match a pattern: these take turns (``LOOKS_OF_ONE_USER``).
+have 768 directories that match a pattern: children look at some of them in each second, in turn
+(``LOOKS_OF_ONE_USER``).
 """
 
 import asyncio
@@ -21,9 +22,10 @@ from balloon_daemon.guests.driven.lookups import Ask
 LOOK_S = 1.0
 
 LOOKS_OF_ONE_USER = 64
-"""How many of a user's directories that match a pattern children look at in each ``LOOK_S``; such
-a look costs 0.15 ms of processor time. Directories of root and of this process's user, and those
-that the configuration names, are looked at each time."""
+"""How many of one user's directories that match a wildcard are looked at by children in each
+``LOOK_S``; one such look costs 0.15 ms of processor time. All others are looked at in each
+``LOOK_S``: directories of root and of this process's user, and those that the configuration
+names."""
 
 _FRESH_S = 2.0
 """A directory whose mtime is younger than this counts as changed at each look: two changes within
@@ -60,8 +62,8 @@ class Directories:
         self._changed = changed
         self._ask = ask
         self._seen: dict[str, _Seen] = {}
-        """What was seen of each directory; those that a child was not sent to for longest come
-        first."""
+        """What was seen of each directory. The directory at which a child has looked last is the
+        last one, so that those which have waited longest have the next turn."""
         self._owners: Mapping[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -70,7 +72,8 @@ class Directories:
 
         Args:
             directories: all of them.
-            owners: the users of those that are not named in the configuration.
+            owners: the user id of the owner of each directory that a wildcard has matched and that
+                the configuration does not name.
         """
         self._owners = owners or {}
         for name in self._seen.keys() - directories:

@@ -41,9 +41,9 @@ the log; whoever may write to a directory can make thousands a second. The same 
 from that, for sockets that are tried again as something in their directory has changed."""
 
 REST_S = 0.005
-"""Seconds without a search after one, for each directory that it has listed. Listing one takes 0.3
-ms of processor time or so, of this process and of a child, and whoever may write to a directory
-can have a search made each second."""
+"""How long after a search the next one begins at the earliest, in seconds for each directory that
+the search has listed. Listing a directory takes this process and a child some 0.3 ms of processor
+time together, and whoever may write to a directory can cause a search each second."""
 
 _MOST_USERS = 1024
 
@@ -88,7 +88,8 @@ class UserShares:
 
 
 class _Counts(NamedTuple):
-    """How many sockets and directories of each user were found, and each directory's user."""
+    """How many sockets and directories of each user were found, and the user id of each
+    directory's owner."""
 
     sockets: Counter[int]
     directories: Counter[int]
@@ -139,7 +140,7 @@ class Search:
 
     @property
     def owners(self) -> Mapping[str, int]:
-        """The users of those of ``directories`` that match a wildcard."""
+        """The user ids of the owners of those of ``directories`` that match a wildcard."""
         return self._counts.owners
 
     async def run(self) -> "Search":

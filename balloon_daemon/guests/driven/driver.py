@@ -59,7 +59,7 @@ class Wanted:
         taken: names that no discovered VM may have.
         found: the settings of discovered VMs.
         left_over: VMs of which an earlier balloond has taken memory, and which the configuration
-            has no more: they only get that back.
+            does not have any more: they get that memory back, and are then left alone.
     """
 
     vms: Sequence[VmConfig]
@@ -81,7 +81,8 @@ class DrivenVms:
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
         ask: looks paths up.
-        bases: the balloons that VMs had before balloond; None: those of ``wanted``'s file.
+        bases: the balloons that VMs had before balloond; None: read from
+            ``wanted.bases_path``.
     """
 
     keeps = True
@@ -106,8 +107,8 @@ class DrivenVms:
         self._directories = Directories(self._changed, ask)
         self._searches = Searches(partial(self._new_search, ask), self._searched)
         self._named: list[Finder] = []
-        """The finders of VMs that the configuration names, and dismissed ones that may still
-        search."""
+        """The finders of VMs that the configuration names, and dismissed finders, which may still
+        search for their VMs to give memory back."""
         self._discovered: dict[str, Finder] = {}
         self._last = Search((), ask)
         """The last search that is over."""

@@ -4,8 +4,8 @@ Runs in the controller. A finder connects, makes a ``DrivenVm`` if a VMM answers
 ``DrivenVm`` has ended, and connects again: after 1 s, then after twice as long each time, up to
 30 s. The pause is 1 s again for a VM that has been driven for a while, and for a VM whose socket
 has just appeared (``discovery.py``). Of several failures in a row for the same reason, the events
-of all but the first are ``quiet`` (logged at level DEBUG), and so are those of reasons that change
-again and again (``CHANGES``).
+of all but the first are ``quiet`` (logged at level DEBUG). If the reason changes again and again,
+most events are ``quiet``, too (``CHANGES``).
 """
 
 import asyncio
@@ -59,9 +59,9 @@ STEADY_S = 60.0
 
 
 CHANGES, CHANGES_A_SECOND = 8, 1 / 600
-"""How often a new reason for which a VM is not driven is published at a level for people:
-``CHANGES`` times at once, then ``CHANGES_A_SECOND`` times a second. One user's VMMs may refuse
-each attempt for another reason, and 768 of them are sought."""
+"""How often the event for another reason why a VM is not driven is not ``quiet``: ``CHANGES``
+times at once, then ``CHANGES_A_SECOND`` times a second. One user may have 768 VMMs, each of which
+refuses each attempt for another reason."""
 
 
 class Pause:
@@ -71,15 +71,15 @@ class Pause:
         self._pause_s = AGAIN_S
         self._fault: Fault | None = None
         self._said: Fault | None = None
-        """The reason that was published last at a level for people."""
+        """The reason of the last event that was not ``quiet``."""
         self._changes = LineBudget(CHANGES, CHANGES_A_SECOND)
         self.short_lives = 0
         """How many times in a row the VM was driven for less than ``STEADY_S``."""
 
     def failed(self, fault: Fault) -> bool:
-        """Notes a failed attempt; returns whether its event is to be quiet: the reason is the one
-        that was published last, or reasons change too often. A reason that lasts is published
-        later then."""
+        """Notes a failed attempt; returns whether its event is to be ``quiet``: because the last
+        event that was not ``quiet`` had the same reason, or because reasons change too often. In
+        the second case a reason that lasts has an event that is not ``quiet`` later."""
         self._fault = fault
         now_s = asyncio.get_running_loop().time()
         if fault is self._said or not self._changes.has_one(now_s):
@@ -121,8 +121,9 @@ async def opened(
         What was found, the VMM's process, and the claim to make if the VM is driven.
 
     Raises:
-        ControlError: the VM may not be driven; the control is closed then. What an earlier
-            balloond, or an earlier connection, has taken of it is given back before.
+        ControlError: the VM may not be driven; the control is closed then. Before that, a VM that
+            must not be driven (``NOT_TO_BE_DRIVEN``) gets back what an earlier balloond, or an
+            earlier connection, has taken of it.
     """
     host = None
     try:
@@ -171,7 +172,8 @@ class Finder:
 
     Attributes:
         config: its name, address and settings.
-        is_dismissed: whether it was dismissed, and may still search.
+        is_dismissed: whether the VM is not wanted any more (``dismiss``, ``return_left_over``).
+            The search may go on until the VM has its memory back (``has_ended``).
     """
 
     def __init__(
@@ -189,8 +191,11 @@ class Finder:
         self._bell = Bell()
         self._retired = self.is_dismissed = False
         self._is_left_over = False
+        """Whether what an earlier balloond has taken is still to be given back
+        (``return_left_over``): False once the VM has been driven, or is gone."""
         self._owed: NotGivenBack | None = None
-        """What the VM, which is not driven now, has not got back; None: it has got back all."""
+        """The memory that the VM has not got back, while it is not driven; None: it has got back
+        all."""
         self._guest: DrivenVm | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -199,8 +204,9 @@ class Finder:
         self._task = asyncio.get_running_loop().create_task(self._find())
 
     def return_left_over(self) -> None:
-        """Finds the VM once, to give back what an earlier balloond has taken of it: the
-        configuration has it no more. Ends then, or where the VM is gone or another one."""
+        """Finds a VM that the configuration does not have any more, to give back what an earlier
+        balloond has taken of it. The search ends once that is done, or once it turns out that the
+        VM is gone or that another VM is at its address."""
         self.is_dismissed = self._is_left_over = True
         self.start()
 
@@ -225,11 +231,11 @@ class Finder:
 
     def dismiss(self, *, elsewhere: bool = False) -> None:
         """Ends the search; the VM gets its memory back first. If its VMM does not answer now, the
-        VM is sought until it has got its memory back, or is gone.
+        search goes on until the VM has got its memory back, or is gone.
 
         Args:
-            elsewhere: whether another finder drives the VM from now on: a VM that is not driven
-                now is not sought.
+            elsewhere: whether another finder searches for the VM from now on: if the VM is not
+                driven just now, this search ends at once.
         """
         self.is_dismissed = True
         self._shared.publish(VmNotWanted(self.config.name))
@@ -261,8 +267,9 @@ class Finder:
         """Ends the search at once; a VM that is driven now stays driven.
 
         Args:
-            leaving: False: balloond ends, and gives back what it has taken; publishes whether this
-                VM's VMM cannot be told.
+            leaving: False: balloond ends, and gives VMs back what it has taken. If this VM is not
+                driven just now, so that its VMM cannot be told, publishes what the VM has not got
+                back.
         """
         if not leaving and self._guest is None and self._owed is not None:
             self._shared.publish(self._owed)
@@ -305,8 +312,9 @@ class Finder:
         self._is_left_over = False
         self._owed = None if owed_bytes is None else NotGivenBack(guest.vm, owed_bytes)
         if self.is_dismissed:
-            # Its end is published by ``_let_go``. After ``GONE`` it has got all back, or is gone,
-            # or its guest does not take it, unless its VMM has refused to be told so far.
+            # ``_let_go`` publishes the VM's end. After ``GONE`` another attempt would change
+            # nothing: the VM has got all back, is gone, or its guest keeps the balloon. But if its
+            # VMM has refused every command to give memory back, another attempt may succeed.
             if end.fault is Fault.GONE and guest.is_told:
                 self._owed = None
         else:
@@ -343,8 +351,8 @@ class Finder:
         return self._retired or (self.is_dismissed and not is_owed)
 
     def _owes_no_more(self, fault: Fault) -> bool:
-        """Whether nothing is to be given back to the VM any more: it is gone, or another finder
-        drives it, which knows what was taken of it."""
+        """Whether this finder has nothing to give back to the VM any more: the VM is gone, or is
+        driven in another way, which gives back what was taken."""
         if fault is Fault.OWN_DEVICE:
             return self.is_dismissed
         # Where libvirt's daemon is not there, its domains may run all the same.
@@ -352,12 +360,14 @@ class Finder:
         return self.is_absent and not misses_libvirt
 
     def _is_another(self, claim: Claim, found: Found, host: HostSide) -> bool:
-        """Whether nothing was taken of the VM that was found."""
+        """Whether no base is noted of the VM that was found, so balloond has taken nothing of
+        it."""
         keys = keys_of(self.config.name, claim.socket, found, host)
         return all(self._shared.bases.get(key) is None for key in keys)
 
     def _dismiss(self, guest: DrivenVm) -> None:
-        # Not by ``_drive``: balloond's end may end the search before this VM has ended.
+        # Publish the VM's end from a callback, not from ``_drive``: when balloond ends, the search
+        # may end before the VM does.
         guest.ended.add_done_callback(partial(self._let_go, guest.vm))
         self._registry.dismiss(guest.vm)
 
@@ -381,13 +391,14 @@ def _check_claim(claim: Claim, shared: Shared) -> None:
 async def _let_go(
     control: Control, found: Found, host: HostSide, claim: Claim, shared: Shared
 ) -> None:
-    """Gives a VM that may not be driven what was taken of it while it was: a device may have been
-    assigned to it while no balloond was connected."""
+    """Gives a VM that must not be driven back what was taken of it while it was driven: a device
+    may have been assigned to the VM while no balloond was connected."""
     reporter = Reporter(VmId(0, claim.config.name), found, host, shared, claim.socket)
     try:
         await reporter.let_go(control)
     except ControlError as err:
-        # It is tried again at the next attempt to connect.
+        # A VMM that refuses is told again at the next attempt to connect. The caller raises why
+        # the VM must not be driven.
         if err.fault is not Fault.REFUSED:
             raise
     finally:

@@ -211,10 +211,11 @@ class QmpControl:
         """Finds the balloon device, which may have been plugged in later.
 
         Returns:
-            Why the VM must not be driven: a device pins its memory; None: it may be driven.
+            Why the VM must not be driven, as a device pins its memory; None: it may be driven.
 
         Raises:
-            ControlError: there is no balloon device.
+            ControlError: there is no balloon device (``NO_BALLOON``, or ``PINNED`` where a device
+                pins the VM's memory).
         """
         lists = [Question("qom-list", answers.devices, {"path": path}) for path in _LISTS]
         await self._ask(*lists)

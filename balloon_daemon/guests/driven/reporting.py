@@ -38,7 +38,8 @@ REFUSALS = 32
 """How many different refusals are published for one VM, each once."""
 
 NOT_TO_BE_DRIVEN = (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE)
-"""Faults of a VM whose balloon can be set, but would free nothing or is driven in another way."""
+"""The faults for which a VM is not driven although its balloon can be set: a balloon would free
+nothing, or the VM's balloon is driven in another way."""
 
 STATE_LINES, STATE_LINES_A_SECOND = 8, 1 / 30
 """How often ``NoDriverYet`` is published for one VM: ``STATE_LINES`` times at once, then
@@ -163,7 +164,8 @@ class Reporter:
         if was_changed and not self.balloon.changed:
             self._shared.bases.forget(self.key)
         elif was_changed and self.balloon.base_bytes != self._shared.bases.get(self.key):
-            # It was another VM's, and too large. The target that is due next stores it.
+            # The noted base was another VM's, and too large: note this VM's own. It is written to
+            # the file before the next target is sent.
             self._shared.bases.note(self.key, self.balloon.base_bytes)
         self._report_size(known, sample.at_s)
         if sample.stats is not None:
@@ -194,7 +196,8 @@ class Reporter:
         """Gives all back to a VM that must not be driven, without waiting for its guest.
 
         Raises:
-            ControlError: its VMM does not take the target. What balloond has taken stays noted.
+            ControlError: its VMM does not take the target. The VM's base stays noted, so a later
+                attempt can give the memory back.
         """
         self.balloon.want(0)
         if (balloon_bytes := self.balloon.due()) is not None:

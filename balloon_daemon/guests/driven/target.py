@@ -26,8 +26,8 @@ class BalloonTarget:
         balloon_bytes: the size of its balloon; None: not known.
         base_bytes: the base that an earlier connection has noted; None: balloond has not changed
             this balloon.
-        is_same: whether the VM is surely the one whose base was noted. If its VMM's process is not
-            known, it may be another VM that was started since.
+        is_same: whether the VM is surely the one whose base was noted. If the VMM's process is not
+            known, the base may be that of another VM, which ran at the same socket before.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class BalloonTarget:
         self.base_bytes = (balloon_bytes or 0) if base_bytes is None else base_bytes
         """The size of the balloon that the VM had before balloond changed it."""
         self._is_doubtful = base_bytes is not None and not is_same
-        """Whether the base may be another VM's, and no size of this VM's balloon is known yet."""
+        """Whether the noted base may be another VM's, and no size of this VM's balloon is known
+        yet."""
         self._trust_no_more_than(balloon_bytes)
         self._wanted_bytes = 0
         self._sent_bytes: int | None = None
@@ -102,8 +103,8 @@ class BalloonTarget:
             self.base_bytes, self._sent_bytes = balloon_bytes, None
 
     def due(self) -> int | None:
-        """The whole balloon's size that the VMM is to be told; None: it was told already, or it
-        is not known yet how much of the noted base is this VM's."""
+        """The whole balloon's size that the VMM is to be told; None: the VMM was told already, or
+        the noted base may be another VM's and no size of this VM's balloon is known yet."""
         if self._is_doubtful or not self.changed or self.asked_bytes == self._sent_bytes:
             return None
         return self._told_bytes
@@ -119,9 +120,11 @@ class BalloonTarget:
         return self.due() is None
 
     def _trust_no_more_than(self, balloon_bytes: int | None) -> None:
-        """Limits a base that may be another VM's to the first known size of this VM's balloon:
-        balloond made no balloon smaller than its base, and would take the rest from a guest that
-        has never been without it."""
+        """Limits a base that may be another VM's to the first known size of this VM's balloon.
+
+        balloond never makes a balloon smaller than the VM's base, so a base that is larger than
+        the balloon is another VM's. To give back to that base would inflate this VM's balloon.
+        """
         if self._is_doubtful and balloon_bytes is not None:
             self.base_bytes = min(self.base_bytes, balloon_bytes)
             self._is_doubtful = False

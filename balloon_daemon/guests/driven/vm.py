@@ -88,7 +88,8 @@ class DrivenVm:
         self._given_back: asyncio.Future[None] | None = None
 
     def reached(self, place: Place) -> None:
-        """Notes how the VM was reached, for a balloond whose configuration has it no more."""
+        """Notes where balloond is connected to the VM. If the next balloond's configuration does
+        not have the VM any more, it connects there to give the VM its memory back."""
         self._shared.bases.reached(self._reporter.key, place)
 
     @property
@@ -98,8 +99,8 @@ class DrivenVm:
 
     @property
     def owed_bytes(self) -> int | None:
-        """How much the VM has not got back of what balloond has taken, or has told its VMM to
-        take; None: it has got back all."""
+        """How many bytes beyond its base the VM has not got back: what balloond has taken, or has
+        told the VMM to take. None: the VM has got back all."""
         if self._shared.bases.get(self._reporter.key) is None:
             return None
         balloon = self._reporter.balloon
@@ -117,7 +118,7 @@ class DrivenVm:
             why = err.anew()
         finally:
             vms_of = self._shared.vms_of
-            vms_of -= Counter({self._notices.user: 1})  # Keeps no user with 0.
+            vms_of -= Counter({self._notices.user: 1})  # Unlike -= 1, deletes a count of 0.
             self._control.close()
             self._wait_no_more()
             self._reporter.ended()

@@ -15,9 +15,9 @@ from balloon_daemon.rate_limit import RateLimit
 
 ACCEPT_PART = 1 / 32
 """The part of the event loop's time that may go into accepting connections at one socket, some 100
-a second: without a limit, a user who connects in a loop would occupy a core. There may be hundreds
-of sockets: so each user has a share of its own, too (``Peer.rest_after_accept``), and all together
-are served for a moment in each turn of the loop (``_IN_TURN``)."""
+a second: without a limit, a user who connects in a loop would occupy a core. As there may be
+hundreds of sockets, accepting one user's connections at all of them is limited, too
+(``Peer.rest_after_accept``), and so is accepting in one turn of the loop (``_IN_TURN``)."""
 
 ACCEPT_AGAIN_S = 1.0
 """Seconds until the next attempt to accept a connection after an attempt has failed, for example
@@ -25,8 +25,9 @@ because no descriptor is free."""
 
 
 _IN_TURN = InTurn()
-"""Accepts the connections that wait at all sockets. Not ``IN_TURN``, in which users take turns:
-whose connection it is shows only once it is accepted."""
+"""Bounds for how long connections, at all sockets together, are accepted in one turn of the event
+loop. This is not ``IN_TURN``, in which users take turns: a connection's user is known only once
+the connection is accepted."""
 
 
 class OwnSocket(NamedTuple):

@@ -92,7 +92,8 @@ class DeviceNotices:
             self._publish(RingsUnknown(self._vm, suppressed))
 
     def misbehaved(self, pid: int, found: str) -> None:
-        """A device sent a message that no device sends, or has closed its tube; it is killed."""
+        """A device sent a message that no device sends, or closed its tube and has not ended; it
+        is killed."""
         self._publish(DeviceSendsGarbage(self._vm, pid, found))
 
     def does_not_stop(self, pid: int) -> None:

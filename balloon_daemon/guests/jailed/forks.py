@@ -263,9 +263,10 @@ class Forks:
             else:
                 self._born(sent.pending, sent.peer, answer)
         finally:
-            # With the time that the guest takes to begin with its device: where the VMM has sent
-            # another memory table, the table's files are looked at, of which there may be 256, and
-            # perhaps the host's mounts are read.
+            # Charge the fork only now, so that the charge includes the time in which the guest
+            # begins with its device (``_born``): where the VMM has sent another memory table, the
+            # table's files are looked at, of which there may be 256, and perhaps the host's mounts
+            # are read.
             sent.peer.charge_fork(loop.time() - sent.began_s)
             self._look_after_ended()
             self._go_on()

@@ -33,8 +33,9 @@ starved host or in a frozen cgroup the next device would stall too, and six deat
 balloon; and a user who may send SIGSTOP to this device may send it to the next one as well."""
 
 CLOSED_S = 1.0
-"""A device that was not told to stop, and has closed its end of the tube for so long without
-having ended, is killed: it can be told no target any more. Every device closes it as it ends."""
+"""A device that was not told to stop is killed if it has not ended so many seconds after it has
+closed its end of the tube: it can be told no target any more. A device that is in order closes its
+tube only as it ends."""
 
 LOOK_S = 1.0
 """How often the tube's unread bytes are checked while there are any."""

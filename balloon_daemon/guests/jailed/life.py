@@ -71,8 +71,8 @@ class Event(Enum):
     NO_FORK = auto()
     """The kernel allows no process or no descriptor for a device."""
     MISBEHAVED = auto()
-    """The device has sent a message that no device sends, or has closed its tube and lives on: its
-    guest has taken it over, or balloond has a bug."""
+    """The device has sent a message that no device sends, or has closed its tube and not ended:
+    its guest has taken it over, or balloond has a bug."""
     GONE = auto()
     """The device has ended as it was told to, and is reaped."""
     DIED = auto()

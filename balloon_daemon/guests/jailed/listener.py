@@ -221,8 +221,8 @@ class VhostUserGuests:
         else:
             self._serve(connection, peer, vm, saver)
         spent_s = asyncio.get_running_loop().time() - began_s
-        # Any user may connect to the socket for VMs of no name: of one user's connections there
-        # only the acceptor's own pause is to keep those of others waiting.
+        # The socket for VMs of no name is every user's: if it rested because one user has used its
+        # share, the others' connections would wait. Only ``ACCEPT_PART`` limits it.
         return peer.rest_after_accept(spent_s) if acceptor.vm.name else 0.0
 
     def _serve(self, connection: Connection, peer: Peer, vm: VmId, saver: Saver) -> None:

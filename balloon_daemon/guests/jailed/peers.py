@@ -201,7 +201,7 @@ class Peer:
         connections, or refusing it (``ACCEPTING``).
 
         Returns:
-            For how many seconds nothing is to be accepted at that socket: 3 at most.
+            For how many seconds nothing is to be accepted at that socket: 3.2 at most.
         """
         return max(0.0, -self._allowances.accepting.charge(spent_s, now_s()) / ACCEPTING)
 
@@ -215,7 +215,7 @@ class Peer:
         (``SAVING``).
 
         Returns:
-            For how many seconds none of them is to be saved for that.
+            For how many seconds no guest of the user's is to be saved because of ``actual``.
         """
         left_s = self._allowances.saving.charge(spent_s, now_s())
         return 0.0 if left_s > 0 else (TURN_S - left_s) / SAVING
@@ -242,10 +242,10 @@ class Peers:
 
     Args:
         limit: the descriptors that this process may have open.
-        queued_for_store: user -> how many descriptors of this process are duplicates that are
-            queued for the store, for VMs of that user. While the store takes nothing, those of VMs
-            that are gone wait there, too: a VMM that connects and hangs up over and over would
-            else use up all descriptors.
+        queued_for_store: by user id, how many descriptors of this process are duplicates in the
+            queue for the store, for VMs of that user. While the store takes nothing, duplicates
+            for VMs that are gone stay in the queue: if they counted as nobody's, a VMM that
+            connects and hangs up over and over would use up all descriptors.
     """
 
     def __init__(

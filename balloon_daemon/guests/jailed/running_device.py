@@ -40,7 +40,8 @@ class RunningDevice:
         publish: takes events.
         take: called with each report.
         misbehaved: called once, with a description, for a message that no device sends, or where
-            a device that is to serve has closed its tube and has not ended ``CLOSED_S`` later.
+            a device that was not told to stop has closed its tube and has not ended ``CLOSED_S``
+            later.
         ended: called once it is reaped and all of its reports are handled.
         charge: charges the seconds that its reports take to its user, as ``ReportReader`` says.
         in_turn: has its end handled in one of its user's turns (``InTurn.do``).
@@ -68,7 +69,8 @@ class RunningDevice:
         self._misbehaved = misbehaved
         self._is_to_end = look
         self._closed: asyncio.TimerHandle | None = None
-        """Runs once the device has closed its end of the tube, until it was seen to end."""
+        """The timer of ``CLOSED_S``; None: the device has not closed its end of the tube, or the
+        timer has ended, or the device has ended."""
         self._reader = ReportReader(process.tube, take, misbehaved, charge, self._tube_closed)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
         # The device has been sent its first order (``DeviceProcess.begin``): watch from now on
@@ -108,10 +110,10 @@ class RunningDevice:
 
     def _closed_for_long(self) -> None:
         self._closed = None
-        # A device that was told to stop closes its tube, too, and its end may take long: the
-        # kernel may have its guest's memory to free.
+        # A device that was told to stop closes its tube, too, and may end much later: the kernel
+        # may have to free guest memory first.
         if not self._is_to_end:
-            self._misbehaved("the end of its tube, without ending")
+            self._misbehaved("it closed its tube and has not ended")
 
     def _watch(self) -> None:
         asyncio.get_running_loop().add_reader(self._process.pidfd.fileno(), self._has_ended)

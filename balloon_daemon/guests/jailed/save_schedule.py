@@ -1,8 +1,9 @@
 """When a guest is saved for another controller, apart from the changes that are saved at once.
 
 A driver writes ``actual`` with each buffer. Saving a state takes some 40 µs, and a user may have
-hundreds of guests that do nothing else: so these saves take turns with those of other users, and
-one user's take a part of the event loop's time at most.
+hundreds of guests whose drivers write ``actual`` all the time. So the saves of new values of
+``actual`` are made in users' turns (``IN_TURN``), and those for one user take a part of the event
+loop's time at most (``turns.SAVING``).
 """
 
 import asyncio
@@ -13,8 +14,9 @@ from balloon_daemon.guests.in_turn import IN_TURN
 from balloon_daemon.handover.store import Store
 
 SAVE_SOON_S = 0.05
-"""How long a reported value of ``actual`` may wait before it is stored: the driver writes a new
-value with each buffer, and only the newest counts."""
+"""How long a reported value of ``actual`` waits before it is stored; longer where the store is
+slow or the user's part of the time is used up. The driver writes a new value with each buffer, and
+only the newest counts."""
 
 COMPLAIN_AGAIN_S = 60.0
 """An event reports that a guest is not kept, and no other event does until the guest is saved more
@@ -22,14 +24,14 @@ than so many seconds after its last failed save."""
 
 
 class SaveSchedule:
-    """When a guest is saved again although its state has not changed, and when an event reports
-    that the guest is not kept.
+    """When a guest is saved because of a new value of ``actual``, or again although its state has
+    not changed, and when an event reports that the guest is not kept.
 
     Attributes:
         save: saves the guest.
         user: who runs the guest's VMM; -1: unknown.
-        charge: charges the user seconds of the event loop; returns for how many seconds nothing
-            that can wait is to be saved of the user's guests.
+        charge: charges seconds of the event loop to the user; returns for how many seconds no new
+            value of ``actual`` of the user's guests is to be saved.
         complaint: why the guest's state is not in the store, for the next ``save`` to raise; "":
             it is there.
     """
@@ -68,8 +70,13 @@ class SaveSchedule:
         self.save()
 
     def soon(self, store: Store, group: str) -> None:
-        """Saves a little later, or once the store is no longer behind and the user's part of the
-        time is not used up."""
+        """Saves after ``SAVE_SOON_S``, or later: once the store is no longer behind with the
+        user's VMs, and the user's part of the event loop's time is not used up.
+
+        Args:
+            store: where the guest is saved.
+            group: the guest's group of keys in the store.
+        """
         if self._soon is None and not self._is_due:
             loop = asyncio.get_running_loop()
             self._soon = loop.call_later(SAVE_SOON_S, self._save_soon, store, group)
@@ -86,7 +93,7 @@ class SaveSchedule:
             IN_TURN.do(self.user, self._save_in_turn)
 
     def _save_in_turn(self) -> None:
-        if self._is_due:  # Else the guest has been saved meanwhile, or is gone.
+        if self._is_due:  # False: the guest was saved meanwhile, or is gone.
             self._is_due = False
             began_s = monotonic()
             self.save()

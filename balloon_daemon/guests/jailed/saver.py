@@ -126,8 +126,13 @@ class Saver(Protocol):
         """Whether the store has a state with which another controller can go on."""
 
     def set_user(self, user: int, charge: Callable[[float], float]) -> None:
-        """Sets the user who runs the guest's VMM (``Store.set_user``), and who is charged for what
-        ``save_soon`` takes (``Peer.charge_saving``)."""
+        """Sets the user who runs the guest's VMM (``Store.set_user``).
+
+        Args:
+            user: the user's id.
+            charge: charges the user for the time that ``save_soon`` takes
+                (``Peer.charge_saving``).
+        """
 
     def when_not_kept(self, save: Callable[[], object]) -> None:
         """Calls ``save`` whenever the guest has to be saved again although it has not changed."""

@@ -36,12 +36,13 @@ milliseconds for its next time on a processor."""
 
 SAVING = 1 / 16
 """The part of the event loop's time that may go into saving what one user's guests have written to
-``actual``: some 1,500 states a second. A guest's is saved 20 times a second at most."""
+``actual``: some 1,500 states a second. The state of one guest is saved for that 20 times a second
+at most."""
 
 ACCEPTING, ACCEPTING_AT_ONCE_S = 1 / 32, 0.2
 """The part of the event loop's time that may go into accepting one user's connections at the
-sockets of single VMs, of which a user may connect to hundreds; and seconds of it at once, for some
-hundred VMs that start at the same moment."""
+sockets of single VMs, of which there may be hundreds; and how many seconds of accepting a user can
+save up, for some hundred VMs that start at the same moment."""
 
 A_REQUEST_COUNTS = 8
 """The factor by which a task's time is charged. A task handles the requests other than config

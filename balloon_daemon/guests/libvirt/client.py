@@ -58,7 +58,8 @@ class Client:
         self._hanging: dict[int, str] = {}
         """The calls that hang, each with its domain."""
         self.hung: tuple[str, ...] = ()
-        """The domains whose calls hung when the process was killed for that."""
+        """The domains whose calls hung, if the process was killed because ``MAX_HANGING`` calls
+        hung; else empty."""
         self._last = 0
         self._ended: asyncio.Future[ControlError] = asyncio.get_running_loop().create_future()
         self._task = asyncio.get_running_loop().create_task(self._listen(reader))

@@ -20,8 +20,8 @@ LONG_LIFE_S = 60.0
 MAX_WAIT_S = 30.0
 
 MOST_RESTING = 1024
-"""How many domains are remembered that have had a client killed; those that did so first are
-forgotten."""
+"""Of how many domains the rests (``Connection._rests``) are remembered; of more, the domain whose
+rest began first is forgotten."""
 
 
 def client_command() -> list[str]:
@@ -60,9 +60,10 @@ class Connection:
         self._wait_s = 0.0
         self._next_s = 0.0
         self._rests: dict[str, BackOff] = {}
-        """The domains whose calls hung when a client was killed for that. For a while none of them
-        is asked anything: QEMUs that were taken over can answer until a call is made, and have one
-        client after the other killed, to which all domains of this libvirt would be lost."""
+        """The domains whose calls hung when a client was killed for that. A domain is asked
+        nothing while its ``BackOff`` lasts: a QEMU that was taken over can answer libvirt until
+        balloond makes a call, and then hang. A few such QEMUs would have one client after the
+        other killed, and while there is no client no domain of this libvirt is driven."""
 
     async def client(self, domain: str = "") -> Client:
         """The process, connected to libvirt's daemon; started where there is none.
@@ -71,8 +72,8 @@ class Connection:
             domain: the domain for which it is wanted; "": for none.
 
         Raises:
-            ControlError: no process runs, and none can be started just now; or the domain is not
-                to be asked anything for now.
+            ControlError: no process runs, and none can be started just now; or the domain rests
+                (``_rests``).
         """
         async with self._connecting:
             if self._client is not None and (why := self._client.why_ended) is not None:
@@ -143,7 +144,7 @@ class Connection:
         rest, now_s = self._rests.get(domain), asyncio.get_running_loop().time()
         if rest is not None and rest.lasts(now_s):
             left_s = rest.until_s - now_s
-            hung = "its calls and others' have hung until libvirt's client was ended"
+            hung = "its call and other domains' calls hung, so libvirt's client was ended"
             raise ControlError(Fault.HANGS, f"{hung}; not asked for {left_s:.0f} s")
 
     async def _lost(self, client: Client, why: ControlError) -> None:

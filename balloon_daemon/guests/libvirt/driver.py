@@ -45,7 +45,8 @@ class Wanted:
         bases_path: the file for the balloons that domains had before balloond.
         found: the settings of domains that the configuration does not name.
         left_over: domains of which an earlier balloond has taken memory, and which the
-            configuration has no more: they only get that back.
+            configuration does not have any more: they get that memory back, and are then
+            left alone.
     """
 
     vms: Sequence[VmConfig]
@@ -66,7 +67,8 @@ class LibvirtVms:
         low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
             descriptors.
         claims: which VMs are driven.
-        bases: the balloons that domains had before balloond; None: those of ``wanted``'s file.
+        bases: the balloons that domains had before balloond; None: read from
+            ``wanted.bases_path``.
     """
 
     keeps = True
