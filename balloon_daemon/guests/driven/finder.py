@@ -343,10 +343,11 @@ class Finder:
         return self._retired or (self.is_dismissed and not is_owed)
 
     def _owes_no_more(self, fault: Fault) -> bool:
-        """Whether nothing is to be given back to the VM any more: it is gone, or another finder
-        drives it, which knows what was taken of it."""
-        if fault is Fault.OWN_DEVICE:
-            return self.is_dismissed
+        """Whether nothing is to be given back to the VM any more: it is gone, or must not be
+        driven and has got all back (``opened``), or another finder drives it, which knows what was
+        taken of it."""
+        if fault in NOT_TO_BE_DRIVEN:
+            return self.is_dismissed or fault is not Fault.OWN_DEVICE
         # Where libvirt's daemon is not there, its domains may run all the same.
         misses_libvirt = self.config.kind is Kind.LIBVIRT and fault is Fault.NOT_THERE
         return self.is_absent and not misses_libvirt
@@ -382,14 +383,14 @@ async def _let_go(
     control: Control, found: Found, host: HostSide, claim: Claim, shared: Shared
 ) -> None:
     """Gives a VM that may not be driven what was taken of it while it was: a device may have been
-    assigned to it while no balloond was connected."""
+    assigned to it while no balloond was connected.
+
+    Raises:
+        ControlError: its VMM does not take the target; the next attempt to connect tries it again.
+    """
     reporter = Reporter(VmId(0, claim.config.name), found, host, shared, claim.socket)
     try:
         await reporter.let_go(control)
-    except ControlError as err:
-        # It is tried again at the next attempt to connect.
-        if err.fault is not Fault.REFUSED:
-            raise
     finally:
         reporter.ended()
 
