@@ -19,6 +19,7 @@ from balloon_daemon.events import (
     DeviceDied,
     DeviceDoesNotStop,
     DeviceHangs,
+    DeviceSendsGarbage,
     DeviceStalled,
     DeviceStarted,
     Event,
@@ -156,6 +157,47 @@ def test_device_that_was_told_to_stop_may_close_its_tube_long_before_it_ends(
 
     asyncio.run(stop())
     assert [type(event) for event in published] == [DeviceStarted, DeviceDoesNotStop]
+
+
+@fault("device killed (SIGKILL, OOM killer)")
+def test_device_whose_end_waits_for_its_turn_is_not_taken_for_one_that_lives_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hearing, "CLOSED_S", 0.1)
+    published: list[Event] = []
+    turns: list[Callable[[], None]] = []
+    open_ends: list[int] = []
+
+    def fork(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        open_ends.append(os.dup(tube_fd))
+        return shut_at_stop(spec, tube_fd, words_fd, parent)
+
+    async def end() -> None:
+        jail = Jail(None, asks(fork), in_turn=turns.append)
+        backend = set_up([0])
+        supervisor = DeviceSupervisor(backend, jail, published.append, VM, lambda: None, Hearing())
+        supervisor.settle()
+        await until(lambda: supervisor.running)
+        os.kill(started(published)[0], signal.SIGKILL)
+        await until(lambda: bool(turns))
+        os.close(open_ends.pop(0))
+        await asyncio.sleep(0.05)  # The end of its tube is read before its turn comes.
+        turns.pop()()
+        await until(lambda: len(started(published)) == 2)
+        await asyncio.sleep(0.2)
+        os.close(open_ends.pop())
+        stops = asyncio.get_running_loop().create_task(supervisor.stop())
+        await until(lambda: bool(turns))
+        turns.pop()()
+        await stops
+
+    asyncio.run(end())
+    assert not any(isinstance(event, DeviceSendsGarbage) for event in published)
+
+
+def started(published: list[Event]) -> list[int]:
+    """The process ids of the devices that were started."""
+    return [event.pid for event in published if isinstance(event, DeviceStarted)]
 
 
 # --- whether it listens -----------------------------------------------------------------------

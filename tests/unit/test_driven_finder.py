@@ -458,6 +458,56 @@ def test_vmm_that_refuses_to_give_back_what_was_taken_is_asked_again(play: Play)
     assert VmNotDriven("web", "/run/web.qmp", Fault.PINNED, "gpu0") in world.loud()
 
 
+@fault("a device is assigned to a VM whose memory balloond has taken")
+def test_vm_to_which_a_device_was_assigned_while_it_did_not_answer_is_owed_nothing(
+    play: Play,
+) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.next.fails.clear()
+        world.next.found = replace(TAKEN, against=PINNED)
+        await asyncio.sleep(60)
+        assert sum((control.targets for control in world.controls[1:]), []) == [0]
+        world.finder.stop(leaving=False)
+
+    assert not any(isinstance(event, NotGivenBack) for event in play(scene).events)
+
+
+@fault("a device is assigned to a VM whose memory balloond has taken")
+@pytest.mark.parametrize("refuses", [False, True])
+def test_vm_that_is_not_wanted_and_must_not_be_driven_is_sought_until_it_has_all_back(
+    play: Play, refuses: bool
+) -> None:
+    async def scene(world: World) -> None:
+        await taken_and_lost(world)
+        world.next.fails.clear()
+        world.next.found = replace(TAKEN, against=PINNED)
+        if refuses:
+            world.next.fails["set_balloon"] = ControlError(Fault.REFUSED, "it is being saved")
+        world.finder.dismiss()
+        await asyncio.sleep(60)
+        assert world.finder.has_ended is not refuses
+        world.next.fails.clear()
+        await asyncio.sleep(60)
+        assert world.finder.has_ended
+
+    assert play(scene).controls[-1].targets == [0]
+
+
+@fault("a VM is taken out of the configuration while no balloond runs")
+def test_vm_that_is_left_over_and_must_not_be_driven_is_found_once(play: Play) -> None:
+    async def scene(world: World) -> None:
+        note_taken(world)
+        world.next.found = replace(TAKEN, against=PINNED)
+        world.controls[0].end()
+        world.finder.stop()
+        world.finder.return_left_over()
+        await asyncio.sleep(600)
+        assert world.finder.has_ended
+
+    assert [control.targets for control in play(scene).controls[1:]] == [[100 * MIB]]
+
+
 def test_vm_of_which_nothing_was_taken_is_told_nothing_when_it_must_not_be_driven(
     play: Play,
 ) -> None:

@@ -351,10 +351,11 @@ class Finder:
         return self._retired or (self.is_dismissed and not is_owed)
 
     def _owes_no_more(self, fault: Fault) -> bool:
-        """Whether this finder has nothing to give back to the VM any more: the VM is gone, or is
-        driven in another way, which gives back what was taken."""
-        if fault is Fault.OWN_DEVICE:
-            return self.is_dismissed
+        """Whether this finder has nothing to give back to the VM any more: the VM is gone, or must
+        not be driven and has got all back (``opened``), or is driven in another way, which gives
+        back what was taken."""
+        if fault in NOT_TO_BE_DRIVEN:
+            return self.is_dismissed or fault is not Fault.OWN_DEVICE
         # Where libvirt's daemon is not there, its domains may run all the same.
         misses_libvirt = self.config.kind is Kind.LIBVIRT and fault is Fault.NOT_THERE
         return self.is_absent and not misses_libvirt
@@ -392,15 +393,14 @@ async def _let_go(
     control: Control, found: Found, host: HostSide, claim: Claim, shared: Shared
 ) -> None:
     """Gives a VM that must not be driven back what was taken of it while it was driven: a device
-    may have been assigned to the VM while no balloond was connected."""
+    may have been assigned to the VM while no balloond was connected.
+
+    Raises:
+        ControlError: its VMM does not take the target; the next attempt to connect tries it again.
+    """
     reporter = Reporter(VmId(0, claim.config.name), found, host, shared, claim.socket)
     try:
         await reporter.let_go(control)
-    except ControlError as err:
-        # A VMM that refuses is told again at the next attempt to connect. The caller raises why
-        # the VM must not be driven.
-        if err.fault is not Fault.REFUSED:
-            raise
     finally:
         reporter.ended()
 

@@ -70,7 +70,7 @@ class RunningDevice:
         self._is_to_end = look
         self._closed: asyncio.TimerHandle | None = None
         """The timer of ``CLOSED_S``; None: the device has not closed its end of the tube, or the
-        timer has ended, or the device has ended."""
+        timer has ended, or the device is reaped."""
         self._reader = ReportReader(process.tube, take, misbehaved, charge, self._tube_closed)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
         # The device has been sent its first order (``DeviceProcess.begin``): watch from now on
@@ -120,9 +120,8 @@ class RunningDevice:
 
     def _has_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._process.pidfd.fileno())
-        if self._closed is not None:
-            self._closed.cancel()
-            self._closed = None
+        # The end of its tube may be read only now, before ``_reap`` has its turn.
+        self._is_to_end = True
         self._in_turn(self._reap)
 
     def _reap(self) -> None:
@@ -132,6 +131,9 @@ class RunningDevice:
             return
         self._reader.end()
         self._orders.end()
+        if self._closed is not None:
+            self._closed.cancel()
+            self._closed = None
         death_record = self._process.read_death_record()
         self._process.close()
         self._ended(Ended(self._process.pid, exit_code, death_record))
