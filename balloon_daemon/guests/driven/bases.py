@@ -81,7 +81,8 @@ class Place(NamedTuple):
     Attributes:
         kind: how its balloon is reached.
         name: its name; of one of libvirt's domains also the domain's.
-        address: the path of its VMM's socket; for libvirt a connection URI.
+        address: the path of its VMM's socket, as the configuration names it or as it matches a
+            pattern; for libvirt a connection URI.
     """
 
     kind: Kind
@@ -159,8 +160,11 @@ class Bases:
         self._users[key] = user
 
     def reached(self, key: BaseKey, place: Place) -> None:
-        """Notes how a VM that is driven was reached."""
-        self._places[key] = place
+        """Notes how a VM that is driven was reached; ``store_soon`` writes it to the file."""
+        if self._places.get(key) != place:
+            self._places[key] = place
+            # An earlier version has noted the VM without it, or the configuration has changed.
+            self._changed |= key in self._bases
 
     def places(self) -> list[Place]:
         """How the VMs that have entries were reached by the balloond before, but for those whose
