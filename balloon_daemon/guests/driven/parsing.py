@@ -1,6 +1,6 @@
 """When VMMs' JSON is parsed: so many bytes at once, and so many a second.
 
-Runs in the controller. A message may have 256 KiB, which take up to 5 ms to parse, and many VMMs
+Runs in the controller. A message may have 256 KiB, which take up to 6 ms to parse, and many VMMs
 may end theirs at the same moment: without a limit all other VMs would wait meanwhile.
 """
 
