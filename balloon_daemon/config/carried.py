@@ -20,7 +20,7 @@ def parts_of(config: Config) -> Iterator[list[object]]:
         yield ["libvirt", uri]
     for pattern in config.discover.qmp:
         yield ["qmp", pattern]
-    for name, kind, address, limits, vm_mem_bytes in config.vms:
+    for name, kind, address, limits, vm_mem_bytes, _ in config.vms:
         settings = [limits.floor_bytes, limits.ceiling_bytes, limits.priority]
         yield ["vm", name, kind.value, address, *settings, limits.profile.value, vm_mem_bytes]
 

@@ -19,7 +19,7 @@ class Kind(Enum):
 
 
 class VmConfig(NamedTuple):
-    """One ``[vm.NAME]``.
+    """One ``[vm.NAME]``, or a VM that was found.
 
     Attributes:
         name: its name; for libvirt also the domain's.
@@ -27,6 +27,8 @@ class VmConfig(NamedTuple):
         address: a socket's path; for libvirt a connection URI.
         settings: how much of its memory may be taken, by which rules, and with what priority.
         vm_mem_bytes: its size, for ``VHOST_USER`` alone; None: the size of its memory table.
+        matched: the path by which a pattern has found it, which may lead through links to its
+            address; "": none has.
     """
 
     name: str
@@ -34,6 +36,7 @@ class VmConfig(NamedTuple):
     address: str
     settings: VmSettings
     vm_mem_bytes: int | None = None
+    matched: str = ""
 
 
 class Discover(NamedTuple):

@@ -215,6 +215,34 @@ def test_next_balloond_gives_back_to_a_vm_that_its_configuration_has_no_more(
         assert len(monitor.vm.targets) == told
 
 
+@fault("driven VMs' balloond is killed")
+@pytest.mark.parametrize("named", [False, True])
+def test_next_balloond_takes_a_vm_as_it_is_that_a_pattern_finds_through_a_link(
+    host: Host, named: bool
+) -> None:
+    (host.path / "run").mkdir()
+    (host.path / "link").symlink_to("run")
+    monitor = host.monitor("run/web", actual=GIB - BASE)
+    seed = '[host]\nprofile = "seed"\n'
+    host.config.write_text(f'{seed}[discover]\nqmp = ["{host.path}/link/*.qmp"]')
+    with monitors_in_a_thread([monitor]):
+        first = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        os.kill(first.pid, signal.SIGUSR1)
+        first.wait_end()
+        if named:
+            host.config.write_text(f'{seed}[vm.web]\nqmp = "{host.path}/link/web.qmp"')
+        left_bytes, told = monitor.vm.actual, len(monitor.vm.targets)
+        second = host.start()
+        wait_for(second, "vm-attached")
+        second.wait(lambda: events(second, "decided", reason="adopted"), what="it is adopted")
+        os.kill(second.pid, signal.SIGUSR1)
+        second.wait_end()
+        assert not events(second, "vm-let-go")
+        assert all(value <= left_bytes for value, _ in monitor.vm.targets[told:])
+
+
 @fault("a VM is taken out of the configuration while no balloond runs")
 def test_vm_that_was_started_anew_meanwhile_is_left_alone(host: Host) -> None:
     first_vm = host.monitor("web", actual=GIB - BASE)

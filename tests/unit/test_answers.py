@@ -1,11 +1,12 @@
 """What VMMs answer in JSON: numbers in range, and nothing else."""
 
+import json
 import math
 
 import pytest
 
 from balloon_daemon.guests.driven.answers import (
-    MAX_VALUES,
+    MAX_NESTED,
     Renewal,
     elements,
     flag,
@@ -39,18 +40,23 @@ def test_what_is_no_json_is_nonsense(text: bytes) -> None:
 
 
 @fault("the VMM of a driven VM hangs")
-@pytest.mark.parametrize("value", [b"[]", b"{}", b"0", b"[" * 99 + b"]" * 99])
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"[" * 99 + b"]" * 99])
 def test_answer_of_very_many_values_is_not_parsed(value: bytes) -> None:
-    text = b"[" + b",".join([value] * (MAX_VALUES + 1)) + b"]"
+    text = b"[" + b",".join([value] * MAX_NESTED) + b"]"
     with pytest.raises(ControlError) as caught:
         parse(text)
     assert caught.value.fault is Fault.NONSENSE
 
 
-def test_answer_of_many_values_is_parsed() -> None:
-    # One opening bracket for each value, a comma between two of them, and a bracket for the whole.
-    count = MAX_VALUES // 2
+def test_answer_of_many_arrays_is_parsed() -> None:
+    count = MAX_NESTED - 1  # An opening bracket for each, and one for the whole.
     assert parse(b"[" + b",".join([b"[]"] * count) + b"]") == [[]] * count
+
+
+def test_answer_about_the_processors_of_a_large_vm_is_parsed() -> None:
+    on_each = [{"vcpu": vcpu, "host_cpus": list(range(256))} for vcpu in range(256)]
+    text = json.dumps({"affinity": on_each}, separators=(",", ":")).encode()
+    assert parse(text) == {"affinity": on_each}
 
 
 @fault("the VMM of a driven VM says a size")

@@ -32,6 +32,7 @@ vms = st.builds(
     texts,
     st.builds(VmSettings, sizes, sizes, st.integers(-1000, 1000), st.sampled_from(Profile)),
     sizes,
+    matched=st.just(""),  # Only a VM that was found has another; no configuration names it.
 )
 places = st.lists(texts).map(tuple)
 

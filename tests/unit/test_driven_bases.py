@@ -427,6 +427,17 @@ def test_place_of_a_vm_is_known_to_the_next_balloond_while_its_process_is_there(
     assert [place.name for place in again.places()] == ["0"]
 
 
+def test_place_of_an_entry_of_an_earlier_version_is_stored_soon(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    key = WEB._replace(pid=0)
+    (tmp_path / "bases").write_text(json.dumps({"version": 1, "bases": [[*key, GIB]]}))
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.reached(key, PLACE)
+    bases.store_soon()
+    assert Bases(tmp_path / "bases", events.append).places() == [PLACE]
+
+
 def test_long_place_is_not_stored(tmp_path: Path, events: list[Event]) -> None:
     bases = Bases(tmp_path / "bases", events.append)
     key = WEB._replace(pid=0)

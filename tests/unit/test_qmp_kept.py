@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from balloon_daemon.guests.driven.answers import MAX_VALUES
+from balloon_daemon.guests.driven.answers import MAX_NESTED
 from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.qmp_wire import (
     MAX_EVENT_BYTES,
@@ -104,12 +104,12 @@ def answer(rows: list[object]) -> bytes:
 
 
 @fault("a QEMU monitor hangs, sends garbage")
-@pytest.mark.parametrize("value", [[], {}, 0])
+@pytest.mark.parametrize("value", [[], {}])
 def test_line_of_very_many_values_ends_the_connection_unparsed(value: object) -> None:
-    failure = asyncio.run(asked_of(answer([value] * MAX_VALUES)))
+    failure = asyncio.run(asked_of(answer([value] * MAX_NESTED)))
     assert failure is not None
     assert failure.fault is Fault.NONSENSE
-    assert failure.detail == f"a line of over {MAX_VALUES} values"
+    assert failure.detail == f"a line of over {MAX_NESTED} arrays and objects"
 
 
 def test_longest_list_of_cpus_that_a_line_holds_is_parsed() -> None:

@@ -85,7 +85,8 @@ class Place(NamedTuple):
     Attributes:
         kind: how its balloon is reached.
         name: its name; that of one of libvirt's domains is also the domain's name at libvirt.
-        address: the path of its VMM's socket; for libvirt a connection URI.
+        address: the path of its VMM's socket, as the configuration names it or as it matches a
+            pattern; for libvirt a connection URI.
     """
 
     kind: Kind
@@ -166,11 +167,16 @@ class Bases:
         self._users[key] = user
 
     def reached(self, key: BaseKey, place: Place) -> None:
-        """Notes where balloond is connected to a VM that it drives."""
+        """Notes where balloond is connected to a VM that it drives. ``store_soon`` writes that to
+        the file."""
         # Made here and not by ``store``, which the event loop waits for: of thousands of places
         # that takes some milliseconds.
-        if (row := _row_of(place)) is not None:
+        row = _row_of(place)
+        if row is not None and self._places.get(key) != row:
             self._places[key] = row
+            # An earlier version has noted the VM without its place, or the configuration has
+            # changed.
+            self._changed |= key in self._bases
 
     def places(self) -> list[Place]:
         """Where balloond was connected to the VMs that have entries; VMs whose process is gone are

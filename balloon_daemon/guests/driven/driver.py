@@ -199,7 +199,8 @@ class DrivenVms:
 
     def _have_discovered(self, finder: Finder, resolved: str) -> None:
         """Treats a VM that has a finder already as one that a pattern has found."""
-        vm = VmConfig(finder.config.name, Kind.QMP, resolved, self._wanted.found)
+        name, _, matched, *_ = finder.config
+        vm = VmConfig(name, Kind.QMP, resolved, self._wanted.found, matched=matched)
         finder.change(vm, partial(self._control_of_found, resolved))
         self._discovered[resolved] = finder
 
@@ -257,7 +258,7 @@ class DrivenVms:
                 continue
             name = printable(name_of(found.path, taken))
             taken |= {name}
-            vm = VmConfig(name, Kind.QMP, resolved, self._wanted.found)
+            vm = VmConfig(name, Kind.QMP, resolved, self._wanted.found, matched=found.path)
             self._discovered[resolved] = self._find(vm, partial(self._control_of_found, resolved))
 
     def _control_of_found(self, resolved: str) -> Control:

@@ -228,6 +228,8 @@ class Finder:
         self._new_control = new_control or self._new_control
         if self._guest is not None and config.settings != before.settings:
             self._registry.change(self._guest.vm, config.settings)
+        if self._guest is not None:
+            self._guest.reached(self._place)
 
     def dismiss(self, *, elsewhere: bool = False) -> None:
         """Ends the search; the VM gets its memory back first. If its VMM does not answer now, the
@@ -340,10 +342,16 @@ class Finder:
         self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
         self._guest = guest
-        guest.reached(Place(self.config.kind, self.config.name, address))
+        guest.reached(self._place)
         if self.is_dismissed:
             self._dismiss(guest)
         return guest
+
+    @property
+    def _place(self) -> Place:
+        # By its address the next balloond could not tell that a pattern of its still finds the VM.
+        config = self.config
+        return Place(config.kind, config.name, config.matched or config.address)
 
     @property
     def _is_over(self) -> bool:

@@ -1,7 +1,7 @@
 """When VMMs' JSON is parsed: so many bytes at once, and so many a second.
 
-Runs in the controller. A message may have 256 KiB, which take up to 5 ms to parse
-(``answers.MAX_VALUES``), and the messages of many VMMs may be complete at the same moment: without
+Runs in the controller. A message may have 256 KiB, which take up to 6 ms to parse
+(``answers.MAX_NESTED``), and the messages of many VMMs may be complete at the same moment: without
 a limit all other VMs would wait meanwhile.
 """
 

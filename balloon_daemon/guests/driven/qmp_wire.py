@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.answers import MAX_VALUES, has_few_values
+from balloon_daemon.guests.driven.answers import MAX_NESTED, has_few_nested
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.parsing import TURNS, Lines
@@ -291,8 +291,10 @@ class Monitor(asyncio.BufferedProtocol):
     # --- messages --------------------------------------------------------------------------------
 
     def _take(self, line: bytearray) -> None:
-        if not has_few_values(line):
-            self._fail(ControlError(Fault.NONSENSE, f"a line of over {MAX_VALUES} values"))
+        if not has_few_nested(line):
+            self._fail(
+                ControlError(Fault.NONSENSE, f"a line of over {MAX_NESTED} arrays and objects")
+            )
             return
         try:
             message = _decode(line.decode())
