@@ -84,33 +84,33 @@ class Both:
         self.told = ResumablePolicy(settings, lambda: next(ours), lambda _vm, _level: None)
         self.asked = ResumablePolicy(settings, lambda: next(theirs), lambda _vm, _level: None)
         self.now_s = 1000.0
-        self.wake_at_s: float | None = None
-        self.listen = False
+        self.before = HostStep((), (), None, False)
+        """What the step before has left: the controller's timer, and whether it listens."""
 
     def step(self, what: Event) -> None:
         expected = self.told.step(what, self.now_s)
         if isinstance(what, Looked) and self.asked.ignores(what.seen):
             event("ignored")
-            assert expected == HostStep((), (), self.wake_at_s, self.listen)
+            assert expected == self.before
         else:
             assert self.asked.step(what, self.now_s) == expected
         assert self.asked.found() == self.told.found()
-        self.wake_at_s, self.listen = expected.wake_at_s, expected.listen
+        self.before = HostStep((), (), expected.wake_at_s, expected.listen, late_s=expected.late_s)
 
     def look(self, seen: Seen) -> None:
         """A second passes; deadlines come first, as in the controller."""
         until_s = self.now_s + 1.0
         for _ in range(50):
-            if self.wake_at_s is None or self.wake_at_s > until_s:
+            if (wake_at_s := self.before.wake_at_s) is None or wake_at_s > until_s:
                 break
-            self.now_s = max(self.now_s, self.wake_at_s)
+            self.now_s = max(self.now_s, wake_at_s)
             self.step(Woke(seen))
         self.now_s = until_s
         self.hear(seen)
 
     def hear(self, seen: Seen) -> None:
         """A poll, or the kernel's wake-up, which may come before a deadline that is due."""
-        if self.listen:
+        if self.before.listen:
             self.step(Looked(seen))
 
 
