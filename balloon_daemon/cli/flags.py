@@ -70,10 +70,10 @@ _NEGATIVE = re.compile(r"-\.?[0-9]")
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, with a pointer to --help."""
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **options: Any) -> str:  # Python 3.15 has a parameter.
         self.description = _fitted(self.description or "")
         self.epilog = _fitted(self.epilog or "")
-        return super().format_help()
+        return super().format_help(*args, **options)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # Print by ``show``. With argparse's own print, text that a full disk refuses would stay in

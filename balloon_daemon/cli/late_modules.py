@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from types import CodeType, ModuleType
+from typing import Any
 
 from balloon_daemon.cli.asyncio_lean import asyncio
 
@@ -117,6 +118,8 @@ class _Modules:
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """How a module is loaded; None: its code has not come from the child."""
-        if (loader := self.loaders.get(fullname)) is None:
+        # Any: of Python 3.15 mypy's stubs know loaders by a method that 3.15 has no more.
+        loader: Any = self.loaders.get(fullname)
+        if loader is None:
             return None
         return spec_from_file_location(fullname, loader.path, loader=loader)

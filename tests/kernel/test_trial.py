@@ -264,7 +264,10 @@ def test_device_left_to_a_python_that_hints_huge_pages_is_found_out(
         with ready_to_fork():
             trial.try_device(unprivileged(), ForkedHere(shipped_filter().load))
     elif sys.version_info < (3, 16):
-        assert " at 50,000 new objects; " in complaint_of(shipped_filter().load)
+        # Whichever part of the trial makes the first arena: it was 50,000 new objects in a release
+        # candidate, and deep calls in 3.15.0.
+        killed = "a trial device was killed by its seccomp policy for madvise() at "
+        assert complaint_of(shipped_filter().load).startswith(killed)
 
 
 @fault("a Python or a C library that devices die of later in life")

@@ -15,8 +15,11 @@ from balloon_daemon.cli.asyncio_lean import LATER
 from balloon_daemon.small_typing import OF_TYPING
 from tests.harness.faults import fault
 
+LOADS_INSPECT = sys.version_info[:2] == (3, 14)
+"""Python 3.14's own asyncio.graph has dataclasses load inspect; 3.15 loads it for no docstring."""
+
 OF_INSPECT = () if sys.version_info >= (3, 14) else ("inspect", "ast", "dis")
-"""What loads with inspect, which Python 3.14's own asyncio.graph has dataclasses load."""
+"""What loads with inspect where balloond decides when."""
 
 PACKAGE = Path(balloon_daemon.__file__ or "").parent
 
@@ -286,7 +289,7 @@ balloon_daemon.cli.run.build_parser().parse_args(["--keep-fds"])
 print(*(name for name in LATER if hasattr(sys.modules[name], "__file__")), "and")
 print("locale" in sys.modules, "string" in sys.modules)
 """
-    loaded = "" if OF_INSPECT else "inspect "
+    loaded = "inspect " if LOADS_INSPECT else ""
     assert run(program) == f"{loaded}and\nFalse False\n"
 
 
