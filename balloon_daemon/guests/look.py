@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from balloon_daemon.config.model import Config
-from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.config.vms import Kind, VmConfig, bases_path
 from balloon_daemon.errors import printable
 from balloon_daemon.events import (
     DirectoryNotListed,
@@ -16,7 +16,7 @@ from balloon_daemon.events import (
     SocketIgnored,
     VmNotDriven,
 )
-from balloon_daemon.guests.driven.bases import Bases, bases_path
+from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.control import Control, ControlError
 from balloon_daemon.guests.driven.discovery import (
     Search,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from balloon_daemon.config.vms import Kind
-from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
+from balloon_daemon.config.vms import Kind, bases_path
+from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.linux.process_lookups import start_time_of
 from balloon_daemon.units import GIB
 from tests.fakes.cloud_hypervisor import FakeCloudHypervisor

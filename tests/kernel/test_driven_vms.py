@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from balloon_daemon.config.vms import Kind
-from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
+from balloon_daemon.config.vms import Kind, bases_path
+from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
@@ -157,14 +157,20 @@ def is_repeated(monitor: ScriptedMonitor) -> bool:
     return any(one[0] == next[0] for one, next in pairwise(monitor.vm.targets))
 
 
+def squeezing(host: Host, monitor: ScriptedMonitor) -> Daemon:
+    """A balloond that has taken half of what a VM of ``BASE`` can give."""
+    daemon = host.start()
+    host.low_mem.set_low()
+    wait_for_balloon(daemon, monitor, BASE + (GIB - BASE) // 2)
+    return daemon
+
+
 @fault("driven VMs' balloond is killed")
 def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
     monitor = host.monitor("web", actual=GIB - BASE)
     host.name("web")
     with monitors_in_a_thread([monitor]):
-        first = host.start()
-        host.low_mem.set_low()
-        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        first = squeezing(host, monitor)
         first.kill()
         left_bytes, told = monitor.vm.actual, len(monitor.vm.targets)
         host.low_mem.set_plenty()
@@ -182,9 +188,7 @@ def test_next_balloond_gives_back_to_a_vm_to_which_a_device_was_assigned(host: H
     monitor = host.monitor("web", actual=GIB - BASE)
     host.name("web")
     with monitors_in_a_thread([monitor]):
-        first = host.start()
-        host.low_mem.set_low()
-        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        first = squeezing(host, monitor)
         first.kill()
         monitor.vm.devices.append("vfio-pci")
         second = host.start()
@@ -200,9 +204,7 @@ def test_next_balloond_gives_back_to_a_vm_that_its_configuration_has_no_more(
     monitor = host.monitor("web", actual=GIB - BASE)
     host.name("web", *names)
     with monitors_in_a_thread([monitor]):
-        first = host.start()
-        host.low_mem.set_low()
-        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        first = squeezing(host, monitor)
         os.kill(first.pid, signal.SIGUSR1)
         first.wait_end()
         host.name(*names)
@@ -226,9 +228,7 @@ def test_next_balloond_takes_a_vm_as_it_is_that_a_pattern_finds_through_a_link(
     seed = '[host]\nprofile = "seed"\n'
     host.config.write_text(f'{seed}[discover]\nqmp = ["{host.path}/link/*.qmp"]')
     with monitors_in_a_thread([monitor]):
-        first = host.start()
-        host.low_mem.set_low()
-        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
+        first = squeezing(host, monitor)
         os.kill(first.pid, signal.SIGUSR1)
         first.wait_end()
         if named:
@@ -248,9 +248,7 @@ def test_vm_that_was_started_anew_meanwhile_is_left_alone(host: Host) -> None:
     first_vm = host.monitor("web", actual=GIB - BASE)
     host.name("web")
     with monitors_in_a_thread([first_vm]):
-        first = host.start()
-        host.low_mem.set_low()
-        wait_for_balloon(first, first_vm, BASE + (GIB - BASE) // 2)
+        first = squeezing(host, first_vm)
         first.kill()
     host.name("db")
     other = host.monitor("web", actual=GIB - BASE)

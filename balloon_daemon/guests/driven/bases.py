@@ -30,7 +30,6 @@ from pathlib import Path
 from time import monotonic
 
 from balloon_daemon.config.vms import Kind
-from balloon_daemon.config.vms import bases_path as bases_path
 from balloon_daemon.errors import printable
 from balloon_daemon.events import BasesNotStored, BasesPathTaken, Event, Publish
 from balloon_daemon.guests.driven.claims import SocketId
